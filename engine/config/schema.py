@@ -1,0 +1,312 @@
+"""The typed form of a run's YAML: the sections and keys, their defaults and their units.
+
+Every key has one meaning here and nowhere else. Where a part of the engine takes options of its
+own (an optimizer, a timm model, a dataset format), they go under ``param``, ``config`` or beside
+``format``, and the part's own file validates them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Names = list[str]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Runner(Section):
+    name: str = "plain"  # a file of engine/train/steps: plain | dga (also clip_bs, clip_bsgs)
+    seed: NonNegativeInt = 0
+    stable_random: Literal["none", "step"] = "step"  # accepted; randomness is always replayed
+    keep_graphs: Literal["auto"] | NonNegativeInt = "auto"  # dga: graphs of the last N sub-batches
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a NaN or infinite loss
+    compile: bool = False
+
+
+class Epoch(Section):
+    total: PositiveInt = 1
+
+
+class Dist(Section):
+    name: str = "torch"  # a file of engine/dist that wraps the model
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    timeout_seconds: PositiveFloat = 600.0
+    num_threads: PositiveInt | None = None  # of torch in each process
+    param: dict[str, Any] = {}
+
+
+class Log(Section):
+    step_interval: PositiveInt = 10  # steps between two progress lines where there is no terminal
+    tensorboard: bool = True
+
+
+class Wandb(Section):
+    enable: bool = False
+    project: str = "vision-language"
+    entity: str | None = None
+    name: str | None = None  # default: the experiment's name
+    mode: Literal["online", "offline"] = "online"
+    tags: Names = []
+
+
+class Ckpt(Section):
+    dir: str = "./output"
+    step_interval: PositiveInt = 2000  # a save every so many steps, and at each end of an epoch
+    keep_last: PositiveInt = 2
+    best_metric: str | None = None  # an evaluation row's name, e.g. coco/RSUM; default: first RSUM
+    auto_resume: bool = True
+    resume: str | None = None  # a run's folder, or one of its checkpoints
+
+
+class Lr(Section):
+    name: str = "cosine_schedule_with_warmup"  # a function of engine/train/schedules.py
+    init: PositiveFloat = 1e-4
+    warmup_proportion: Fraction = 0.0  # of all steps
+    warmup_steps: NonNegativeInt | None = None  # instead of the proportion
+    param: dict[str, Any] = {}
+
+
+class ParamGroup(Section):
+    """Parameters whose name the regular expression finds; the first group that matches rules."""
+
+    pattern: str
+    lr_scale: Annotated[float, Field(ge=0.0)] = 1.0
+    weight_decay: float | None = None
+    freeze: bool = False
+
+
+class Optim(Section):
+    name: str = "torch.optim.AdamW"
+    param: dict[str, Any] = {}
+    lr: Lr = Lr()
+    grad_clip: PositiveFloat | None = None  # by the global norm
+    groups: list[ParamGroup] = []
+    layer_decay: Fraction = 1.0  # lr factor a layer, counted down from each tower's head
+
+
+class DebiasSampling(Section):
+    weights: dict[str, PositiveFloat] = {}  # dataset: weight instead of its size
+    temperature: PositiveFloat = 1.0  # p ∝ weight ** (1 / temperature)
+    allow_repeats: bool = False  # of a dataset smaller than the batch
+
+
+class Data(Section):
+    exp_name: str | None = None
+    data_path: str = "./data"
+    datasets: dict[str, dict[str, Any]] = {}  # name: {format, root, …}; else data_path/name as CSV
+    train_name: Names = []
+    valid_name: Names = []
+    train_type: str = "shuffle"  # a file of engine/data/samplers
+    train_steps: PositiveInt | None = None  # bound on an epoch's steps
+    valid_steps: PositiveInt | None = None  # bound on an evaluation's batches
+    batch_size: PositiveInt = 256  # global: all devices and all sub-batches
+    batch_size_train: PositiveInt | None = None  # dga: global size of a sub-batch
+    batch_size_val: PositiveInt = 256
+    num_workers: NonNegativeInt | None = None  # a process; default by the machine's cores
+    debias: DebiasSampling = DebiasSampling()
+    max_bad_fraction: Fraction = 0.01  # of the samples read
+    max_image_pixels: PositiveInt = 178_956_970  # Pillow's bound for a decompression bomb
+
+
+class Resize(Section):
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] = 256
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+class Crop(Section):
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224
+    padding: NonNegativeInt = 0
+
+
+class RandomResizeCrop(Section):
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+
+class RandomFlip(Section):
+    p: Fraction = 0.5
+
+
+class AutoAug(Section):
+    policy: Literal["imagenet", "cifar10", "svhn"] = "imagenet"
+
+
+class ColorJitter(Section):
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.0
+    p: Fraction = 1.0
+
+
+class RandomErasing(Section):
+    p: Fraction = 0.25
+    scale: tuple[float, float] = (0.02, 0.33)
+
+
+class Normalize(Section):
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class TextAugment(Section):
+    """Share of word pieces that training masks, replaces at random, or deletes."""
+
+    mask: Fraction = 0.0
+    random: Fraction = 0.0
+    delete: Fraction = 0.0
+
+
+class Transforms(Section):
+    train_transforms: Names = ["random_resize_crop", "random_flip"]
+    valid_transforms: Names = ["resize", "center_crop"]
+    resize: Resize = Resize()
+    resize_bicubic: Resize = Resize(interpolation="bicubic")
+    center_crop: Crop = Crop()
+    random_crop: Crop = Crop()
+    random_resize_crop: RandomResizeCrop = RandomResizeCrop()
+    random_flip: RandomFlip = RandomFlip()
+    autoaug: AutoAug = AutoAug()
+    color_jitter: ColorJitter = ColorJitter()
+    random_erasing: RandomErasing = RandomErasing()
+    normalize: Normalize = Normalize()
+    text_augment: TextAugment = TextAugment()
+
+
+class ImageEncoder(Section):
+    name: str = "timm"  # a file of engine/models/image
+    tag: str = "vit_base_patch16_224"
+    embedding_dim: PositiveInt | None = None  # checked against the model's own width
+    pretrained: bool = False
+    trainable: bool = True
+    image_size: PositiveInt | None = None  # default: what the transforms put out
+    pool: Literal["auto", "cls", "mean", "model"] = "auto"  # auto: CLS token if there is one
+    patch_drop: Fraction = 0.0  # share of patches left out in training (FLIP)
+    gradient_checkpointing: bool = False
+    init: str | None = None  # a run of ours to take this tower's weights from
+    param: dict[str, Any] = {}  # passed to timm.create_model
+
+
+class Tokenizer(Section):
+    name: str = "auto"  # a file of engine/data/text; auto: the text encoder's own, else bytes
+    tag: str | None = None  # hub id or folder
+    vocab_size: PositiveInt = 8192  # of a BPE trained on the captions
+
+
+class TextEncoder(Section):
+    name: str = "huggingface"  # a file of engine/models/text
+    tag: str | None = None  # hub id or folder; none: built from config
+    config: dict[str, Any] = {}  # model_type and sizes of a model from random weights
+    embedding_dim: PositiveInt | None = None
+    pretrained: bool = False
+    trainable: bool = True
+    max_length: PositiveInt = 25  # tokens, special ones included
+    pool: Literal["first", "last", "mean"] = "first"
+    gradient_checkpointing: bool = False
+    init: str | None = None
+    tokenizer: Tokenizer = Tokenizer()
+
+
+class Projection(Section):
+    dim: PositiveInt = 512
+
+
+class Model(Section):
+    image_encoder: ImageEncoder = ImageEncoder()
+    text_encoder: TextEncoder = TextEncoder()
+    projection: Projection = Projection()
+    init: str | None = None  # a run of ours to take all weights from
+
+
+class Temperature(Section):
+    name: Literal["constant", "parameter"] = "parameter"
+    value: PositiveFloat = 0.02  # τ; logits are cosines / τ
+    min: PositiveFloat = 0.01  # a learned τ is clamped to at least this
+
+
+class NceLoss(Section):
+    gather_backward: bool = True
+    smoothing: Fraction = 0.0
+    group_size: int = -1  # ranks that share negatives; -1: all
+
+
+class SigmoidLoss(Section):
+    bias: float = -10.0
+    scale: PositiveFloat = 10.0  # starting value, instead of 1 / temperature.value
+
+
+class Mixup(Section):
+    beta: PositiveFloat = 0.1
+    modality: Literal["coin", "both"] = "coin"
+    partner: Literal["reversed", "random"] = "reversed"
+
+
+class Loss(Section):
+    name: str = "NCE"  # a file of engine/losses: nce | mixup_nce | sigmoid
+    temperature: Temperature = Temperature()
+    nce_loss: NceLoss = NceLoss()
+    sigmoid_loss: SigmoidLoss = SigmoidLoss()
+    mixup: Mixup = Mixup()
+    gather: Literal["all", "ring"] = "all"
+    tile_size: PositiveInt | None = None  # rows of a similarity tile; default by the device
+
+
+class ZeroShotSet(Section):
+    """A set of labelled images for zero-shot classification or a linear probe."""
+
+    dataset: str  # a name of data.datasets
+    classes: str  # JSON or text file of class names
+    templates: str | None = None  # file of prompt templates with {}
+
+
+class LinearProbe(Section):
+    train: str | None = None
+    valid: str | None = None
+    method: Literal["lbfgs", "sgd", "lars"] = "lbfgs"
+    epochs: PositiveInt = 90
+    lr: PositiveFloat = 0.1
+    batch_size: PositiveInt = 1024
+    regularisation: list[PositiveFloat] = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0]
+
+
+class Eval(Section):
+    epoch_interval: PositiveInt | None = 1  # epochs between evaluations in training; null: none
+    zero_shot: dict[str, ZeroShotSet] = {}
+    linear_probe: LinearProbe = LinearProbe()
+    shuffle_words: bool = False  # also score captions with their words shuffled
+
+
+class Config(Section):
+    """A whole run. Field order is the order of printing."""
+
+    runner: Runner = Runner()
+    epoch: Epoch = Epoch()
+    dist: Dist = Dist()
+    log: Log = Log()
+    wandb: Wandb = Wandb()
+    ckpt: Ckpt = Ckpt()
+    optim: Optim = Optim()
+    data: Data = Data()
+    transforms: Transforms = Transforms()
+    model: Model = Model()
+    loss: Loss = Loss()
+    eval: Eval = Eval()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("epoch"), int):
+            return {**values, "epoch": {"total": values["epoch"]}}
+        return values

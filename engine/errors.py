@@ -1,0 +1,21 @@
+"""Errors that a user can mend, told apart from faults of the engine."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: printed as one message without a traceback, exit code 2.
+
+    The message names the thing, its value, the place and the remedy. ``key`` is the dotted
+    configuration path that it hangs on, where there is one: the command line then adds the file
+    and line in which the user wrote it.
+    """
+
+    def __init__(self, message: str, *, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class FaultError(RuntimeError):
+    """Training cannot go on for a reason outside the configuration (a NaN loss, say): exit code 1.
+
+    Printed without a traceback, because the message holds all that is known.
+    """

@@ -1,0 +1,64 @@
+"""The YAML's ``name`` is the file's name.
+
+``find("losses", "nce")`` imports ``engine/losses/nce.py``. A file may state further names that it
+answers to in ``NAMES = ("NCE",)``; those are read from its source without importing it, so that a
+look-up costs one import. A dotted name (``my_project.losses.triplet``) loads a module from outside.
+"""
+
+import ast
+import difflib
+import functools
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from engine.errors import UserError
+
+_ROOT = Path(__file__).parent
+
+
+@functools.cache
+def names(folder: str) -> dict[str, str]:
+    """All names that a folder of parts answers to, each with its file's stem."""
+    known: dict[str, str] = {}
+    for path in sorted((_ROOT / folder).glob("*.py")):
+        if path.stem.startswith("_") or "build" not in (defined := _top_level(path)):
+            continue
+        known[path.stem] = path.stem
+        known.update(dict.fromkeys(defined.get("NAMES", ()), path.stem))
+    return known
+
+
+def _top_level(path: Path) -> dict[str, tuple[str, ...]]:
+    """Names a file defines at its top level; for NAMES, what it lists."""
+    found: dict[str, tuple[str, ...]] = {}
+    for node in ast.parse(path.read_text(encoding="utf8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = ()
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            listed = node.targets[0].id == "NAMES"
+            found[node.targets[0].id] = tuple(ast.literal_eval(node.value)) if listed else ()
+    return found
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint for a message: the closest of the known names, else all of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(sorted(known))
+
+
+def find(folder: str, name: str, *, key: str | None = None) -> ModuleType:
+    """The module that builds ``name``. Raises UserError for a name that is none, at ``key``."""
+    known = names(folder)
+    if name in known:
+        return importlib.import_module(f"engine.{folder.replace('/', '.')}.{known[name]}")
+    if "." in name:
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"cannot import {name!r}: {error}", key=key) from error
+        if not hasattr(module, "build"):
+            raise UserError(f"module {name!r} has no function 'build'", key=key)
+        return module
+    kind = folder.rstrip("s").replace("/", " ")
+    raise UserError(f"no {kind} is called {name!r}; {nearest(name, list(known))}", key=key)
