@@ -42,6 +42,7 @@ class Sample:
     dataset: int  # position in train_name / valid_name
     index: int  # row in that dataset
     label: int | None = None
+    seed: int | None = None  # of this sample's augmentation in this epoch; None: none (evaluation)
 
 
 class BadSample(Exception):

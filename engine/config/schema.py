@@ -5,21 +5,15 @@ own (an optimizer, a timm model, a dataset format), they go under ``param``, ``c
 ``format``, and the part's own file validates them.
 """
 
+# ruff: noqa: RUF012 - pydantic copies a default for each section that is made
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Names = list[str]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+from engine.config.section import Fraction, Names, NonNegativeInt, ProperFraction, Section
+from engine.config.transforms import Transforms
 
 
 class Runner(Section):
@@ -80,7 +74,7 @@ class ParamGroup(Section):
     """Parameters whose name the regular expression finds; the first group that matches rules."""
 
     pattern: str
-    lr_scale: Annotated[float, Field(ge=0.0)] = 1.0
+    lr_scale: NonNegativeFloat = 1.0
     weight_decay: float | None = None
     freeze: bool = False
 
@@ -118,73 +112,6 @@ class Data(Section):
     max_image_pixels: PositiveInt = 178_956_970  # Pillow's bound for a decompression bomb
 
 
-class Resize(Section):
-    size: PositiveInt | tuple[PositiveInt, PositiveInt] = 256
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-
-
-class Crop(Section):
-    size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224
-    padding: NonNegativeInt = 0
-
-
-class RandomResizeCrop(Section):
-    size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
-    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-
-
-class RandomFlip(Section):
-    p: Fraction = 0.5
-
-
-class AutoAug(Section):
-    policy: Literal["imagenet", "cifar10", "svhn"] = "imagenet"
-
-
-class ColorJitter(Section):
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.0
-    p: Fraction = 1.0
-
-
-class RandomErasing(Section):
-    p: Fraction = 0.25
-    scale: tuple[float, float] = (0.02, 0.33)
-
-
-class Normalize(Section):
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-
-class TextAugment(Section):
-    """Share of word pieces that training masks, replaces at random, or deletes."""
-
-    mask: Fraction = 0.0
-    random: Fraction = 0.0
-    delete: Fraction = 0.0
-
-
-class Transforms(Section):
-    train_transforms: Names = ["random_resize_crop", "random_flip"]
-    valid_transforms: Names = ["resize", "center_crop"]
-    resize: Resize = Resize()
-    resize_bicubic: Resize = Resize(interpolation="bicubic")
-    center_crop: Crop = Crop()
-    random_crop: Crop = Crop()
-    random_resize_crop: RandomResizeCrop = RandomResizeCrop()
-    random_flip: RandomFlip = RandomFlip()
-    autoaug: AutoAug = AutoAug()
-    color_jitter: ColorJitter = ColorJitter()
-    random_erasing: RandomErasing = RandomErasing()
-    normalize: Normalize = Normalize()
-    text_augment: TextAugment = TextAugment()
-
-
 class ImageEncoder(Section):
     name: str = "timm"  # a file of engine/models/image
     tag: str = "vit_base_patch16_224"
@@ -193,7 +120,7 @@ class ImageEncoder(Section):
     trainable: bool = True
     image_size: PositiveInt | None = None  # default: what the transforms put out
     pool: Literal["auto", "cls", "mean", "model"] = "auto"  # auto: CLS token if there is one
-    patch_drop: Fraction = 0.0  # share of patches left out in training (FLIP)
+    patch_drop: ProperFraction = 0.0  # share of patches left out in training (FLIP)
     gradient_checkpointing: bool = False
     init: str | None = None  # a run of ours to take this tower's weights from
     param: dict[str, Any] = {}  # passed to timm.create_model
@@ -238,7 +165,7 @@ class Temperature(Section):
 
 class NceLoss(Section):
     gather_backward: bool = True
-    smoothing: Fraction = 0.0
+    smoothing: ProperFraction = 0.0
     group_size: int = -1  # ranks that share negatives; -1: all
 
 

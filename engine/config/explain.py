@@ -1,0 +1,160 @@
+"""What is wrong with a configuration, in words: unknown keys, wrong types, values out of bounds."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args, get_origin
+
+from pydantic_core import ErrorDetails, PydanticUndefined
+
+from engine.config.schema import Config
+from engine.config.section import Section, leaves
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text (quoted where it looks like a number)",
+    "list_type": "a list, such as [a, b]",
+    "tuple_type": "a list, such as [a, b]",
+    "too_long": "a list of at most {max_length}",
+    "dict_type": "keys and values below it",
+    "model_type": "keys and values below it",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "literal_error": "{expected}",
+}
+
+
+def explain(errors: Sequence[ErrorDetails], raw: Any) -> dict[tuple[str, ...], str]:
+    """pydantic's errors as messages by the path of the key in ``raw`` that each hangs on."""
+    found: dict[tuple[str, ...], list[ErrorDetails]] = {}
+    for error in errors:
+        found.setdefault(_path(error, raw), []).append(error)
+    # of a union's branches the one that got deepest says most
+    kept = {
+        path: group
+        for path, group in found.items()
+        if not any(len(other) > len(path) and other[: len(path)] == path for other in found)
+    }
+    return {path: _message(path, group, raw) for path, group in kept.items()}
+
+
+def _path(error: ErrorDetails, raw: Any) -> tuple[str, ...]:
+    """The part of the error's location that is in ``raw``: pydantic adds names of its own."""
+    path: list[str] = []
+    for step in error["loc"]:
+        inside = (isinstance(raw, Mapping) and step in raw) or (
+            isinstance(raw, list | tuple) and isinstance(step, int) and step < len(raw)
+        )
+        if inside:
+            raw = raw[step]
+        elif error["type"] == "missing" and isinstance(step, str) and step == error["loc"][-1]:
+            pass  # a key that should be there
+        else:
+            continue
+        path.append(str(step))
+    return tuple(path)
+
+
+def _message(path: tuple[str, ...], group: Sequence[ErrorDetails], raw: Any) -> str:
+    kinds = {error["type"] for error in group}
+    if kinds == {"extra_forbidden"}:
+        return _unknown(path)
+    if kinds == {"missing"} and isinstance(group[0]["loc"][-1], str):
+        return f"the key is missing; write {path[-1]}: below {'.'.join(path[:-1])}"
+    wanted = " or ".join(dict.fromkeys(_wanted(error) for error in group))
+    value = _at(raw, path)
+    shown = "nothing" if value is None else _shown(value)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return f"needs {wanted}, not {shown}; {_remedy(path, group, value)}"
+
+
+def _wanted(error: ErrorDetails) -> str:
+    if error["type"] == "missing":
+        return f"a list of {int(error['loc'][-1]) + 1} or more"
+    if error["type"] == "value_error":
+        annotation = getattr(_field(tuple(map(str, error["loc"]))), "annotation", None)
+        return "a number" if {int, float} & leaves(annotation) else "text"
+    template = _WANTED.get(error["type"], "something else (" + error["msg"] + ")")
+    return template.format(**error.get("ctx", {}))
+
+
+def _remedy(path: tuple[str, ...], group: Sequence[ErrorDetails], value: Any) -> str:
+    for error in group:
+        if error["type"] == "literal_error" and isinstance(value, str):
+            choices = error["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+            if close := difflib.get_close_matches(value, choices, n=1):
+                return f"did you mean {close[0]!r}?"
+    default = getattr(_field(path), "default", PydanticUndefined)
+    if default is None or default is PydanticUndefined or isinstance(default, Section):
+        return "correct it or leave the key out"
+    return f"correct it or leave the key out (its default is {_shown(default)})"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(list(value) if isinstance(value, tuple) else value)
+
+
+def _unknown(path: tuple[str, ...]) -> str:
+    key, parent = path[-1], ".".join(path[:-1])
+    section = _section(path[:-1])
+    valid = list(section.model_fields) if section else []
+    hints = []
+    if close := difflib.get_close_matches(key, valid, n=1):
+        hints.append(f"did you mean {close[0]!r}?")
+    elsewhere = [dotted for dotted in dotted_keys() if dotted.rpartition(".")[2] == key]
+    if elsewhere:
+        hints.append("it is a key elsewhere: " + ", ".join(elsewhere[:3]))
+    if not hints:
+        hints.append(f"keys of {parent or 'the file'}: " + ", ".join(sorted(valid)))
+    return f"unknown key {key!r}; " + " ".join(hints)
+
+
+def dotted_keys(section: type[Section] = Config, prefix: str = "") -> list[str]:
+    """Every key of the configuration by its dotted path, sections included."""
+    found = []
+    for name, field in section.model_fields.items():
+        found.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found += dotted_keys(field.annotation, f"{prefix}{name}.")
+    return found
+
+
+def _section(path: Sequence[str]) -> type[Section] | None:
+    """The section that rules the keys at ``path``; None where keys are free or there is none."""
+    annotation: Any = Config
+    for step in path:
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            field = annotation.model_fields.get(step)
+            annotation = field.annotation if field else None
+        elif get_origin(annotation) in (dict, list):
+            annotation = get_args(annotation)[-1]
+        else:
+            return None
+    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
+    return annotation if is_section else None
+
+
+def _field(path: Sequence[str]) -> Any:
+    section = _section(path[:-1])
+    return section.model_fields.get(path[-1]) if section else None
+
+
+def _at(raw: Any, path: Sequence[str]) -> Any:
+    for step in path:
+        if isinstance(raw, Mapping):
+            raw = raw.get(step)
+        elif isinstance(raw, list | tuple):
+            raw = raw[int(step)]
+    return raw

@@ -1,0 +1,39 @@
+"""What every section of the configuration is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+ProperFraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Names = list[str]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses true and false where a number is meant: they would be read as 1 and 0."""
+        held = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, bool) for item in held):
+            field = cls.model_fields[str(info.field_name)]
+            if not {bool, Any} & leaves(field.annotation):
+                raise ValueError("true and false are no value here")
+        return value
+
+
+def leaves(annotation: Any) -> set[Any]:
+    """The types at the ends of an annotation: {int, float} of ``list[int | tuple[float, ...]]``."""
+    arguments = get_args(annotation)
+    if not arguments:
+        return {annotation}
+    return {leaf for argument in arguments for leaf in leaves(argument) if leaf is not Ellipsis}

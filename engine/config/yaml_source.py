@@ -1,0 +1,212 @@
+"""YAML text → plain values, each with the file and line in which it stands.
+
+The dialect is YAML as a reader means it: ``1e-4`` is a number, ``no`` is a word, only ``true`` and
+``false`` are truth values, a key stands once. The one Python tag that is known is
+``!!python/tuple``; no other tag is, so that nothing in a file can run code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from engine.errors import UserError
+
+MAX_BYTES = 1_000_000
+MAX_VALUES = 100_000
+MAX_DEPTH = 50
+
+_YAML = "tag:yaml.org,2002:"
+TUPLE_TAG = _YAML + "python/tuple"
+NUMBER = re.compile(
+    r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"
+    r"|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+)
+_INTEGER = re.compile(r"^[-+]?[0-9]+$|^0o[0-7]+$|^0x[0-9a-fA-F]+$")
+_TRUTH = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+_NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One mistake of the user: where it stands, the dotted key it hangs on, what and what to do."""
+
+    place: str
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.place, self.path, self.message) if part)
+
+
+@dataclass(slots=True)
+class Located:
+    """A value and its place; inside a dict, list or tuple every value is Located too."""
+
+    value: Any
+    place: str
+
+
+@dataclass(slots=True)
+class Document:
+    """One parsed text: its values, None where the text is empty, and what is wrong with it."""
+
+    root: Located | None
+    faults: list[Fault] = field(default_factory=list)
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+
+_Loader.add_implicit_resolver(_YAML + "bool", _TRUTH, list("tTfF"))
+_Loader.add_implicit_resolver(_YAML + "int", _INTEGER, list("-+0123456789"))
+_Loader.add_implicit_resolver(_YAML + "float", NUMBER, list("-+.0123456789"))
+_Loader.add_implicit_resolver(_YAML + "null", _NULL, ["~", "n", "N", ""])
+
+
+def parse(text: str, name: str, place: Callable[[int], str] | None = None) -> Document:
+    """Parse one YAML document. ``place`` turns a line's number into words (default ``name:line``).
+
+    Raises UserError where the text is no YAML at all; lesser faults are listed in the result.
+    """
+    locate = place or (lambda line: f"{name}:{line}")
+    if len(text.encode("utf8", "surrogatepass")) > MAX_BYTES:
+        raise UserError(f"{name}: larger than {MAX_BYTES:,} bytes; a configuration is small text")
+    try:
+        node = _Loader(text).get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        what = " ".join(filter(None, (error.problem, error.context)))
+        remedy = "indent with spaces" if "\\t" in what else "mend the line or the one above it"
+        where = locate(mark.line + 1) if mark else name
+        raise UserError(f"{where}: not valid YAML: {what}; {remedy}") from error
+    except yaml.reader.ReaderError as error:
+        line = locate(text.count("\n", 0, error.position) + 1)
+        raise UserError(f"{line}: not text: {error.reason}; remove the character") from error
+    except RecursionError as error:
+        raise UserError(f"{name}: nested more than {MAX_DEPTH} levels deep; flatten it") from error
+    document = Document(None)
+    if node is not None:
+        document.root = _Reading(name, locate, document.faults).value(node, (), 0)
+    return document
+
+
+@dataclass(slots=True)
+class _Reading:
+    """One walk over a document's nodes; aliases are walked each time, so the count bounds them."""
+
+    name: str
+    locate: Callable[[int], str]
+    faults: list[Fault]
+    count: int = 0
+
+    def value(self, node: yaml.Node, path: tuple[str, ...], depth: int) -> Located | None:
+        """The node's value; None where it is refused (a fault says why)."""
+        self.count += 1 + (len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 0)
+        place = self.locate(node.start_mark.line + 1)
+        if depth > MAX_DEPTH:
+            raise UserError(f"{place}: nested more than {MAX_DEPTH} levels deep; flatten it")
+        if self.count > MAX_VALUES:
+            raise UserError(
+                f"{place}: more than {MAX_VALUES:,} values once aliases are filled in; "
+                "write fewer aliases"
+            )
+        kind = node.tag.removeprefix(_YAML)
+        if isinstance(node, yaml.MappingNode) and kind == "map":
+            return Located(self._mapping(node, path, depth), place)
+        if isinstance(node, yaml.SequenceNode) and (kind == "seq" or node.tag == TUPLE_TAG):
+            items = [
+                item
+                for index, child in enumerate(node.value)
+                if (item := self.value(child, (*path, str(index)), depth + 1)) is not None
+            ]
+            return Located(items if kind == "seq" else tuple(items), place)
+        if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
+            try:
+                return Located(_SCALARS[kind](node.value), place)
+            except (ValueError, KeyError):
+                self._fault(place, path, f"{node.value[:40]!r} is no {kind}; mend the value")
+                return None
+        tag = "!!" + kind if node.tag.startswith(_YAML) else node.tag
+        self._fault(
+            place, path, f"the tag {tag} is refused here; write a plain value (or !!python/tuple)"
+        )
+        return None
+
+    def _mapping(
+        self, node: yaml.MappingNode, path: tuple[str, ...], depth: int
+    ) -> dict[str, Located]:
+        found: dict[str, Located] = {}
+        for key_node, value_node in node.value:
+            place = self.locate(key_node.start_mark.line + 1)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._fault(place, path, "a list or mapping cannot be a key; write a plain name")
+                continue
+            key = key_node.value
+            inner = (*path, key)
+            if key == "<<":
+                self._fault(place, inner, "merge keys are not read; use base: other.yaml")
+            elif key in found:
+                first = found[key].place
+                self._fault(place, inner, f"the key stands twice, first at {first}; keep one")
+            elif (value := self.value(value_node, inner, depth + 1)) is not None:
+                found[key] = Located(value.value, place)
+        return found
+
+    def _fault(self, place: str, path: tuple[str, ...], message: str) -> None:
+        self.faults.append(Fault(place, ".".join(path), message))
+
+
+def _integer(text: str) -> int:
+    if text[:2] in ("0o", "0x"):
+        return int(text, 0)
+    return int(text)
+
+
+def _float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "int": _integer,
+    "float": _float,
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "null": lambda text: None,
+}
+
+
+def plain(located: Located) -> Any:
+    """The bare value, without places."""
+    value = located.value
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item) for item in value)
+    return value
+
+
+def merge(below: Located, above: Located) -> Located:
+    """Mapping into mapping, key by key; anything else above replaces what is below."""
+    if not (isinstance(below.value, dict) and isinstance(above.value, dict)):
+        return above
+    merged = dict(below.value)
+    for key, item in above.value.items():
+        merged[key] = merge(merged[key], item) if key in merged else item
+    return Located(merged, above.place)
+
+
+def places(located: Located, path: str = "") -> dict[str, str]:
+    """Every dotted key below ``located`` with its place; list items by their index."""
+    found = {path: located.place} if path else {}
+    value = located.value
+    if isinstance(value, list | tuple):
+        value = {str(index): item for index, item in enumerate(value)}
+    for key, item in value.items() if isinstance(value, dict) else ():
+        found |= places(item, f"{path}.{key}" if path else key)
+    return found

@@ -1,0 +1,151 @@
+"""Encoded image → RGB, checked from its header on, every failure named by its cause."""
+
+from __future__ import annotations
+
+import io
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from engine.types import BadSample
+
+Size = tuple[int, int]
+
+# Formats of photographs only: among Pillow's other readers are some that start an outside program.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF 2.32, section 4.6.4, tag 0x0112
+_ORIENTATION = 0x0112
+
+
+def decode(image: bytes | Path, *, max_pixels: int, target: Size | None = None) -> Image.Image:
+    """An upright RGB image from a file or its bytes; of an animation, the first frame.
+
+    A JPEG of at least twice ``target`` (height, width) is decoded at the half, quarter or eighth
+    scale that still covers it. Transparency becomes white. Raises BadSample.
+    """
+    data = image if isinstance(image, bytes) else _read(image)
+    if not data:
+        raise BadSample("empty file", "0 bytes")
+    with warnings.catch_warnings(), _bomb_bound(max_pixels):
+        warnings.simplefilter("ignore")  # odd metadata: the pixels decide
+        try:
+            with Image.open(io.BytesIO(data), formats=_available()) as opened:
+                return _load(opened, max_pixels, target)
+        except BadSample:
+            raise
+        except Image.DecompressionBombError as error:
+            raise BadSample("too large", str(error)) from error
+        except MemoryError as error:
+            raise BadSample("too large", "not enough memory to decode it") from error
+        except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
+            raise BadSample(_cause(data, error), f"{type(error).__name__}: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        # A pipe or a device would block or never end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadSample("unreadable", f"{path} is not a file")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BadSample("missing", str(path)) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise BadSample("unreadable", str(error)) from error
+
+
+def _available() -> list[str]:
+    if "WEBP" not in Image.OPEN:
+        Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+@contextmanager
+def _bomb_bound(max_pixels: int) -> Iterator[None]:
+    """Raise Pillow's own bound where the configuration allows more."""
+    bound = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max(bound or 0, max_pixels)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = bound
+
+
+def _load(image: Image.Image, max_pixels: int, target: Size | None) -> Image.Image:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadSample("too large", f"{width}×{height} pixels, data.max_image_pixels {max_pixels}")
+    if target is not None and image.format in ("JPEG", "MPO"):
+        lying = _orientation(image) >= 5
+        image.draft(None, target if lying else (target[1], target[0]))
+    image.load()
+    turn = _TURN.get(_orientation(image))
+    rgb = _to_rgb(image)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF says nothing about the pixels
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode of Pillow's → RGB, 8 bits a channel."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        # Other readers may want their file again, which is closed on return.
+        return image if image.format == "JPEG" else image.copy()
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_bytes(np.asarray(image))).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_bytes(grey: np.ndarray) -> np.ndarray:
+    """Grey values of 16 or 32 bits, or floats in [0, 1] or [0, 255], scaled to 0 … 255."""
+    if grey.dtype.kind == "f":
+        values = np.nan_to_num(grey, posinf=0.0, neginf=0.0)
+        scale = 255.0 if values.size == 0 or values.max() <= 1.0 else 1.0
+    else:
+        values = grey.astype(np.float64)
+        wide = grey.dtype.itemsize > 2 and values.max(initial=0.0) > 65535
+        scale = 255 / (2**31 - 1) if wide else 255 / 65535
+    return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+
+
+def _cause(data: bytes, error: Exception) -> str:
+    if "truncated" in str(error).lower() or isinstance(error, EOFError) or _cut_short(data):
+        return "truncated"
+    if isinstance(error, UnidentifiedImageError) and not data.startswith(_MAGIC):
+        return "not an image"
+    return "corrupt"
+
+
+def _cut_short(data: bytes) -> bool:
+    """Whether the end that the format prescribes is absent; some bytes may follow it."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return b"\xff\xd9" not in data[-64:]
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" not in data[-64:]
+    if data.startswith(b"RIFF"):
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    return data.startswith(b"GIF8") and b"\x3b" not in data[-64:]

@@ -1,0 +1,65 @@
+"""The built-in dataset: drawn into the CSV folder form at first use, then read like any other."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from engine import registry
+from engine.config.schema import Section
+from engine.data.once import make_once
+from engine.data.shapes import folder as drawn
+from engine.errors import UserError
+from engine.types import Source
+
+
+class Config(Section):
+    """Options of ``format: shapes``: the images are a pure function of all but ``root``."""
+
+    root: Path  # relative to data.data_path; default: the dataset's name
+    style: Literal["flat", "sketch"] = "flat"
+    seed: Annotated[int, Field(ge=0)] = 0
+    num_train: Annotated[int, Field(ge=1, le=60_000)] = 6000  # there are about 79,000 scenes
+    num_valid: Annotated[int, Field(ge=1, le=3_600)] = 600  # four each of about 1,000 families
+    image_size: Annotated[int, Field(ge=16, le=512)] = 64  # pixels
+
+
+def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source:
+    """One split, drawn first where ``root`` is missing: by one process, while others wait.
+
+    Raises UserError where ``root`` holds something else than these options draw.
+    """
+    options = drawn.Options(**config.model_dump(exclude={"root"}))
+    try:
+        make_once(config.root, lambda temporary: _draw(temporary, options))
+    except OSError as error:
+        raise UserError(f"cannot draw dataset {name!r} into {config.root}: {error}") from error
+    _check(config.root, name, options)
+    # The drawn folder is read as CSV through the registry: formats do not import one another.
+    csv = registry.find("data/formats", "csv")
+    return csv.build(csv.Config(root=config.root), name=name, split=split, cache_dir=cache_dir)
+
+
+def _draw(folder: Path, options: drawn.Options) -> None:
+    folder.mkdir()
+    drawn.write(folder, options)
+
+
+def _check(folder: Path, name: str, options: drawn.Options) -> None:
+    found = drawn.read_options(folder)
+    if found is None:
+        raise UserError(
+            f"{folder} was not drawn by the engine; give the dataset another name or root, "
+            f"or read it with format: csv",
+            key=f"data.datasets.{name}.format",
+        )
+    wanted, old = asdict(options), asdict(found)
+    if differing := [option for option in wanted if wanted[option] != old[option]]:
+        told = ", ".join(f"{o}={old[o]} (wanted: {wanted[o]})" for o in differing)
+        raise UserError(
+            f"{folder} was drawn with {told}; remove the folder or name another root",
+            key=f"data.datasets.{name}.{differing[0]}",
+        )

@@ -1,0 +1,225 @@
+"""From a sampler's rows to collated batches, in worker processes.
+
+One torch DataLoader serves a whole run: what it is asked for are step numbers, and each worker
+computes a step's rows itself from the sampler. A batch is therefore a pure function of (seed, step,
+rank, world), whatever the number of workers, and a resume begins at its step at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from engine.data.bad_samples import BadRecord, summary
+from engine.data.permutation import Indices, hash64
+from engine.data.reader import Reader, Transform
+from engine.data.workers import Workers
+from engine.errors import FaultError, UserError
+from engine.types import Batch, Sample, Source
+
+Loaded = tuple[int, Batch, list[BadRecord]]
+Collate = Callable[[list[Sample]], Batch]
+
+_LARGE_BATCH = 512  # rows; of larger batches each worker prepares one ahead, not two
+_PILLOW_BOUND = 178_956_970  # pixels
+
+
+class Sampler(Protocol):
+    """Global batches as a pure function of (epoch, step)."""
+
+    def steps(self, epoch: int) -> int: ...
+
+    def batch(self, epoch: int, step: int) -> Indices: ...
+
+
+def rank_slice(batch: Any, rank: int, world: int) -> Any:
+    """A rank's contiguous share of a global batch; the first n % world ranks get one row more."""
+    share, more = divmod(len(batch), world)
+    first = rank * share + min(rank, more)
+    return batch[first : first + share + (rank < more)]
+
+
+def default_workers(world: int) -> int:
+    """Worker processes for each rank: this machine's cores shared among its ranks, at most 8."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    return min(8, len(os.sched_getaffinity(0)) // ranks_here)
+
+
+class _Steps(Dataset):
+    """Step number → (step, collated batch, bad records), or the error that ends the run."""
+
+    def __init__(
+        self, reader: Reader, collate: Collate, rows_of: Callable[[int], tuple[int, Indices]]
+    ) -> None:
+        self.reader, self.collate, self.rows_of = reader, collate, rows_of
+        self.workers = Workers()
+
+    def __getitem__(self, step: int) -> Loaded | Exception:
+        # The caller's random state is the model's; this process may be the caller's.
+        state = torch.get_rng_state()
+        try:
+            return self._load(step)
+        except (UserError, FaultError) as error:
+            return error  # raised by the caller: a worker's exception loses its type and text
+        finally:
+            torch.set_rng_state(state)
+
+    def _load(self, step: int) -> Loaded:
+        epoch, rows = self.rows_of(step)
+        samples: list[Sample] = []
+        bad: list[BadRecord] = []
+        for dataset, row in rows.tolist():
+            if self.workers.closing:
+                break
+            read = self.reader.read(step, epoch, dataset, row)
+            if isinstance(read, Sample):
+                samples.append(read)
+            else:
+                bad.append(read)
+        if not samples:
+            return step, {}, bad
+        # Random choices of the collate: repeatable, and unlike those of other ranks.
+        first = samples[0]
+        torch.default_generator.manual_seed(
+            hash64(self.reader.seed or 0, epoch, step, first.dataset, first.index, 1)
+        )
+        return step, self.collate(samples), bad
+
+
+def _only(items: list[Any]) -> Any:
+    return items[0]
+
+
+class _Singles:
+    """Each number as a batch of its own, without a list of a run's steps."""
+
+    def __init__(self, numbers: range) -> None:
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return ([number] for number in self.numbers)
+
+
+def _stream(
+    steps: _Steps, numbers: range, num_workers: int, prefetch: int, pin: bool
+) -> Iterator[Loaded]:
+    """The steps of ``numbers`` in order. Raises what a worker returned as an error."""
+    num_workers = min(num_workers, len(numbers))
+    loader = DataLoader(
+        steps,
+        batch_sampler=_Singles(numbers),
+        num_workers=num_workers,
+        collate_fn=_only,
+        pin_memory=pin,
+        worker_init_fn=steps.workers.start,
+        prefetch_factor=prefetch if num_workers else None,
+        generator=torch.Generator().manual_seed(0),  # else its seed is drawn from the global one
+    )
+    with steps.workers.lifetime():
+        batches = iter(loader)
+        steps.workers.close_at_exit()
+        for loaded in batches:
+            if isinstance(loaded, Exception):
+                raise loaded
+            yield loaded
+
+
+class _TrainRows:
+    """Step of the run → (epoch, this rank's rows of it)."""
+
+    def __init__(self, sampler: Sampler, steps_per_epoch: int, rank: int, world: int) -> None:
+        self.sampler, self.steps_per_epoch = sampler, steps_per_epoch
+        self.rank, self.world = rank, world
+
+    def __call__(self, step: int) -> tuple[int, Indices]:
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return epoch, rank_slice(self.sampler.batch(epoch, within), self.rank, self.world)
+
+
+def train_batches(
+    sources: Sequence[Source],
+    sampler: Sampler,
+    transform: Transform,
+    collate: Collate,
+    *,
+    first_step: int,
+    total_steps: int,
+    steps_per_epoch: int,
+    rank: int,
+    world: int,
+    seed: int,
+    num_workers: int | None = None,
+    pin: bool = False,
+    max_pixels: int = _PILLOW_BOUND,
+) -> Iterator[Loaded]:
+    """(step, batch, bad records) of this rank for steps ``first_step`` … ``total_steps - 1``.
+
+    A bad sample is left out of its batch. Raises UserError for batches with fewer samples than
+    ranks, FaultError when none of a rank's samples of a step can be used or a worker dies.
+    """
+    last = len(sampler.batch(0, steps_per_epoch - 1))  # no batch of an epoch is smaller
+    if last < world:
+        raise UserError(
+            f"data.batch_size leaves {last} samples in an epoch's last batch for {world} processes;"
+            f" take a batch of at least {2 * world}",
+            key="data.batch_size",
+        )
+    rows_of = _TrainRows(sampler, steps_per_epoch, rank, world)
+    steps = _Steps(Reader(sources, transform, seed, max_pixels), collate, rows_of)
+    num_workers = default_workers(world) if num_workers is None else num_workers
+    prefetch = 2 if last // world <= _LARGE_BATCH else 1
+    for step, batch, bad in _stream(
+        steps, range(first_step, total_steps), num_workers, prefetch, pin
+    ):
+        if not batch:
+            raise FaultError(
+                f"step {step}: none of this process's {len(bad)} samples can be used: "
+                f"{summary(bad)}"
+            )
+        yield step, batch, bad
+
+
+class _ValidRows:
+    """Batch number → (epoch 0, rows of it)."""
+
+    def __init__(self, rows: Indices, dataset: int, batch_size: int) -> None:
+        self.rows, self.dataset, self.batch_size = rows, dataset, batch_size
+
+    def __call__(self, number: int) -> tuple[int, Indices]:
+        rows = self.rows[number * self.batch_size : (number + 1) * self.batch_size]
+        return 0, np.stack((np.full_like(rows, self.dataset), rows), axis=1)
+
+
+def valid_batches(
+    source: Source,
+    rows: Indices,
+    transform: Transform,
+    collate: Collate,
+    *,
+    batch_size: int,
+    dataset: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    num_workers: int | None = None,
+    pin: bool = False,
+    max_pixels: int = _PILLOW_BOUND,
+) -> Iterator[Loaded]:
+    """(number, batch, bad records) over this rank's share of ``rows``, each once, none padded.
+
+    ``batch_size`` counts all ranks' samples. A batch of which no sample can be used is ``{}``; a
+    rank without rows yields nothing. Random transforms and collates repeat from call to call.
+    """
+    mine = rank_slice(np.asarray(rows, np.int64), rank, world)
+    size = -(-batch_size // world)
+    rows_of = _ValidRows(mine, dataset, size)
+    steps = _Steps(Reader({dataset: source}, transform, None, max_pixels), collate, rows_of)
+    num_workers = default_workers(world) if num_workers is None else num_workers
+    yield from _stream(steps, range(-(-len(mine) // size)), num_workers, 2, pin)

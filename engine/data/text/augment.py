@@ -1,0 +1,176 @@
+"""Text augmentation in training: words masked, replaced at random, or left out (ZeroVL, 2112.09331).
+
+The rates are shares of word pieces, met on average. What is drawn is a word: all of its pieces
+share its fate, so that no word is left half masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.config import schema
+from engine.errors import UserError
+
+_KEY = "transforms.text_augment"
+
+
+class WordBoundaries:
+    """Which ids begin a word, and which end one: two tables over the vocabulary.
+
+    A word begins at an id of ``starts_V``, after an id of ``ends_V``, and at the first real token.
+    """
+
+    def __init__(self, starts_V: Tensor, ends_V: Tensor) -> None:
+        self.starts_V = starts_V
+        self.ends_V = ends_V
+
+    @staticmethod
+    def every_piece(vocab_size: int) -> WordBoundaries:
+        """Each piece is a word of its own."""
+        nothing_V = torch.zeros(vocab_size, dtype=torch.bool)
+        return WordBoundaries(~nothing_V, nothing_V)
+
+    @staticmethod
+    def of_pieces(pieces: Sequence[str]) -> WordBoundaries:
+        """From the vocabulary's spelling, ``pieces[i]`` being id i's.
+
+        Knows WordPiece (``##`` continues a word), byte-level BPE (``Ġ`` begins one) and
+        SentencePiece (``▁`` begins one), CLIP's BPE (``</w>`` ends one) and plain spaces. The
+        convention that most pieces follow rules; where none does, each piece is a word.
+        """
+        marks = {
+            "##": sum(piece.startswith("##") for piece in pieces),
+            "Ġ": sum(piece.startswith("Ġ") for piece in pieces),
+            "▁": sum(piece.startswith("▁") for piece in pieces),
+            "</w>": sum(piece.endswith("</w>") for piece in pieces),
+            " ": sum(piece.startswith(" ") for piece in pieces),
+        }
+        mark = max(marks, key=lambda name: marks[name])
+        if marks[mark] == 0:
+            return WordBoundaries.every_piece(len(pieces))
+        nothing_V = torch.zeros(len(pieces), dtype=torch.bool)
+        if mark == "</w>":
+            return WordBoundaries(nothing_V, torch.tensor([p.endswith(mark) for p in pieces]))
+        begins_V = torch.tensor([piece.startswith(mark) for piece in pieces])
+        return WordBoundaries(~begins_V if mark == "##" else begins_V, nothing_V)
+
+
+class TextAugmenter:
+    """Masks, replaces and leaves out words of tokenised captions; special tokens stay.
+
+    Args:
+        rates: shares of the words; each word meets at most one of the three fates.
+        special_ids: ids that are never touched, nor drawn as a replacement.
+        pad_id: fills the rows behind their last token.
+        mask_id: what a masked piece becomes; may be None where nothing is masked.
+        vocab_size: replacements are drawn from the ids below it.
+        boundaries: where words begin; without it each piece is a word.
+
+    Raises UserError for rates above one in sum, and for masking without a mask token.
+    """
+
+    def __init__(
+        self,
+        rates: schema.TextAugment,
+        *,
+        special_ids: Iterable[int],
+        pad_id: int,
+        mask_id: int | None,
+        vocab_size: int,
+        boundaries: WordBoundaries | None = None,
+    ) -> None:
+        if rates.mask + rates.random + rates.delete > 1 + 1e-9:
+            raise UserError(
+                f"mask {rates.mask}, random {rates.random} and delete {rates.delete} are shares "
+                "of the same words: together at most 1",
+                key=_KEY,
+            )
+        if rates.mask and mask_id is None:
+            raise UserError(
+                "the tokenizer has no mask token: set mask: 0, or use another tokenizer",
+                key=f"{_KEY}.mask",
+            )
+        self.rates = rates
+        self.pad_id = pad_id
+        self.mask_id = mask_id
+        self.boundaries = boundaries or WordBoundaries.every_piece(vocab_size)
+        self.special_V = torch.zeros(vocab_size, dtype=torch.bool)
+        self.special_V[[i for i in {*special_ids, pad_id} if 0 <= i < vocab_size]] = True
+        self.ordinary = (~self.special_V).nonzero().squeeze(1)
+
+    def __call__(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        seeds: torch.Generator | Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Augmented ids and mask, int64, as long as the longest row that is left.
+
+        With a seed for each row a caption's fate depends on its own seed alone, whatever stands
+        beside it in the batch. At least one word of a row that has any is kept.
+        """
+        rates = self.rates
+        if not rates.mask + rates.random + rates.delete:
+            return input_ids_BT, attention_mask_BT
+        real_BT = attention_mask_BT.bool()
+        draw_BT, other_BT = self._draw(real_BT, seeds)
+        text_BT = real_BT & ~self.special_V[input_ids_BT]
+        first_BT, draw_BT = self._by_word(input_ids_BT, text_BT, draw_BT)
+        masked_BT = text_BT & (draw_BT < rates.mask)
+        random_BT = text_BT & ~masked_BT & (draw_BT < rates.mask + rates.random)
+        deleted_BT = text_BT & ~masked_BT & ~random_BT
+        deleted_BT &= draw_BT < rates.mask + rates.random + rates.delete
+        deleted_BT &= ~self._spared(first_BT, text_BT, deleted_BT, draw_BT)
+        ids_BT = torch.where(random_BT, other_BT, input_ids_BT)
+        if self.mask_id is not None:
+            ids_BT = ids_BT.masked_fill(masked_BT, self.mask_id)
+        return self._compact(ids_BT, real_BT & ~deleted_BT)
+
+    def _draw(
+        self, real_BT: Tensor, seeds: torch.Generator | Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """A number in [0, 1) and a replacement for each real token, row after row.
+
+        As many numbers are drawn for a row as it has tokens: how far others padded it is no matter.
+        """
+        draw_BT = torch.ones(real_BT.shape, dtype=torch.float64)
+        other_BT = torch.zeros(real_BT.shape, dtype=torch.int64)
+        generator = seeds if isinstance(seeds, torch.Generator) else torch.Generator()
+        for row, length in enumerate(real_BT.sum(1).tolist()):
+            if not isinstance(seeds, torch.Generator):
+                generator.manual_seed(seeds[row])
+            both = torch.rand(2, length, dtype=torch.float64, generator=generator)
+            draw_BT[row, real_BT[row]] = both[0]
+            choice = (both[1] * len(self.ordinary)).long()
+            other_BT[row, real_BT[row]] = self.ordinary[choice]
+        return draw_BT, other_BT
+
+    def _by_word(
+        self, ids_BT: Tensor, text_BT: Tensor, draw_BT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Position of each piece's word, and that word's draw."""
+        before_BT = torch.zeros_like(text_BT)
+        before_BT[:, 1:] = text_BT[:, :-1] & ~self.boundaries.ends_V[ids_BT[:, :-1]]
+        begins_BT = self.boundaries.starts_V[ids_BT] | ~before_BT
+        positions_BT = torch.arange(ids_BT.shape[1]).expand_as(ids_BT)
+        first_BT = torch.where(begins_BT, positions_BT, 0).cummax(1).values
+        return first_BT, draw_BT.gather(1, first_BT)
+
+    @staticmethod
+    def _spared(first_BT: Tensor, text_BT: Tensor, deleted_BT: Tensor, draw_BT: Tensor) -> Tensor:
+        """In rows that would lose every word, the pieces of the word nearest to being kept."""
+        emptied_B1 = (deleted_BT == text_BT).all(1, keepdim=True)
+        best_B1 = draw_BT.masked_fill(~text_BT, -1.0).argmax(1, keepdim=True)
+        return emptied_B1 & text_BT & (first_BT == first_BT.gather(1, best_B1))
+
+    def _compact(self, ids_BT: Tensor, kept_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Kept tokens to the front in their order, and no longer than the longest row."""
+        order_BT = (~kept_BT).to(torch.uint8).argsort(dim=1, stable=True)
+        counts_B1 = kept_BT.sum(1, keepdim=True)
+        longest = int(counts_B1.max()) if len(counts_B1) else 0
+        mask_BT = torch.arange(longest) < counts_B1
+        ids_BT = ids_BT.gather(1, order_BT)[:, :longest].masked_fill(~mask_BT, self.pad_id)
+        return ids_BT, mask_BT.long()

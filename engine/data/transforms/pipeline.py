@@ -1,0 +1,233 @@
+"""Image transforms by name: PIL image → uint8 CHW tensor of one size.
+
+Resizing dominates a naive loader, so the image becomes a tensor at its first geometric step and is
+scaled by torch's native uint8 kernel (antialiased, within one grey level of Pillow's, several times
+its speed). Colour operations stay on PIL images, where torchvision's are the faster ones.
+Normalisation is the model's, on the device: ``normalize`` is accepted and does nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+import engine.torchvision_ops  # noqa: F401  isort: skip  before torchvision
+from torchvision.transforms import v2  # isort: skip
+
+from engine.config import transforms as schema
+from engine.errors import UserError
+from engine.registry import find, nearest
+from engine.types import BadSample
+
+Size = tuple[int, int]
+Piece = Callable[[Any], Any]
+
+_MAX_RESIZED_PIXELS = 1 << 24  # a 1 × 100,000 strip resized by its shorter side would fill memory
+
+
+def to_tensor(image: Image.Image | Tensor) -> Tensor:
+    """uint8 CHW; the memory stays HWC, which is the order that the resize kernel is fastest in."""
+    if isinstance(image, Tensor):
+        return image
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def resize(image_CHW: Tensor, size: Size, interpolation: str) -> Tensor:
+    """Antialiased resize to exactly (height, width) in uint8."""
+    if tuple(image_CHW.shape[-2:]) == size:
+        return image_CHW
+    return F.interpolate(image_CHW[None], size, mode=interpolation, antialias=True)[0]
+
+
+class Resize:
+    """To (height, width) exactly, or by the shorter side to an int."""
+
+    def __init__(self, config: schema.Resize) -> None:
+        self.config = config
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        image_CHW = to_tensor(image)
+        return resize(image_CHW, self._size(*image_CHW.shape[-2:]), self.config.interpolation)
+
+    def _size(self, height: int, width: int) -> Size:
+        if isinstance(self.config.size, tuple):
+            return self.config.size
+        scale = self.config.size / min(height, width)
+        long = int(scale * max(height, width))
+        if long * self.config.size > _MAX_RESIZED_PIXELS:
+            raise BadSample("too large", f"{width}×{height} pixels resized by the shorter side")
+        return (self.config.size, long) if height <= width else (long, self.config.size)
+
+
+class RandomResizeCrop:
+    """A crop of random area and aspect ratio, resized (Szegedy et al., 2015)."""
+
+    def __init__(self, config: schema.RandomResizeCrop) -> None:
+        self.config, self.size = config, _pair(config.size)
+        self.draw = v2.RandomResizedCrop(self.size, config.scale, config.ratio)
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        box = self.draw.make_params([image])
+        top, left, height, width = (box[k] for k in ("top", "left", "height", "width"))
+        if isinstance(image, Image.Image):  # cropped first, so that less is turned into a tensor
+            image = image.crop((left, top, left + width, top + height))
+            return resize(to_tensor(image), self.size, self.config.interpolation)
+        image_CHW = image[:, top : top + height, left : left + width]
+        return resize(image_CHW, self.size, self.config.interpolation)
+
+
+class OnPil:
+    """Runs a torchvision operation on the PIL form of an image."""
+
+    def __init__(self, operation: Piece) -> None:
+        self.operation = operation
+
+    def __call__(self, image: Image.Image | Tensor) -> Image.Image:
+        if isinstance(image, Tensor):
+            image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        return self.operation(image)
+
+
+class OnTensor:
+    """Runs a torchvision operation on the tensor form of an image."""
+
+    def __init__(self, operation: Piece) -> None:
+        self.operation = operation
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        return self.operation(to_tensor(image))
+
+
+def _center_crop(config: schema.Transforms) -> Piece:
+    return OnTensor(v2.CenterCrop(_pair(config.center_crop.size)))
+
+
+def _random_crop(config: schema.Transforms) -> Piece:
+    crop = config.random_crop
+    return OnTensor(
+        v2.RandomCrop(_pair(crop.size), padding=crop.padding or None, pad_if_needed=True)
+    )
+
+
+def _random_flip(config: schema.Transforms) -> Piece:
+    return OnTensor(v2.RandomHorizontalFlip(config.random_flip.p))
+
+
+def _autoaug(config: schema.Transforms) -> Piece:
+    return OnPil(v2.AutoAugment(v2.AutoAugmentPolicy(config.autoaug.policy)))
+
+
+def _color_jitter(config: schema.Transforms) -> Piece:
+    c = config.color_jitter
+    jitter = v2.ColorJitter(c.brightness, c.contrast, c.saturation, c.hue)
+    return OnPil(jitter if c.p == 1.0 else v2.RandomApply([jitter], c.p))
+
+
+def _random_erasing(config: schema.Transforms) -> Piece:
+    # The mean colour is what a zero written after normalisation would be.
+    mean = [round(255 * value) for value in config.normalize.mean]
+    erasing = config.random_erasing
+    return OnTensor(v2.RandomErasing(erasing.p, scale=erasing.scale, value=mean))
+
+
+def _unchanged(image: Any) -> Any:
+    return image
+
+
+PIECES: dict[str, Callable[[schema.Transforms], Piece]] = {
+    "resize": lambda config: Resize(config.resize),
+    "resize_bicubic": lambda config: Resize(config.resize_bicubic),
+    "center_crop": _center_crop,
+    "random_crop": _random_crop,
+    "random_resize_crop": lambda config: RandomResizeCrop(config.random_resize_crop),
+    "random_flip": _random_flip,
+    "autoaug": _autoaug,
+    "color_jitter": _color_jitter,
+    "random_erasing": _random_erasing,
+    "normalize": lambda config: _unchanged,
+}
+
+
+class Pipeline:
+    """The named transforms one after another; random through torch's global generator alone."""
+
+    def __init__(self, pieces: list[Piece], size: Size, decode_size: Size | None) -> None:
+        self.pieces, self.size, self.decode_size = pieces, size, decode_size
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """uint8 CHW of ``size``. Raises BadSample for an image that cannot be brought to it."""
+        current: Any = image
+        for piece in self.pieces:
+            current = piece(current)
+        return to_tensor(current).contiguous()
+
+
+def build(names: list[str], config: schema.Transforms, key: str) -> Pipeline:
+    """The pipeline of the names at the dotted ``key``. Raises UserError."""
+    pieces = [_piece(name, config, key) for name in names]
+    return Pipeline(pieces, output_size(names, config, key), _decode_size(names, config))
+
+
+def _piece(name: str, config: schema.Transforms, key: str) -> Piece:
+    if name not in PIECES and "." in name:
+        return find("data/transforms", name, key=key).build(config)
+    if name not in PIECES:
+        raise UserError(f"no transform is called {name!r}; {nearest(name, list(PIECES))}", key=key)
+    try:
+        return PIECES[name](config)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"transforms.{name}: {error}", key=f"transforms.{name}") from error
+
+
+def output_size(names: list[str], config: schema.Transforms, key: str = "transforms") -> Size:
+    """(height, width) that the transforms put out.
+
+    Raises UserError where images would keep different sizes, of which no batch can be made.
+    """
+    for name in reversed(names):
+        if name in ("center_crop", "random_crop", "random_resize_crop"):
+            return _pair(getattr(config, name).size)
+        if name in ("resize", "resize_bicubic"):
+            size = getattr(config, name).size
+            if isinstance(size, tuple):
+                return size
+            raise UserError(
+                f"{key}: {name} by the shorter side to {size} leaves images of different shapes; "
+                f"add center_crop after it, or set transforms.{name}.size: [{size}, {size}]",
+                key=key,
+            )
+    raise UserError(
+        f"{key}: {names} brings images to no common size; add resize and center_crop, or "
+        "random_resize_crop",
+        key=key,
+    )
+
+
+def _decode_size(names: list[str], config: schema.Transforms) -> Size | None:
+    """(height, width) below which an image may not be shrunk while decoding; None: not at all.
+
+    For a random crop it is so large that even the smallest and most oblong crop out of the shrunk
+    image has as many pixels a side as are put out.
+    """
+    for name in names:
+        if name in ("resize", "resize_bicubic"):
+            return _pair(getattr(config, name).size)
+        if name == "random_resize_crop":
+            crop = config.random_resize_crop
+            oblong = min(crop.ratio[0], 1 / crop.ratio[1], 1.0)
+            grow = (crop.scale[0] * oblong) ** -0.5
+            height, width = (int(np.ceil(side * grow)) for side in _pair(crop.size))
+            return max(height, width), max(height, width)
+        if name in ("center_crop", "random_crop") or name not in PIECES:
+            return None  # taken at the image's own scale
+    return None
+
+
+def _pair(size: int | Size) -> Size:
+    return size if isinstance(size, tuple) else (size, size)

@@ -1,0 +1,199 @@
+"""One process a device: started, told of signals, waited for; and one exit code for all of them.
+
+Elastic agents start workers too, but report neither the exit codes of workers that were asked to
+stop, nor pass on a second Ctrl-C, and give 30 seconds for a save. Workers see the same environment
+as under torchrun.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.flags import Arguments
+
+SAVE_SECONDS = 1800.0  # after a first signal: a large checkpoint on slow storage
+PEER_SECONDS = 20.0  # after a worker failed: the others wait for it in vain
+HURRY_SECONDS = 10.0  # after a second Ctrl-C
+_POLL_SECONDS = 0.1
+_REPORT = "ENGINE_REPORT_DIR"
+_LIFELINE = "ENGINE_LIFELINE_FD"
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process was started by us or by torchrun as one of several."""
+    return "LOCAL_RANK" in environment
+
+
+def first_to_report() -> bool:
+    """True for the first of a node's workers that asks: its message is the one to print.
+
+    What goes wrong in one worker ends the others with errors of their own, and a mistake in the
+    configuration is met by all of them.
+    """
+    folder = os.environ.get(_REPORT)
+    if folder is None:
+        return True
+    try:
+        (Path(folder) / "reported").touch(exist_ok=False)
+    except OSError:
+        return False
+    return True
+
+
+def run_workers(script: Path, argv: Sequence[str], arguments: Arguments) -> int:
+    """Run ``script argv`` in this node's processes and return the exit code for all of them.
+
+    0 where every worker ended well, also after a signal; else that of the first that failed:
+    2 for a user's mistake, 130 after a second Ctrl-C, 128 + signal for a worker that had nothing
+    to save when it was stopped, and 1.
+    """
+    with _meeting_port(arguments) as port, tempfile.TemporaryDirectory() as reports:
+        alive, lifeline = os.pipe()
+        workers = []
+        try:
+            for local_rank in range(arguments.nproc_per_node):
+                environment = _environment(arguments, local_rank, port)
+                environment |= {_REPORT: reports, _LIFELINE: str(alive)}
+                command = [sys.executable, str(script), *argv]
+                # a session of its own: a terminal's Ctrl-C reaches a worker once, through us
+                workers.append(
+                    subprocess.Popen(
+                        command, env=environment, start_new_session=True, pass_fds=(alive,)
+                    )
+                )
+            return _Watch(workers, arguments).wait()
+        finally:
+            _kill(workers)
+            os.close(alive)
+            os.close(lifeline)
+
+
+def _environment(arguments: Arguments, local_rank: int, port: int) -> dict[str, str]:
+    count = arguments.nproc_per_node
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "OMP_NUM_THREADS": str(max(1, (cores or 1) // count)),
+        **os.environ,
+        "RANK": str(arguments.node_rank * count + local_rank),
+        "LOCAL_RANK": str(local_rank),
+        "WORLD_SIZE": str(arguments.nnodes * count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "GROUP_RANK": str(arguments.node_rank),
+        "MASTER_ADDR": arguments.master_addr or "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+@contextmanager
+def _meeting_port(arguments: Arguments) -> Iterator[int]:
+    """The port that was given, or a free one, held so that nobody else is given it meanwhile."""
+    if arguments.master_port is not None:
+        yield arguments.master_port
+        return
+    with socket.socket() as held:
+        # rank 0 may still listen here: both sockets allow reuse and this one never listens
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("", 0))
+        yield held.getsockname()[1]
+
+
+class _Watch:
+    """Waits for the workers, passing on signals, and settles what the exit code is."""
+
+    def __init__(self, workers: Sequence[subprocess.Popen[bytes]], arguments: Arguments) -> None:
+        self._workers = workers
+        self._first_rank = arguments.node_rank * arguments.nproc_per_node
+        self._code: int | None = None  # of the first worker that failed
+        self._stopping = False
+        self._deadline = float("inf")
+
+    def wait(self) -> int:
+        before = {number: signal.signal(number, self._pass_on) for number in _PASSED_ON}
+        try:
+            while running := [worker for worker in self._workers if worker.poll() is None]:
+                self._settle()
+                if time.monotonic() > self._deadline:
+                    _say(f"{len(running)} processes did not end in time and were killed")
+                    _kill(running)
+                time.sleep(_POLL_SECONDS)
+            self._settle()
+            if self._code == 1 and any(worker.returncode == 2 for worker in self._workers):
+                return 2  # never the consequence of another worker's end, so it is the cause
+            return self._code or 0
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        hurry = self._stopping and number == signal.SIGINT
+        if hurry:
+            self._code = 130
+        elif self._stopping:
+            return
+        self._stopping = True
+        self._end_within(HURRY_SECONDS if hurry else SAVE_SECONDS)
+        for worker in self._workers:
+            if worker.poll() is None:
+                worker.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+
+    def _settle(self) -> None:
+        """Take the code of a worker that failed, and ask the others to end: they cannot go on."""
+        if self._code is not None:
+            return
+        for rank, worker in enumerate(self._workers, start=self._first_rank):
+            if worker.returncode:
+                self._code = self._meaning(rank, worker.returncode)
+                self._end_within(PEER_SECONDS)
+                for other in self._workers:
+                    if other.poll() is None:
+                        other.terminate()
+                return
+
+    def _meaning(self, rank: int, code: int) -> int:
+        if code < 0 and self._stopping:
+            return 128 - code
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = "; most often memory ran out" if name == "SIGKILL" else ""
+            _say(f"the process of rank {rank} was killed by {name}{hint}")
+        return code if code in (2, 130) else 1
+
+    def _end_within(self, seconds: float) -> None:
+        self._deadline = min(self._deadline, time.monotonic() + seconds)
+
+
+def end_with_launcher() -> None:
+    """In a worker: ask this process to save and end should the launcher vanish (kill -9)."""
+    import threading
+
+    descriptor = os.environ.pop(_LIFELINE, None)
+    if descriptor is None:
+        return
+
+    def wait() -> None:
+        os.read(int(descriptor), 1)  # returns when the launcher's end of the pipe closes
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+def _kill(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.kill()
+    for worker in workers:
+        worker.wait()
+
+
+def _say(message: str) -> None:
+    print(f"launch.py: {message}", file=sys.stderr, flush=True)

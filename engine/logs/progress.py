@@ -1,0 +1,149 @@
+"""What a user watches: one live line in a terminal, else plain lines every few steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+_SMOOTHING = 0.1  # weight of the newest step time in the ETA
+_REFRESH_SECONDS = 0.2
+
+
+class Progress:
+    """Prints training rows as progress and evaluation rows as a table.
+
+    A training row is one with ``lr``. Without a terminal a line is printed every ``step_interval``
+    steps, and at the first and last.
+    """
+
+    def __init__(
+        self,
+        total_steps: int | None = None,
+        step_interval: int = 10,
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total_steps, self._step_interval = total_steps, step_interval
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._clock = clock
+        self._last: tuple[int, float] | None = None  # step and time of the row before
+        self._printed: int | None = None
+        self._step_seconds: float | None = None
+        self._live: Live | None = None
+        self._shown: float | None = None
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Show one row."""
+        if "lr" in row:
+            self._training(row)
+            return
+        values = {name: value for name, value in row.items() if "/" in name}
+        if values:
+            self.table(values, title=f"step {row['step']}" if "step" in row else None)
+
+    def table(self, values: dict[str, Any], *, title: str | None = None) -> None:
+        """Print ``DATASET/metric`` values: a line a metric, a column a dataset."""
+        self._console.print(evaluation_table(values, title))
+
+    def message(self, text: str) -> None:
+        """Print a line; in a terminal it goes above the live one."""
+        self._console.print(Text(text))
+
+    def close(self) -> None:
+        """Leave the live line as it last was."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _training(self, row: dict[str, Any]) -> None:
+        step = row["step"]
+        self._time(step)
+        line = self._line(row)
+        if self._console.is_terminal:
+            self._show(line, last=step == self._total_steps)
+            return
+        due = self._printed is None or step - self._printed >= self._step_interval
+        if due or step == self._total_steps:
+            # On multiples of the interval, so that lines of a resumed run fall on the same steps.
+            self._printed = step - step % self._step_interval
+            self._console.print(Text(line))
+
+    def _show(self, line: str, *, last: bool) -> None:
+        if self._live is None:
+            # No refresh thread and no redirection: loader workers are forked from this process.
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        now = self._clock()
+        if last or self._shown is None or now - self._shown >= _REFRESH_SECONDS:
+            self._shown = now
+            self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
+
+    def _time(self, step: int) -> None:
+        now = self._clock()
+        if self._last is not None and step > self._last[0]:
+            newest = (now - self._last[1]) / (step - self._last[0])
+            before = self._step_seconds
+            self._step_seconds = (
+                newest if before is None else before + _SMOOTHING * (newest - before)
+            )
+        self._last = (step, now)
+
+    def _line(self, row: dict[str, Any]) -> str:
+        step, total = row["step"], self._total_steps
+        parts = [f"step {step}/{total} {100 * step / total:.0f}%" if total else f"step {step}"]
+        shown = (
+            ("loss", "loss {:.4f}"),
+            ("batch_R@1", "R@1 {:.1f}"),
+            ("lr", "lr {:.2e}"),
+            ("samples_per_second", "{:.0f} samples/s"),
+            ("data_wait", "data wait {:.0%}"),
+        )
+        parts += [form.format(row[name]) for name, form in shown if row.get(name) is not None]
+        if total and self._step_seconds is not None:
+            parts.append(f"ETA {duration((total - step) * self._step_seconds)}")
+        return "  ".join(parts)
+
+
+def evaluation_table(values: dict[str, Any], title: str | None = None) -> Table:
+    """``DATASET/metric`` values as a table: metrics down, datasets across."""
+    datasets = list(dict.fromkeys(name.rpartition("/")[0] for name in values))
+    metrics = list(dict.fromkeys(name.rpartition("/")[2] for name in values))
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for dataset in datasets:
+        table.add_column(dataset, justify="right")
+    for metric in metrics:
+        found = [values.get(f"{dataset}/{metric}") for dataset in datasets]
+        table.add_row(metric, *(number(value) for value in found))
+    return table
+
+
+def number(value: Any) -> str:
+    """A figure as text: two decimals, whole numbers whole, nothing where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``1d 2h``, ``2h 05m``, ``3m 20s`` or ``12s``."""
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours}h"
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    return f"{minutes}m {whole:02d}s" if minutes else f"{whole}s"

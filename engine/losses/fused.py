@@ -1,0 +1,1 @@
+from engine.losses.tiles import Tiles as tiles_for

@@ -1,0 +1,216 @@
+"""Image encoders from timm: any of its models by tag, pretrained or from random weights."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+import engine.torchvision_ops  # noqa: F401  before timm, which imports torchvision
+import timm  # isort: skip
+from engine.config import schema
+from engine.errors import UserError
+from engine.registry import nearest
+
+NAMES = ("timm_modelzoo",)
+
+_KEY = "model.image_encoder"
+_SET_ELSEWHERE = {
+    "img_size": f"set {_KEY}.image_size",
+    "patch_drop_rate": f"set {_KEY}.patch_drop",
+    "pretrained": f"set {_KEY}.pretrained",
+    "num_classes": "the encoder has no classifier",
+    "features_only": "the encoder gives one vector an image",
+    "in_chans": "images have three channels",
+    "checkpoint_path": f"set {_KEY}.init, or param.pretrained_cfg_overlay.file with pretrained",
+}
+
+
+class TimmImageEncoder(nn.Module):
+    """A timm model without its classifier: one vector an image, or its tokens."""
+
+    def __init__(self, model: nn.Module, trainable: bool = True) -> None:
+        super().__init__()
+        self.model = model
+        self.trainable = trainable
+        # MobileNetV3 and its kin widen the features behind the pooling
+        self.width = int(getattr(model, "head_hidden_size", None) or model.num_features)
+        self.num_prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
+        self.requires_grad_(trainable)
+        self.train(trainable)
+
+    def train(self, mode: bool = True) -> TimmImageEncoder:
+        """A frozen tower stays in evaluation mode: no dropout, no moving batch statistics."""
+        return super().train(mode and self.trainable)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Pooled features [B, width] of normalised images."""
+        return self.model(image_BCHW)
+
+    def tokens(self, image_BCHW: Tensor) -> Tensor:
+        """All positions [B, T, D] after the last norm; ``num_prefix_tokens`` (CLS) come first."""
+        features = self.model.forward_features(image_BCHW)
+        if features.ndim == 4:
+            last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+            return features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)
+        return features
+
+
+def build(config: schema.ImageEncoder, *, image_size: int) -> TimmImageEncoder:
+    """The encoder that ``config`` describes, for square images of ``image_size`` pixels.
+
+    Raises UserError for an unknown tag, options that the model does not take, a width other than
+    the declared one, and pretrained weights that cannot be had.
+    """
+    _check(config)
+    with _complete_weights(config), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of deprecated tags, which timm maps to today's
+        model = _create(config, image_size)
+    _set_pool(model, config)
+    encoder = TimmImageEncoder(model, config.trainable)
+    if config.embedding_dim not in (None, encoder.width):
+        raise UserError(
+            f"model {config.tag!r} puts out vectors of {encoder.width} numbers, not "
+            f"{config.embedding_dim}; set {_KEY}.embedding_dim: {encoder.width} or leave it out",
+            key=f"{_KEY}.embedding_dim",
+        )
+    if config.gradient_checkpointing and config.trainable:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise UserError(
+                f"model {config.tag!r} has no gradient checkpointing; set it to false",
+                key=f"{_KEY}.gradient_checkpointing",
+            )
+        model.set_grad_checkpointing(True)
+    return encoder
+
+
+def _check(config: schema.ImageEncoder) -> None:
+    name = config.tag.split(".")[0]
+    if ":" not in config.tag and not timm.is_model(name):
+        hint = nearest(name, timm.list_models())
+        hint = hint if hint.startswith("did") else "timm.list_models() lists those there are"
+        raise UserError(f"timm has no model {config.tag!r}; {hint}", key=f"{_KEY}.tag")
+    for option in config.param:
+        if option in _SET_ELSEWHERE:
+            raise UserError(
+                f"param {option!r} is not given here: {_SET_ELSEWHERE[option]}",
+                key=f"{_KEY}.param.{option}",
+            )
+    if config.patch_drop == 1 or (config.patch_drop and not config.trainable):
+        why = "leaves no patch" if config.trainable else "does nothing where trainable is false"
+        raise UserError(f"patch_drop {config.patch_drop} {why}", key=f"{_KEY}.patch_drop")
+
+
+def _create(config: schema.ImageEncoder, image_size: int) -> nn.Module:
+    options: dict[str, Any] = dict(config.param)
+    if config.patch_drop:
+        options["patch_drop_rate"] = config.patch_drop
+    try:
+        try:
+            # models with positions fixed by the size take it (and resample pretrained positions)
+            return timm.create_model(
+                config.tag, config.pretrained, num_classes=0, img_size=image_size, **options
+            )
+        except TypeError as error:
+            if "'img_size'" not in str(error):
+                raise
+            return timm.create_model(config.tag, config.pretrained, num_classes=0, **options)
+    except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
+        _explain(error, config)
+
+
+def _explain(error: Exception, config: schema.ImageEncoder) -> NoReturn:
+    """Turn what timm raised into an error that says what to change."""
+    unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected .* '(\w+)'", str(error))
+    if unexpected:
+        class_name, option = unexpected.groups()
+        takes = _options(config.tag, class_name)
+        if option == "patch_drop_rate":
+            raise UserError(
+                f"model {config.tag!r} cannot drop patches; set patch_drop: 0",
+                key=f"{_KEY}.patch_drop",
+            ) from error
+        raise UserError(
+            f"model {config.tag!r} has no option {option!r}; {nearest(option, takes)}",
+            key=f"{_KEY}.param.{option}",
+        ) from error
+    if isinstance(error, OSError):
+        raise UserError(
+            f"cannot get model {config.tag!r}: {str(error).splitlines()[0]}; download it where "
+            "there is network and copy the cache (HF_HOME), name a folder by tag "
+            "'local-dir:/path', or set pretrained: false",
+            key=f"{_KEY}.pretrained" if config.pretrained else f"{_KEY}.tag",
+        ) from error
+    options = f" with {config.param}" if config.param else ""
+    raise UserError(
+        f"timm cannot build {config.tag!r}{options}: {error}",
+        key=f"{_KEY}.param" if config.param else f"{_KEY}.tag",
+    ) from error
+
+
+def _options(tag: str, class_name: str) -> list[str]:
+    """What the class that refused an option does take."""
+    name = tag.split(".")[0]
+    module = sys.modules[timm.model_entrypoint(name).__module__] if timm.is_model(name) else timm
+    found = getattr(module, class_name, None)
+    names = list(inspect.signature(found).parameters) if found else []
+    return [name for name in names if name not in _SET_ELSEWHERE and name not in ("args", "kwargs")]
+
+
+@contextmanager
+def _complete_weights(config: schema.ImageEncoder) -> Iterator[None]:
+    """Warn of weights that a pretrained file does not hold: timm tells its own log alone."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("timm.models._builder")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    for message in messages:
+        if message.startswith("Missing keys"):
+            held = message.partition("(")[2].partition(")")[0]
+            warnings.warn(
+                f"the pretrained weights of {config.tag!r} lack {held}: these start from random "
+                "values",
+                stacklevel=3,
+            )
+
+
+def _set_pool(model: nn.Module, config: schema.ImageEncoder) -> None:
+    """Choose the pooling without changing where the model keeps its norms."""
+    has_class_token = bool(
+        getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None)
+    )
+    if config.pool == "cls" and not has_class_token:
+        raise UserError(
+            f"model {config.tag!r} has no class token to pool by; choose mean or model",
+            key=f"{_KEY}.pool",
+        )
+    given = config.pool == "auto" and "global_pool" in config.param
+    if config.pool == "model" or given or (config.pool == "auto" and not has_class_token):
+        return
+    wanted = "avg" if config.pool == "mean" else "token"
+    if getattr(model, "global_pool", None) == wanted:
+        return
+    try:
+        model.reset_classifier(0, global_pool=wanted)
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+        if config.pool != "auto":
+            raise UserError(
+                f"model {config.tag!r} cannot pool by {config.pool!r} ({error}); choose model",
+                key=f"{_KEY}.pool",
+            ) from error

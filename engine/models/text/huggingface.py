@@ -1,0 +1,231 @@
+"""Text encoders from transformers: hub id, local folder, or a configuration with random weights."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+
+import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
+import transformers  # isort: skip
+from engine.config import schema
+from engine.errors import UserError
+from engine.registry import nearest
+
+NAMES = ("huggingface_modelzoo",)
+
+_KEY = "model.text_encoder"
+_POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
+
+
+class HuggingfaceTextEncoder(nn.Module):
+    """The hidden states of a transformers encoder, pooled to one vector a text."""
+
+    def __init__(self, model: nn.Module, pool: str = "first", trainable: bool = True) -> None:
+        super().__init__()
+        self.model = model
+        self.pool = pool
+        self.trainable = trainable
+        self.width = int(model.config.hidden_size)
+        self.requires_grad_(trainable)
+        self.train(trainable)
+
+    def train(self, mode: bool = True) -> HuggingfaceTextEncoder:
+        """A frozen tower stays in evaluation mode, so that its dropout is off."""
+        return super().train(mode and self.trainable)
+
+    def tokens(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+        """Last hidden states [B, T, D]; those of padding are meaningless."""
+        output = self.model(input_ids=input_ids_BT, attention_mask=attention_mask_BT)
+        return output.last_hidden_state
+
+    def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+        """Pooled features [B, width]; padding has no influence on them."""
+        hidden_BTD = self.tokens(input_ids_BT, attention_mask_BT)
+        return pool_tokens(hidden_BTD, attention_mask_BT, self.pool)
+
+
+def pool_tokens(hidden_BTD: Tensor, attention_mask_BT: Tensor, how: str) -> Tensor:
+    """The ``first`` or ``last`` token that is no padding, or the ``mean`` of all such."""
+    if how == "mean":
+        weight_BT1 = attention_mask_BT.unsqueeze(-1).to(hidden_BTD.dtype)
+        return (hidden_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp_min(1)
+    real_BT = attention_mask_BT.to(torch.uint8)
+    if how == "last":
+        at_B = real_BT.shape[1] - 1 - real_BT.flip(1).argmax(1)
+    else:
+        at_B = real_BT.argmax(1)  # 0 unless the padding is on the left
+    return hidden_BTD[torch.arange(len(at_B), device=at_B.device), at_B]
+
+
+def build(
+    config: schema.TextEncoder, *, vocab_size: int, pad_id: int | None
+) -> HuggingfaceTextEncoder:
+    """The encoder that ``config`` describes, for a tokenizer of ``vocab_size`` ids.
+
+    Raises UserError for a model that cannot be had, options that it does not know, a table of
+    tokens or positions too small for the tokenizer, and a width other than the declared one.
+    """
+    model = _model(config, _configuration(config, vocab_size, pad_id))
+    _check_sizes(model, config, vocab_size)
+    encoder = HuggingfaceTextEncoder(model, config.pool, config.trainable)
+    if config.embedding_dim not in (None, encoder.width):
+        raise UserError(
+            f"text encoder {_name(config)} puts out vectors of {encoder.width} numbers, not "
+            f"{config.embedding_dim}; set {_KEY}.embedding_dim: {encoder.width} or leave it out",
+            key=f"{_KEY}.embedding_dim",
+        )
+    if config.gradient_checkpointing and config.trainable:
+        try:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise UserError(
+                f"text encoder {_name(config)} has no gradient checkpointing; set it to false",
+                key=f"{_KEY}.gradient_checkpointing",
+            ) from error
+    return encoder
+
+
+def _name(config: schema.TextEncoder) -> str:
+    return repr(config.tag or config.config.get("model_type"))
+
+
+def _configuration(
+    config: schema.TextEncoder, vocab_size: int, pad_id: int | None
+) -> transformers.PretrainedConfig:
+    """The model's own configuration: the tag's, or a class's defaults, under ``config``'s keys."""
+    options = {key: value for key, value in config.config.items() if key != "model_type"}
+    if config.tag is not None:
+        found = _of_tag(config)
+        _check_options(found, options)
+        for option, value in options.items():
+            setattr(found, option, value)
+    else:
+        found = _text_half(transformers.AutoConfig.for_model(_kind(config)))
+        _check_options(found, options)
+        options.setdefault("vocab_size", vocab_size)
+        if pad_id is not None:
+            options.setdefault("pad_token_id", pad_id)
+        try:  # built anew, since sizes derive from one another
+            found = type(found)(**options)
+        except (StrictDataclassError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{found.model_type!r} refuses its options: {str(error).splitlines()[-1].strip()}",
+                key=f"{_KEY}.config",
+            ) from error
+    if getattr(found, "use_cache", False):
+        found.use_cache = False  # keys and values kept for decoding: never read here
+    return found
+
+
+def _kind(config: schema.TextEncoder) -> str:
+    """The model_type to start from random weights, checked."""
+    key = f"{_KEY}.config.model_type"
+    if config.pretrained:
+        raise UserError("pretrained needs a tag to load from", key=f"{_KEY}.tag")
+    if "model_type" not in config.config:
+        raise UserError("a text encoder needs a tag (hub id or folder) or a model_type", key=key)
+    kind = config.config["model_type"]
+    kinds = [str(known) for known in transformers.CONFIG_MAPPING]
+    if kind not in kinds:
+        hint = nearest(str(kind), kinds)
+        hint = hint if hint.startswith("did") else "known are bert, distilbert, t5, gpt2 and more"
+        raise UserError(f"transformers has no model_type {kind!r}; {hint}", key=key)
+    return kind
+
+
+def _of_tag(config: schema.TextEncoder) -> transformers.PretrainedConfig:
+    try:
+        found = transformers.AutoConfig.from_pretrained(config.tag, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unavailable(config, error) from error
+    found = _text_half(found)
+    kind = config.config.get("model_type")
+    if kind not in (None, found.model_type):
+        raise UserError(
+            f"{config.tag!r} is a {found.model_type!r} model, not {kind!r}: leave model_type out",
+            key=f"{_KEY}.config.model_type",
+        )
+    return found
+
+
+def _text_half(found: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
+    return getattr(found, "text_config", None) or found  # of CLIP and its kin
+
+
+def _check_options(found: transformers.PretrainedConfig, options: dict[str, Any]) -> None:
+    known = {*found.to_dict(), *found.attribute_map} - {"model_type", "transformers_version"}
+    for option in options:
+        if option not in known:
+            raise UserError(
+                f"a {found.model_type!r} model has no option {option!r}; "
+                f"{nearest(option, sorted(known))}",
+                key=f"{_KEY}.config.{option}",
+            )
+
+
+def _model(
+    config: schema.TextEncoder, configuration: transformers.PretrainedConfig
+) -> nn.Module:
+    """The bare encoder, without a pooling layer that nothing would train."""
+    options: dict[str, Any] = {}
+    mapped = transformers.MODEL_MAPPING.get(type(configuration), None)
+    if mapped is not None and "add_pooling_layer" in inspect.signature(mapped).parameters:
+        options["add_pooling_layer"] = False
+    try:
+        if config.pretrained:
+            model = transformers.AutoModel.from_pretrained(
+                config.tag, config=configuration, trust_remote_code=False, dtype=torch.float32,
+                **options,
+            )  # fmt: skip
+        else:
+            model = transformers.AutoModel.from_config(configuration, **options)
+    except OSError as error:
+        raise _unavailable(config, error) from error
+    except (ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
+        raise UserError(
+            f"transformers cannot build {_name(config)} with {config.config}: {error}",
+            key=f"{_KEY}.config" if config.config else f"{_KEY}.tag",
+        ) from error
+    return model.get_encoder() if configuration.is_encoder_decoder else model
+
+
+def _unavailable(config: schema.TextEncoder, error: Exception) -> UserError:
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f"cannot get text encoder {config.tag!r}: {said}; download it where there is network and "
+        "copy the cache (HF_HOME), name a local folder, or describe a model with random weights "
+        "by config.model_type",
+        key=f"{_KEY}.tag",
+    )
+
+
+def _check_sizes(model: nn.Module, config: schema.TextEncoder, vocab_size: int) -> None:
+    table = model.get_input_embeddings()
+    if table.num_embeddings < vocab_size:
+        raise UserError(
+            f"the tokenizer has {vocab_size} ids but text encoder {_name(config)} knows only "
+            f"{table.num_embeddings}; use the model's own tokenizer, or a larger vocab_size",
+            key=f"{_KEY}.tokenizer",
+        )
+    limit = max_positions(model)
+    if limit is not None and config.max_length > limit:
+        raise UserError(
+            f"max_length {config.max_length} is more than the {limit} positions of text encoder "
+            f"{_name(config)}",
+            key=f"{_KEY}.max_length",
+        )
+
+
+def max_positions(model: nn.Module) -> int | None:
+    """Tokens that the model has learned positions for; None where positions are computed."""
+    for name, module in model.named_modules():
+        if _POSITIONS.search(name) and isinstance(module, nn.Embedding):
+            # RoBERTa counts from behind the padding index, BART from a fixed offset
+            unused = module.padding_idx + 1 if module.padding_idx is not None else 0
+            return module.num_embeddings - max(unused, getattr(module, "offset", 0))
+    return None

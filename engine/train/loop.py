@@ -1,0 +1,217 @@
+"""The training loop: batches in, steps, rows out, checkpoints and evaluations between.
+
+Data's way is one direction: loader → task.batch → step → update → logs. Everything random hangs on
+(seed, step, rank), so a run that was stopped anywhere goes on bit for bit where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine import registry
+from engine.config.schema import Config
+from engine.data import loader
+from engine.data.bad_samples import BadSamples
+from engine.data.transforms import pipeline
+from engine.dist import collectives
+from engine.errors import FaultError
+from engine.logs.run_log import RunLog
+from engine.train.checkpoint import CheckpointStore
+from engine.train.plan import Plan, order_key
+from engine.train.signals import StopRequest
+from engine.train.state import TrainState
+from engine.types import Batch, Metrics, Task
+
+
+@dataclass
+class Training:
+    """One run of the loop: what it reads, moves, writes and asks."""
+
+    config: Config
+    config_text: str
+    task: Task
+    plan: Plan
+    state: TrainState
+    store: CheckpointStore
+    bad: BadSamples
+    log: RunLog
+    stop: StopRequest
+    device: torch.device
+    evaluate: Callable[[], Metrics]
+
+    def run(self) -> Metrics:
+        """Train to the end of the plan, or until asked to stop; returns the last evaluation."""
+        state, plan, metrics = self.state, self.plan, {}
+        gradients = self._build_step()
+        clock = Clock()
+        for step, batch, bad in self._batches():
+            waited = clock.lap()
+            losses = gradients(batch, step)
+            lr = state.set_lr()
+            facts = self._agree(losses["loss"], batch, bad)
+            self._update(step, batch, facts)
+            state.step = step + 1
+            self._row(step, lr, losses, facts, waited, clock.lap())
+            ended = state.step % plan.steps_per_epoch == 0
+            if ended and not facts["stop"] and self._evaluation_is_due():
+                metrics = self._evaluate()
+            if ended or state.step % self.config.ckpt.step_interval == 0 or facts["stop"]:
+                self.save(metrics if ended else {})
+            if facts["stop"]:
+                break
+            clock.lap()
+        self.bad.finish()
+        self.store.close()
+        return metrics
+
+    def _build_step(self) -> Callable[[Batch, int], dict[str, Tensor]]:
+        runner = self.config.runner
+        return registry.find("train/steps", runner.name, key="runner.name").build(
+            runner,
+            self.config.data,
+            task=self.task,
+            model=self.state.model,
+            precision=self.state.precision,
+            device=self.device,
+        )
+
+    def _batches(self) -> Iterator[tuple[int, Batch, list[Any]]]:
+        transforms, data = self.config.transforms, self.config.data
+        return loader.train_batches(
+            self.plan.sources,
+            self.plan.sampler,
+            pipeline.build(
+                transforms.train_transforms, transforms, key="transforms.train_transforms"
+            ),
+            self.task.batch,
+            first_step=self.state.step,
+            total_steps=self.plan.total_steps,
+            steps_per_epoch=self.plan.steps_per_epoch,
+            rank=collectives.rank(),
+            world=collectives.world(),
+            seed=self.config.runner.seed,
+            num_workers=data.num_workers,
+            pin=self.device.type == "cuda",
+            max_pixels=data.max_image_pixels,
+        )
+
+    def _agree(self, loss: Tensor, batch: Batch, bad: list[Any]) -> dict[str, Any]:
+        """What all ranks must know alike before the update, in one small message."""
+        ranks = collectives.all_gather_json(
+            {
+                "loss": float(loss),  # waits for the device: nothing may be updated on a NaN
+                "rows": len(batch["index_B"]),
+                "stop": self.stop.requested,
+                "bad": [record.to_json() for record in bad],
+            }
+        )
+        self.bad.add([record for rank in ranks for record in rank["bad"]],
+                     seen=sum(rank["rows"] + len(rank["bad"]) for rank in ranks))  # fmt: skip
+        losses = [rank["loss"] for rank in ranks]
+        return {
+            "loss": sum(losses) / len(losses),
+            "rows": sum(rank["rows"] for rank in ranks),
+            "stop": any(rank["stop"] for rank in ranks),
+        }
+
+    def _update(self, step: int, batch: Batch, facts: dict[str, Any]) -> None:
+        """Clip and step; on a loss or gradient that is not finite, stop or skip as configured."""
+        norm = self.state.clip()
+        # A gradient scaler probes for the largest scale, so that an overflow is its daily work.
+        expected = self.state.precision.scaler is not None and math.isfinite(facts["loss"])
+        facts["grad_norm"] = norm
+        if math.isfinite(facts["loss"]) and (math.isfinite(norm) or expected):
+            self.state.update()
+            return
+        what = f"loss {facts['loss']}, gradient norm {norm}"
+        if self.config.runner.on_nonfinite == "stop":
+            raise FaultError(self._nonfinite(step, what))
+        self.state.skip()
+        self.log.message(f"step {step}: {what}; skipped, {self.state.skipped} so far")
+
+    def _nonfinite(self, step: int, what: str) -> str:
+        rows = self.plan.rows(step).tolist()
+        names = [
+            f"{self.plan.sources[dataset].name}[{row}] {self.plan.sources[dataset].key(row)}"
+            for dataset, row in rows
+        ]
+        path = Path(self.store.folder).parent / f"nonfinite_step_{step}.json"
+        if collectives.rank() == 0:
+            path.write_text(json.dumps(names, indent=0), encoding="utf8")
+        saved = self.store.steps()
+        good = f"{self.store.folder}/step_{saved[-1]}" if saved else "none yet"
+        return (
+            f"{what} at step {step}; nothing was updated. Last good checkpoint: {good}\n"
+            f"samples of the step ({len(names)}, all in {path}): {', '.join(names[:5])} …\n"
+            "lower optim.lr.init, set optim.grad_clip, take dist.precision=fp32, or set "
+            "runner.on_nonfinite=skip to leave such steps out"
+        )
+
+    def _row(self, step: int, lr: float, losses: dict[str, Tensor], facts: dict[str, Any],
+             waited: float, worked: float) -> None:  # fmt: skip
+        self.state.seen += facts["rows"]
+        self.log.row(
+            {
+                "step": step + 1,
+                "epoch": (step + 1) / self.plan.steps_per_epoch,
+                "loss": facts["loss"],
+                "lr": lr,
+                "grad_norm": facts["grad_norm"],
+                "samples_per_second": facts["rows"] / max(waited + worked, 1e-9),
+                "data_wait": waited / max(waited + worked, 1e-9),
+                "samples_seen": self.state.seen,
+                "bad_samples": self.bad.total,
+                **{name: float(value) for name, value in losses.items() if name != "loss"},
+            }
+        )
+
+    def _evaluation_is_due(self) -> bool:
+        interval = self.config.eval.epoch_interval
+        epoch, rest = divmod(self.state.step, self.plan.steps_per_epoch)
+        last = self.state.step == self.plan.total_steps
+        return interval is not None and rest == 0 and (epoch % interval == 0 or last)
+
+    def _evaluate(self) -> Metrics:
+        metrics = self.evaluate()
+        if metrics:
+            self.log.row({"step": self.state.step, **metrics})
+        return metrics
+
+    def save(self, metrics: Metrics) -> None:
+        """Write a checkpoint (every rank must call it; rank 0 writes)."""
+        state = self.state.capture(order_key(self.config, self.plan))
+        self.store.save(
+            self.state.step,
+            model=self.state.module.state_dict(),
+            state=state,
+            config_text=self.config_text,
+            metric=best_metric(metrics, self.config.ckpt.best_metric),
+        )
+
+
+def best_metric(metrics: Metrics, name: str | None) -> float | None:
+    """The figure that decides which checkpoint is best: ``name``, else the first RSUM."""
+    if name is not None:
+        return metrics.get(name)
+    return next((value for key, value in metrics.items() if key.endswith("/RSUM")), None)
+
+
+class Clock:
+    """Seconds between one lap and the next."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds

@@ -1,0 +1,64 @@
+"""In which number format the forward pass computes; weights and optimizer state stay fp32."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from engine.config.schema import Dist
+
+Name = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The format's name, and for fp16 the scaler that keeps small gradients from vanishing."""
+
+    name: Name
+    device: torch.device
+    scaler: torch.amp.GradScaler | None = None
+
+    @classmethod
+    def choose(cls, config: Dist, device: torch.device) -> Precision:
+        """The format that ``dist.precision`` names; ``auto`` takes what the hardware is fast in."""
+        name: Name = _fastest(device) if config.precision == "auto" else config.precision
+        scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
+        return cls(name, device, scaler)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context of one forward pass.
+
+        Enter it anew for each pass: weights that were cast without a graph in one pass would
+        otherwise be taken, without one, from autocast's cache by the next.
+        """
+        if self.name == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, _DTYPES[self.name])
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """What to call backward on."""
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+
+def _fastest(device: torch.device) -> Name:
+    if device.type == "cuda":
+        # Emulated bf16 (before Ampere) is slower than fp32
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if native else "fp16"
+    return "bf16" if "amx_bf16" in _cpu_flags() else "fp32"
+
+
+def _cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """Instruction sets of the first processor; none where the system does not tell."""
+    if not path.is_file():
+        return set()
+    for line in path.read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()

@@ -1,0 +1,175 @@
+"""Nested tensors and JSON values, taken apart for safetensors and put together again, bit for bit.
+
+``flatten`` turns a structure into a flat dict of tensors and a JSON skeleton that refers to them;
+``unflatten`` is its inverse. What plain JSON cannot say (tuples, integer keys, NaN) is written as
+an object with the key ``"!"``. Nothing is pickled, so that reading a file cannot run code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_MARK = "!"
+_TIED = "tied"  # key of the file's metadata: JSON {left-out name: stored name}
+_NATIVE = {  # what every release of safetensors stores; any other dtype goes as bytes
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8),
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+}
+
+
+class _Pool:
+    """Tensors under unique names, each memory once: safetensors refuses shared memory."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._names: dict[tuple[Any, ...], str] = {}
+        self._memories: set[tuple[Any, ...]] = set()
+
+    def add(self, name: str, tensor: Tensor) -> str:
+        """Stores ``tensor`` unless the very same one is here already; the name that it is under."""
+        _check(name, tensor)
+        plain = tensor.detach()
+        memory = (plain.device, plain.untyped_storage().data_ptr())
+        view = (plain.storage_offset(), plain.shape, plain.stride(), plain.dtype)
+        identity = (*memory, *view, plain.is_conj(), plain.is_neg())
+        if identity in self._names and plain.numel():
+            return self._names[identity]
+        plain = plain.resolve_conj().resolve_neg().contiguous()
+        # Views of one memory that differ become tensors of their own, whichever comes first
+        if plain.numel() * plain.element_size() < plain.untyped_storage().nbytes():
+            plain = plain.clone()
+        if (kept := (plain.device, plain.untyped_storage().data_ptr())) in self._memories:
+            plain = plain.clone()
+        self._memories.add(kept)
+        unique, count = name, 1
+        while unique in self.tensors or unique == "__metadata__":  # a word that the format reserves
+            count += 1
+            unique = f"{name}#{count}"
+        self._names[identity] = unique
+        self.tensors[unique] = plain
+        return unique
+
+
+def _check(name: str, tensor: Tensor) -> None:
+    if hasattr(tensor, "full_tensor"):
+        raise TypeError(f"{name} is a sharded tensor: gather it before it is saved")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise TypeError(f"{name} is not a plain dense tensor ({tensor.layout}, {tensor.device})")
+
+
+def flatten(value: Any) -> tuple[dict[str, Tensor], Any]:
+    """The tensors of a structure by name, and its JSON skeleton.
+
+    Takes None, bool, int, float, str, lists, tuples, dicts with scalar keys, and dense tensors of
+    any dtype; a tensor met twice is stored once and is one tensor again when read. Strides are not
+    kept. Raises TypeError naming the place of anything else.
+    """
+    pool = _Pool()
+    skeleton = _take_apart(value, "", pool)
+    return pool.tensors, skeleton
+
+
+def _take_apart(value: Any, place: str, pool: _Pool) -> Any:
+    if isinstance(value, Tensor):
+        return _tensor_node(value, place or "value", pool)
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return float(value)
+        return {_MARK: "float", "bits": struct.pack(">d", value).hex()}
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, list | tuple):
+        items = [_take_apart(item, _under(place, i), pool) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else {_MARK: "tuple", "items": items}
+    if isinstance(value, Mapping):
+        for key in value:
+            if not (key is None or isinstance(key, bool | int | float | str)):
+                raise TypeError(f"{place or 'value'} has a key of type {type(key).__name__}")
+        pairs = [(key, _take_apart(item, _under(place, key), pool)) for key, item in value.items()]
+        if all(isinstance(key, str) for key in value) and _MARK not in value:
+            return dict(pairs)
+        return {_MARK: "dict", "pairs": [[_take_apart(k, place, pool), v] for k, v in pairs]}
+    raise TypeError(
+        f"{place or 'value'} is of type {type(value).__name__}, which a checkpoint does not hold: "
+        "tensors, None, bool, int, float, str, lists, tuples and dicts only"
+    )
+
+
+def _under(place: str, key: Any) -> str:
+    return f"{place}.{key}" if place else str(key)
+
+
+def _tensor_node(tensor: Tensor, place: str, pool: _Pool) -> dict[str, Any]:
+    node: dict[str, Any] = {_MARK: "tensor"}
+    if tensor.dtype not in _NATIVE:
+        _check(place, tensor)
+        node |= {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+        plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+        tensor = plain.reshape(-1).view(torch.uint8)
+    # Names are for people and must be clean UTF-8: keys may hold anything
+    name = place.encode("ascii", "backslashreplace").decode()
+    return node | {"name": pool.add(name, tensor)}
+
+
+def unflatten(tensors: Mapping[str, Tensor], skeleton: Any) -> Any:
+    """The structure that ``flatten`` took apart. Raises ValueError for a skeleton that is none."""
+    if isinstance(skeleton, list):
+        return [unflatten(tensors, item) for item in skeleton]
+    if not isinstance(skeleton, dict):
+        return skeleton
+    kind = skeleton.get(_MARK)
+    if kind is None:
+        return {key: unflatten(tensors, item) for key, item in skeleton.items()}
+    if kind == "float":
+        return struct.unpack(">d", bytes.fromhex(skeleton["bits"]))[0]
+    if kind == "tuple":
+        return tuple(unflatten(tensors, item) for item in skeleton["items"])
+    if kind == "dict":
+        pairs = skeleton["pairs"]
+        return {unflatten(tensors, key): unflatten(tensors, item) for key, item in pairs}
+    if kind == "tensor":
+        stored = tensors[skeleton["name"]]
+        if "dtype" not in skeleton:
+            return stored
+        dtype = getattr(torch, skeleton["dtype"], None)
+        if isinstance(dtype, torch.dtype):
+            return stored.view(dtype).reshape(skeleton["shape"])
+    raise ValueError(f"not part of a skeleton: {str(skeleton)[:80]}")
+
+
+def untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each memory once by its first name, and {left-out name: stored name} of the tied ones."""
+    pool = _Pool()
+    stored = {name: pool.add(name, tensor) for name, tensor in tensors.items()}
+    return pool.tensors, {name: kept for name, kept in stored.items() if name != kept}
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], tied: Mapping[str, str]) -> None:
+    """Writes a safetensors file that says which left-out names are tied to which stored ones."""
+    # "format" is what other readers of safetensors files look for
+    metadata = {"format": "pt"} | ({_TIED: json.dumps(tied)} if tied else {})
+    save_file(tensors, path, metadata=metadata)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file on the CPU, tied names included (as one tensor).
+
+    Raises SafetensorError or OSError for a file that is none.
+    """
+    with safe_open(path, framework="pt", device="cpu") as file:
+        # Cloned: what comes out is a view of the mapped file, which would keep it open
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        tied = json.loads((file.metadata() or {}).get(_TIED, "{}"))
+    for name, kept in tied.items():
+        tensors[name] = tensors[kept]
+    return tensors

@@ -1,0 +1,48 @@
+"""Start a run: python launch.py --task=clip --cfg=configs/clip/shapes.yaml [section.key=value …].
+
+Exit codes: 0 done, 1 a fault, 2 a mistake to mend, 130 stopped by a second Ctrl-C.
+"""
+
+import sys
+import traceback
+from pathlib import Path
+
+from engine.dist.workers import end_with_launcher, first_to_report, is_worker, run_workers
+from engine.errors import FaultError, UserError
+from engine.flags import Arguments, parse
+from engine.registry import names
+
+
+def main(argv: list[str]) -> int:
+    try:
+        arguments = parse(argv, tasks=list(names("tasks")))
+        several = arguments.nproc_per_node * arguments.nnodes > 1
+        if several and not is_worker():
+            return run_workers(Path(__file__).resolve(), argv, arguments)
+        return work(arguments)
+    except UserError as error:
+        return report(str(error), code=2)
+    except FaultError as error:
+        return report(str(error), code=1)
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        return report(traceback.format_exc(), code=1)
+
+
+def work(arguments: Arguments) -> int:
+    """One process's part of the run."""
+    end_with_launcher()
+    from engine.cli import main as run  # imports torch
+
+    return run(arguments)
+
+
+def report(message: str, code: int) -> int:
+    if first_to_report():
+        print(message.rstrip(), file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,19 @@
+"""Fixtures for all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# before torch is imported anywhere: many test processes share few cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of small real datasets beside the repository; the test is skipped without it."""
+    if not _SHARED_DATA.is_dir():
+        pytest.skip(f"needs the real data in {_SHARED_DATA}")
+    return _SHARED_DATA

@@ -1,0 +1,60 @@
+"""Whole runs in processes of their own, as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = Path(__file__).with_name("tiny.yaml")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+class Launcher:
+    """Starts launch.py on tiny.yaml with its data and output in temporary folders."""
+
+    def __init__(self, data: Path, output: Path) -> None:
+        self.data, self.output = data, output
+
+    def command(self, *flags: str, cfg: Path = TINY) -> list[str]:
+        overrides = [f"data.data_path={self.data}", f"ckpt.dir={self.output}"]
+        return [sys.executable, "launch.py", "--task=clip", f"--cfg={cfg}", *overrides, *flags]
+
+    def __call__(self, *flags: str, cfg: Path = TINY, code: int | None = 0, timeout: float = 300):
+        done = subprocess.run(
+            self.command(*flags, cfg=cfg), cwd=ROOT, env=ENVIRONMENT, timeout=timeout,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert code is None or done.returncode == code, done.stdout + done.stderr
+        return done
+
+    def start(self, *flags: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            self.command(*flags), cwd=ROOT, env=ENVIRONMENT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def rows(self, exp_name: str = "tiny") -> list[dict]:
+        text = (self.output / exp_name / "metrics.jsonl").read_text(encoding="utf8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def losses(self, exp_name: str = "tiny") -> list[float]:
+        return [row["loss"] for row in self.rows(exp_name) if "loss" in row]
+
+    def weights(self, step: int, exp_name: str = "tiny") -> bytes:
+        folder = self.output / exp_name / "checkpoints" / f"step_{step}"
+        return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def drawn_data(tmp_path_factory) -> Path:
+    """One folder of drawn scenes for all runs: drawing is part of the first."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def launch(drawn_data, tmp_path) -> Launcher:
+    return Launcher(drawn_data, tmp_path / "output")
