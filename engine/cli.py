@@ -1,38 +1,42 @@
-"""What a worker does: train, evaluate, or check a configuration without training.
-
-Exit codes: 0 done (also after a polite stop), 2 the user's mistake, 1 a fault.
-"""
+"""What one process of a run does: read the configuration, then train, evaluate or check."""
 
 from __future__ import annotations
 
-import sys
-import traceback
-
-from engine.config.load import Loaded, load
-from engine.errors import FaultError, UserError
+from engine.config.load import Loaded, load_with_places
+from engine.errors import UserError
+from engine.flags import Arguments
 
 
-def main(arguments) -> int:
-    """Run one worker; ``arguments`` are the launcher's. Returns the exit code."""
-    loaded: Loaded | None = None
+def main(arguments: Arguments) -> int:
+    """Carry out ``arguments.mode`` in this process; returns the exit code.
+
+    Raises UserError, led by the file and line of the key it hangs on, and FaultError.
+    """
+    loaded = load_with_places(arguments.cfg, arguments.overrides)
     try:
-        loaded = load(arguments.cfg, arguments.overrides)
-        from engine import run  # imports torch: after the configuration is known to be sound
-
-        return run.run(arguments, loaded)
+        return _work(arguments, loaded)
     except UserError as error:
-        print(f"error: {located(error, loaded)}", file=sys.stderr)
-        return 2
-    except FaultError as error:
-        print(f"fault: {error}", file=sys.stderr)
-        return 1
-    except Exception:
-        traceback.print_exc()
-        return 1
+        raise UserError(located(error, loaded), key=error.key) from error
 
 
-def located(error: UserError, loaded: Loaded | None) -> str:
-    """The message, led by the file and line in which its key was written."""
-    place = loaded.where(error.key) if loaded and error.key else None
-    prefix = ": ".join(part for part in (place, error.key) if part)
-    return f"{prefix}: {error}" if prefix else str(error)
+def located(error: UserError, loaded: Loaded) -> str:
+    """The message, led by the file and line in which its key was written, and the key."""
+    return f"{loaded.where(error.key)}: {error.key}: {error}" if error.key else str(error)
+
+
+def _work(arguments: Arguments, loaded: Loaded) -> int:
+    # torch is imported only now, when the configuration is known to be sound
+    from engine import check, modes
+    from engine.dist.launch import init_process_group, shutdown
+    from engine.train.signals import StopRequest
+
+    with StopRequest() as stop:
+        device = init_process_group(loaded.config.dist)
+        try:
+            mode = {"train": modes.train, "eval": modes.evaluate, "check": check.check}
+            setup = modes.Setup(arguments.task, loaded.config, device, stop)
+            setup.writes = arguments.mode == "train"
+            mode[arguments.mode](setup)
+        finally:
+            shutdown()
+    return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ def _worker(
     )
     try:
         torch.save(fn(*args), Path(folder) / f"result_{rank}")
+    except BaseException:
+        if not list(Path(folder).glob("error_*")):  # else likely a consequence of that one
+            (Path(folder) / f"error_{rank}").write_text(traceback.format_exc())
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -44,9 +49,14 @@ def run(fn: Callable[..., Any], world: int, *args: Any, threads: int = 1) -> lis
         # A forked child keeps the modules that are imported already: seconds less than a spawned
         # one. It must not meet OpenMP's threads of the parent, hence one thread in each by default.
         method = "fork" if threads == 1 else "spawn"
-        mp.start_processes(
-            _worker, (fn, world, folder, threads, args), nprocs=world, start_method=method
-        )
+        try:
+            mp.start_processes(
+                _worker, (fn, world, folder, threads, args), nprocs=world, start_method=method
+            )
+        except Exception as error:
+            for first in Path(folder).glob("error_*"):
+                raise RuntimeError(f"on rank {first.name[6:]}:\n{first.read_text()}") from error
+            raise
         return [
             torch.load(Path(folder) / f"result_{rank}", weights_only=False) for rank in range(world)
         ]

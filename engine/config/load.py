@@ -35,8 +35,13 @@ class Loaded:
         return _where(key, self.places, str(self.path))
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
-    """The configuration of a YAML file, with where each of its keys was written.
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file. Raises UserError with all faults, a line each."""
+    return load_with_places(path, overrides).config
+
+
+def load_with_places(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Like ``load``, and tells where each key was written.
 
     Overrides are ``section.key=value`` with a YAML value. Raises UserError with all faults, a line
     each: ``file:line: dotted.key: message; remedy``.

@@ -38,7 +38,7 @@ def _read_file(path: Path, asked_at: str, above: tuple[Path, ...], faults: list[
     base = root.value.pop("base", None)
     if base is None:
         return root
-    if not isinstance(base.value, str) or not base.value:
+    if not isinstance(base.value, str) or not base.value or "\0" in base.value:
         faults.append(Fault(base.place, "base", "must be a file's name; write base: other.yaml"))
         return root
     below = Path(os.path.normpath(path.parent / base.value))

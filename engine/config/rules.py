@@ -135,7 +135,8 @@ def _ranges(config: Config) -> Iterator[Broken]:
         if low > high or high > most:
             bound = "" if most == float("inf") else f", at most {most:g}"
             yield Broken(
-                (f"transforms.{key}",), f"[{low:g}, {high:g}] is no range; give [low, high] in order{bound}"
+                (f"transforms.{key}",),
+                f"[{low:g}, {high:g}] is no range; give [low, high] in order{bound}",
             )
     augment = transforms.text_augment
     total = augment.mask + augment.random + augment.delete

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,11 @@ from engine.types import BadSample
 Size = tuple[int, int]
 
 # Formats of photographs only: among Pillow's other readers are some that start an outside program.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+for _reader in ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Ppm", "WebP", "Tiff", "Avif", "Jpeg2K"):
+    with suppress(ImportError):  # before workers are forked, so that none has to
+        importlib.import_module(f"PIL.{_reader}ImagePlugin")
+_KNOWN = [name for name in _FORMATS if name in Image.OPEN]
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,7 +48,7 @@ def decode(image: bytes | Path, *, max_pixels: int, target: Size | None = None) 
     with warnings.catch_warnings(), _bomb_bound(max_pixels):
         warnings.simplefilter("ignore")  # odd metadata: the pixels decide
         try:
-            with Image.open(io.BytesIO(data), formats=_available()) as opened:
+            with Image.open(io.BytesIO(data), formats=_KNOWN) as opened:
                 return _load(opened, max_pixels, target)
         except BadSample:
             raise
@@ -65,12 +70,6 @@ def _read(path: Path) -> bytes:
         raise BadSample("missing", str(path)) from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise BadSample("unreadable", str(error)) from error
-
-
-def _available() -> list[str]:
-    if "WEBP" not in Image.OPEN:
-        Image.init()
-    return [name for name in _FORMATS if name in Image.OPEN]
 
 
 @contextmanager

@@ -47,7 +47,9 @@ def rank_slice(batch: Any, rank: int, world: int) -> Any:
 def default_workers(world: int) -> int:
     """Worker processes for each rank: this machine's cores shared among its ranks, at most 8."""
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    return min(8, len(os.sched_getaffinity(0)) // ranks_here)
+    bound = getattr(os, "sched_getaffinity", None)  # absent outside Linux
+    cores = len(bound(0)) if bound else os.cpu_count() or 1
+    return min(8, cores // ranks_here)
 
 
 class _Steps(Dataset):

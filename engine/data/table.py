@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -58,7 +59,7 @@ class Table:
     def __len__(self) -> int:
         return self._length
 
-    def row(self, index: int) -> dict[str, str]:
+    def row(self, index: int) -> dict[str, Any]:
         """One row by column name; raises IndexError outside ``range(len(table))``."""
         if not 0 <= index < self._length:
             raise IndexError(f"row {index} of {self._length} in {self.path}")
@@ -69,7 +70,7 @@ class Table:
         chunks = self._columns[name].dictionary_encode().chunks
         return np.concatenate([chunk.indices.to_numpy() for chunk in chunks]).astype(np.int64)
 
-    def values(self, name: str) -> Iterator[str]:
+    def values(self, name: str) -> Iterator[Any]:
         """A column's values in order, some thousands in memory at a time."""
         for chunk in self._columns[name].chunks:
             yield from chunk.to_pylist()

@@ -1,7 +1,7 @@
 """Line charts as inline SVG: no script, no network, colours from the page's style sheet."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 Points = Sequence[tuple[float, float]]  # (x, y), x rising
@@ -12,7 +12,7 @@ _BUCKETS = 240  # more points than pixels make a file large, not a chart better
 NUM_COLOURS = 6
 
 
-def line_chart(title: str, series: dict[str, Points]) -> str:
+def line_chart(title: str, series: Mapping[str, Points]) -> str:
     """A figure with one line a series: bucket means, and the spread of each bucket behind them.
 
     Series without a point are left out; an empty string where none has any.
@@ -38,15 +38,16 @@ def line_chart(title: str, series: dict[str, Points]) -> str:
     for y in y_ticks:
         left, top = at(x_low, y).split(",")
         parts.append(f'<path class="grid" d="M{at(x_low, y)} L{at(x_high, y)}"/>')
-        parts.append(f'<text x="{float(left) - 6}" y="{float(top) + 4}" class="y">{label(y)}</text>')
+        parts.append(
+            f'<text x="{float(left) - 6}" y="{float(top) + 4}" class="y">{label(y)}</text>'
+        )
     for x in (x for x in x_ticks if x_low <= x <= x_high):
         left = at(x, y_low).split(",")[0]
         parts.append(f'<text x="{left}" y="{_HEIGHT - 6}" class="x">{label(x)}</text>')
     for index, points in enumerate(series.values()):
         parts.append(_line(points, at, index % NUM_COLOURS))
     legend = "".join(
-        f'<span class="c{index % NUM_COLOURS}">{escape(name)} '
-        f"<b>{label(points[-1][1])}</b></span>"
+        f'<span class="c{index % NUM_COLOURS}">{escape(name)} <b>{label(points[-1][1])}</b></span>'
         for index, (name, points) in enumerate(series.items())
     )
     return (
@@ -56,7 +57,7 @@ def line_chart(title: str, series: dict[str, Points]) -> str:
     )
 
 
-def _line(points: Points, at, colour: int) -> str:  # type: ignore[no-untyped-def]
+def _line(points: Points, at: Callable[[float, float], str], colour: int) -> str:
     groups = buckets(points)
     mean = [(x, sum(ys) / len(ys)) for x, ys in groups]
     line = " ".join(at(x, y) for x, y in mean)

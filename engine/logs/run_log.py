@@ -7,6 +7,7 @@ A training row has ``step``, ``epoch``, ``lr``, the losses, ``samples_per_second
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ class RunLog:
         plain = {name: _plain(value) for name, value in row.items()}
         self._file.row(plain | {"seconds": round(time.monotonic() - self._start, 3)})
         for sink in tuple(self._sinks):
-            self._guard(sink, lambda sink=sink: sink.row(plain))
+            self._guard(sink, functools.partial(sink.row, plain))
 
     def message(self, text: str) -> None:
         """Print a line above the progress line."""

@@ -10,7 +10,7 @@ their gradient with them) around, so that no rank holds more than two ranks' tex
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
@@ -47,7 +47,7 @@ class Exchange:
         self.counts = everyone[before : before + self.size]
         self.num_columns = sum(self.counts)
         starts = [0, *accumulate(self.counts)]
-        self._columns = [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+        self._columns = [slice(a, b) for a, b in pairwise(starts)]
         self.own = self._columns[self.rank]
         self.weight = world / max(1, sum(everyone))
         self._ring = form == "ring" and self.size > 1

@@ -15,6 +15,7 @@ Y_i,partner(i) = 1 − λ: the same formula is then λ times the loss with the p
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,10 +46,9 @@ class SigmoidContrast(torch.autograd.Function):
         exchange: Exchange,
         tile_size: int | None,
     ) -> Tensor:
-        ctx.save_for_backward(image_BD, text_BD, scale, bias)
-        ctx.rest = matches, exchange, tile_size
-        with_gradient = any(ctx.needs_input_grad)
-        loss, ctx.gradients = _one_pass(ctx.saved_tensors, *ctx.rest, with_gradient)
+        inputs, ctx.rest = (image_BD, text_BD, scale, bias), (matches, exchange, tile_size)
+        ctx.save_for_backward(*inputs)
+        loss, ctx.gradients = _one_pass(inputs, *ctx.rest, any(ctx.needs_input_grad))
         return loss
 
     @staticmethod
@@ -64,7 +64,7 @@ class SigmoidContrast(torch.autograd.Function):
 
 
 def _one_pass(
-    inputs: tuple[Tensor, ...],
+    inputs: Sequence[Tensor],
     matches: list[Positive],
     exchange: Exchange,
     tile_size: int | None,
@@ -78,9 +78,7 @@ def _one_pass(
 
     def work(block: slice, text_KD: Tensor, dtext_KD: Tensor | None = None) -> None:
         own = exchange.own.start - block.start
-        tiles = tiles_for(
-            image_BD, text_KD, scale, bias, matches=matches, own=own, rows=tile_size
-        )
+        tiles = tiles_for(image_BD, text_KD, scale, bias, matches=matches, own=own, rows=tile_size)
         for rows, columns in tiles:
             tile_loss, tile_dbias, excess = tiles.sigmoid_excess(rows, columns)
             loss.add_(tile_loss)

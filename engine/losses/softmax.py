@@ -89,7 +89,7 @@ class SoftmaxContrast(torch.autograd.Function):
         exchange, options = ctx.exchange, ctx.options
         keep, uniform = 1 - options.smoothing, options.smoothing / max(1, exchange.num_columns)
         matches = [
-            Positive(m.text_B, keep * m.image_to_text, keep * m.text_to_image) for m in ctx.matches
+            Positive(m.text, keep * m.image_to_text, keep * m.text_to_image) for m in ctx.matches
         ]
         dimage_BD = torch.zeros_like(image_BD, dtype=row_B.dtype)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 class Positive:
     """For each row one column that matches it, with a weight in either direction."""
 
-    text_B: Tensor  # int64: which of this rank's texts
+    text: Tensor  # [B] int64: which of this rank's texts
     image_to_text: float
     text_to_image: float
 
@@ -47,10 +47,11 @@ def positives(
 
 def agreement(image_BD: Tensor, text_BD: Tensor, matches: list[Positive]) -> Tensor:
     """Σ over rows and matches of the directions' mean weight · I_i·T_match, as a scalar."""
-    return sum(
-        (match.image_to_text + match.text_to_image) / 2 * inner(image_BD, text_BD, match.text_B)
-        for match in matches
-    )
+    total = image_BD.new_zeros((), dtype=compute_dtype(image_BD))
+    for match in matches:
+        weight = (match.image_to_text + match.text_to_image) / 2
+        total += weight * inner(image_BD, text_BD, match.text)
+    return total
 
 
 def inner(a_BD: Tensor, b_BD: Tensor, row_B: Tensor | None = None) -> Tensor:
@@ -115,7 +116,7 @@ class Tiles:
                 yield rows, columns
 
     def _buffer(self, number: int, rows: slice, columns: slice) -> Tensor:
-        """A tile's memory, made when first used; a smaller tile at an edge takes the front of it."""
+        """A tile's memory, made when first used; smaller tiles at the edges take its front."""
         if number not in self._buffers:
             self._buffers[number] = self.image_BD.new_empty(self.shape[0] * self.shape[1])
         height, width = rows.stop - rows.start, columns.stop - columns.start
@@ -160,8 +161,8 @@ class Tiles:
             _exp_(torch.sub(tile, column_w, out=other))
             _exp_(tile.sub_(row_h[:, None]))
         for match in self.matches:
-            self._subtract(tile, rows, columns, match.text_B, match.image_to_text)
-            self._subtract(other, rows, columns, match.text_B, match.text_to_image)
+            self._subtract(tile, rows, columns, match.text, match.image_to_text)
+            self._subtract(other, rows, columns, match.text, match.text_to_image)
         return (tile.sub_(uniform), other.sub_(uniform)) if uniform else (tile, other)
 
     def softmax_excess_sum(
@@ -176,7 +177,7 @@ class Tiles:
         tile.exp_().mul_(other)
         for match in self.matches:
             weight = match.image_to_text + match.text_to_image
-            self._subtract(tile, rows, columns, match.text_B, weight)
+            self._subtract(tile, rows, columns, match.text, weight)
         return tile.sub_(2 * uniform) if uniform else tile
 
     def sigmoid_excess(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,7 +187,7 @@ class Tiles:
         tile.sigmoid_()
         for match in self.matches:
             weight = (match.image_to_text + match.text_to_image) / 2
-            self._subtract(tile, rows, columns, match.text_B, weight)
+            self._subtract(tile, rows, columns, match.text, weight)
         return loss, tile.sum(), tile
 
     def _subtract(

@@ -9,8 +9,6 @@ Shapes: ``image_ID`` [images, width], ``caption_CD`` [captions, width], ``captio
 of ``image_ID`` that each caption belongs to. All figures in percent, ranks from 1.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -135,7 +133,7 @@ def bootstrap(
     num_draws: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> Mapping[str, tuple[float, float]]:
+) -> dict[str, tuple[float, float]]:
     """Percentile confidence intervals of the recalls, RSUM and mean_R@1: name → (low, high).
 
     Queries are drawn again with replacement, image by image with all captions of each, because

@@ -84,7 +84,9 @@ def saved_bytes(model: nn.Module, batch: Batch, dtype: torch.dtype = torch.float
         return tensor
 
     device = next(iter(batch.values())).device
-    half = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+    half = (
+        torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+    )
     with _undisturbed(model), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), half:
         outputs = model(batch)
     total = sum(tensor.untyped_storage().nbytes() for tensor in seen.values())

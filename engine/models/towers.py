@@ -58,9 +58,7 @@ def _resample_positions(
         if not name.endswith("pos_embed") or old is None or old.ndim != 3 or tensor.ndim != 3:
             continue
         old_side, side = (math.isqrt(max(0, x.shape[1] - prefix)) for x in (old, tensor))
-        square = all(
-            s * s + prefix == x.shape[1] for s, x in ((old_side, old), (side, tensor))
-        )
+        square = all(s * s + prefix == x.shape[1] for s, x in ((old_side, old), (side, tensor)))
         if old.shape[1] != tensor.shape[1] and old.shape[2] == tensor.shape[2] and square:
             with torch.no_grad():
                 given[name] = resample_abs_pos_embed(

@@ -55,6 +55,7 @@ class Training:
         clock = Clock()
         for step, batch, bad in self._batches():
             waited = clock.lap()
+            batch["step"] = step
             losses = gradients(batch, step)
             lr = state.set_lr()
             facts = self._agree(losses["loss"], batch, bad)

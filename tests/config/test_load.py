@@ -1,10 +1,12 @@
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config.load import load, resolved_yaml
+from engine.config.explain import dotted_keys
+from engine.config.load import load, load_with_places, resolved_yaml
 from engine.config.schema import Config
 from engine.errors import UserError
 
@@ -30,7 +32,7 @@ def faults(path, overrides=()):
 
 
 def test_fundamental_settings_mean_what_they_say():
-    config = load(FILES / "fundamental.yaml").config
+    config = load(FILES / "fundamental.yaml")
     assert config.ckpt.dir == "./output"
     assert config.ckpt.step_interval == 2000
     assert config.data.exp_name == "your_exp_name"
@@ -82,7 +84,7 @@ def test_fundamental_settings_mean_what_they_say():
 )
 def test_incremental_settings_mean_what_they_say(file, expected):
     for path in (FILES / f"{file}.yaml", FILES / "all.yaml"):
-        config = load(path).config
+        config = load(path)
         for key, value in expected.items():
             found = config
             for step in key.split("."):
@@ -172,7 +174,7 @@ def test_base_files_are_merged_and_keep_their_lines(write, tmp_path):
     (tmp_path / "sub").mkdir()
     write("data:\n  batch_size: 8\n  train_name: [a]\nepoch: 3\n", "root.yaml")
     write("base: ../root.yaml\ndata:\n  train_name: [b, c]\n", "sub/middle.yaml")
-    loaded = load(write("base: sub/middle.yaml\ndata:\n  batch_size_val: 4\n"))
+    loaded = load_with_places(write("base: sub/middle.yaml\ndata:\n  batch_size_val: 4\n"))
     assert loaded.config.data.batch_size == 8
     assert loaded.config.data.train_name == ["b", "c"]
     assert loaded.config.data.batch_size_val == 4
@@ -199,7 +201,7 @@ def test_base_files_in_a_circle_or_absent_are_refused(write):
 
 
 def test_overrides_are_yaml_and_win(write):
-    loaded = load(
+    loaded = load_with_places(
         write("data: {batch_size: 8}\noptim: {groups: [{pattern: a}, {pattern: b}]}\nepoch: 5\n"),
         [
             "data.batch_size=16",
@@ -249,11 +251,11 @@ def test_faulty_overrides_are_told_as_the_command_lines(write, override, message
 
 
 def test_the_resolved_file_loads_to_the_same_configuration(write):
-    config = load(FILES / "all.yaml", ["optim.groups=[{pattern: 'a|b'}]"]).config
+    config = load(FILES / "all.yaml", ["optim.groups=[{pattern: 'a|b'}]"])
     text = resolved_yaml(config)
     assert "base:" not in text
     assert text.count("!!python/tuple") == 1, "typed pairs are plain lists"
-    again = load(write(text)).config
+    again = load(write(text))
     assert again == config
     assert again.optim.param["betas"] == (0.9, 0.98)
     assert resolved_yaml(again) == text
@@ -286,4 +288,34 @@ def test_any_free_option_survives_the_resolved_file(tmp_path_factory, param):
     path = tmp_path_factory.getbasetemp() / "resolved.yaml"
     config = Config.model_validate({"optim": {"param": param}})
     path.write_text(resolved_yaml(config), encoding="utf8")
-    assert load(path).config == config
+    assert load(path) == config
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from([*dotted_keys(), "model.x", "y"]), VALUES, max_size=4))
+def test_whatever_stands_anywhere_is_loaded_or_refused_in_words(tmp_path_factory, values):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text("loss: {name: NCE}\n")
+    overrides = [f"{key}={flow(value)}" for key, value in values.items()]
+    try:
+        config = load(path, overrides)
+    except UserError as error:
+        for line in str(error).splitlines():
+            assert line.startswith("command line: "), line
+            assert "something else" not in line, line
+    else:
+        path.write_text(resolved_yaml(config), encoding="utf8")
+        assert load(path) == config
+
+
+def flow(value):
+    """One line of YAML for a plain value."""
+    if isinstance(value, tuple):
+        return "!!python/tuple " + flow(list(value))
+    if isinstance(value, list):
+        return "[" + ", ".join(map(flow, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)}: {flow(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return ".inf" if value > 0 else "-.inf"
+    return json.dumps(value)

@@ -64,9 +64,7 @@ def _messages() -> tuple[Any, ...]:
 
 def test_json_messages() -> None:
     for said, told, some, none in run(_messages, 2):
-        assert said == [
-            {"rank": me, "text": "é" * (5 * me), "list": [1, None]} for me in range(2)
-        ]
+        assert said == [{"rank": me, "text": "é" * (5 * me), "list": [1, None]} for me in range(2)]
         assert told == {"from": 1, "n": 1.5}
         assert some
         assert not none

@@ -38,8 +38,8 @@ def _softmax(
     def entropy(index: Tensor) -> Tensor:
         return F.cross_entropy(S, index, label_smoothing=smoothing, reduction="sum")
 
-    return entropy(target) if partner is None else lam * entropy(target) + (1 - lam) * entropy(
-        partner
+    return (
+        entropy(target) if partner is None else lam * entropy(target) + (1 - lam) * entropy(partner)
     )
 
 
@@ -125,6 +125,8 @@ def tiled(
     return [loss.detach(), *(g for g in gradients if g is not None)]
 
 
-def assert_exact(got: Tensor, want: Tensor, tolerance: float = 1e-10) -> None:
-    error = (got - want).abs().max() / want.abs().max().clamp_min(1e-300)
+def assert_exact(
+    got: Tensor, want: Tensor, *, tolerance: float = 1e-10, floor: float = 1e-300
+) -> None:
+    error = (got - want).abs().max() / want.abs().max().clamp_min(floor)
     assert error <= tolerance, f"relative error {error:.2e}"

@@ -22,8 +22,9 @@ def _cases(world: int) -> list[tuple[schema.Loss, float, str | None]]:
         for backward, smoothing in ((True, 0.0), (False, 0.0), (True, 0.1), (False, 0.1)):
             nce = {"group_size": group, "gather_backward": backward, "smoothing": smoothing}
             config = schema.Loss(name=name, gather=gather, nce_loss=nce, tile_size=3)
-            for log_scale in (2.5, 6.9):  # 12, and τ = 0.001 on the path by maxima
-                cases.append((config, log_scale, "reversed" if name == "MixUpNCE" else None))
+            partners = "reversed" if name == "MixUpNCE" else None
+            cases.append((config, 2.5, partners))
+            cases.append((config, 6.9, partners))  # τ = 0.001: on the path by maxima
     config = schema.Loss(name="MixUpNCE", tile_size=2)
     cases.append((config, 2.5, "rolled"))
     for gather, log_scale in itertools.product(("all", "ring"), (2.3, 4.6)):
@@ -48,10 +49,11 @@ def test_equals_the_oracle(world: int) -> None:
         want = oracle(config, COUNTS[world], log_scale, 0.3, partners)
         ranks = [result[number] for result in results]
         loss, image, text, *shared = want
-        assert_exact(torch.stack([r[0] for r in ranks]).mean(), loss)
+        # The floor: a loss or gradient near zero is a difference of numbers of the logits' size.
+        assert_exact(torch.stack([r[0] for r in ranks]).mean(), loss, floor=0.1)
         # What a parameter receives is the mean over ranks of features' gradients, so that each
         # feature's is world times the global loss's.
-        assert_exact(torch.cat([r[1] for r in ranks]) / world, image)
-        assert_exact(torch.cat([r[2] for r in ranks]) / world, text)
+        assert_exact(torch.cat([r[1] for r in ranks]) / world, image, floor=0.1)
+        assert_exact(torch.cat([r[2] for r in ranks]) / world, text, floor=0.1)
         for position, gradient in enumerate(shared, start=3):
-            assert_exact(torch.stack([r[position] for r in ranks]).mean(0), gradient)
+            assert_exact(torch.stack([r[position] for r in ranks]).mean(0), gradient, floor=0.1)

@@ -17,12 +17,7 @@ def brute_force(image, caption, owner):
 
     def best_rank(row, right):
         order = sorted(range(len(row)), key=lambda j: (-row[j], j in right))
-        wrong_before = 0
-        for j in order:
-            if j in right:
-                return 1 + wrong_before
-            wrong_before += 1
-        return 0
+        return next((1 + before for before, j in enumerate(order) if j in right), 0)
 
     image_ranks = [
         best_rank(scores[i], {c for c in range(len(caption)) if owner[c] == i})
@@ -136,7 +131,10 @@ def test_an_image_without_a_caption_is_a_distractor_and_no_query():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda i, c, o: (i.index_fill(0, torch.tensor(2), torch.nan), c, o), r"1 of 4 image.*row 2"),
+        (
+            lambda i, c, o: (i.index_fill(0, torch.tensor(2), torch.nan), c, o),
+            r"1 of 4 image.*row 2",
+        ),
         (lambda i, c, o: (i, c.index_fill(0, torch.tensor(1), torch.inf), o), "caption.*row 1"),
         (lambda i, c, o: (i, c[:, :3], o), "4 wide, caption features 3"),
         (lambda i, c, o: (i, c, o + 1), "caption 3 belongs to image 4 of 4"),

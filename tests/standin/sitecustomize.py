@@ -14,11 +14,15 @@ from pathlib import Path
 RANK = int(os.environ.get("RANK", "0"))
 
 
+def say(line):
+    os.write(1, f"{line}\n".encode())  # whole, so that lines of two ranks never mix
+
+
 def show(arguments):
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")
     environment = {name: os.environ.get(name) for name in names}
     shown = {"cfg": str(arguments.cfg), "mode": arguments.mode, "torch": "torch" in sys.modules}
-    print(json.dumps({**shown, "overrides": arguments.overrides, **environment}), flush=True)
+    say(json.dumps({**shown, "overrides": arguments.overrides, **environment}))
     return 0
 
 
@@ -32,7 +36,7 @@ def reduce(arguments):
     total = torch.tensor([RANK + 1.0], device=device)
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
-    print(f"rank {RANK} total {int(total)}", flush=True)
+    say(f"rank {RANK} total {int(total)}")
     if arguments.mode == "check" and RANK == 1:
         from engine.errors import UserError
 

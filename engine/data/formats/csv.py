@@ -1,5 +1,7 @@
 """A folder with an annotation CSV and an image folder for each split (the form of ZeroVL).
 
+The folder ``root`` holds
+
     <root>/train_anno.csv  valid_anno.csv    image,image_id,caption,caption_id
     <root>/train/…  valid/…                  the images
 """
@@ -12,11 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from engine.config.schema import Section
 from engine.data.table import Table, open_csv
 from engine.errors import UserError
 from engine.types import BadSample, Record
+
+Column = Literal["image", "image_id", "caption", "caption_id"]
 
 
 class Config(Section):
@@ -27,7 +32,7 @@ class Config(Section):
     valid_anno: str = "valid_anno.csv"
     train_images: str = "train"
     valid_images: str = "valid"
-    columns: dict[Literal["image", "image_id", "caption", "caption_id"], str] = {}
+    columns: dict[Column, str] = Field(default={})  # the CSV's own names, where unusual
 
 
 class CsvSource:
@@ -78,5 +83,6 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> CsvSourc
             f"dataset {name!r} has no annotation file {config.root / anno}; "
             f"tables in that folder: {there} (data/README.md shows the form)"
         )
-    table = open_csv(config.root / anno, cache_dir=cache_dir, names=config.columns)
+    names = {str(column): own for column, own in config.columns.items()}
+    table = open_csv(config.root / anno, cache_dir=cache_dir, names=names)
     return CsvSource(name, split, table, config.root / folder)

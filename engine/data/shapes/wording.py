@@ -15,7 +15,7 @@ SIZE_WORDS = {
 
 # {a} is the first group (left of, or above, the second), {b} the second. One list a relation, in
 # the same order, half of it told from the second group.
-PHRASINGS = {
+PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "flat": {
         "left": (
             "{a} to the left of {b}",

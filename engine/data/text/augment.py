@@ -6,12 +6,13 @@ share its fate, so that no word is left half masked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from engine.config import schema
+from engine.config.transforms import TextAugment
 from engine.errors import UserError
 
 _KEY = "transforms.text_augment"
@@ -58,28 +59,36 @@ class WordBoundaries:
         return WordBoundaries(~begins_V if mark == "##" else begins_V, nothing_V)
 
 
+class Vocabulary(Protocol):
+    """What augmentation must know of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def mask_id(self) -> int | None: ...
+    @property
+    def special_ids(self) -> Collection[int]: ...
+    @property
+    def pieces(self) -> Sequence[str]: ...  # spelling by id; empty for an id not in use
+
+
 class TextAugmenter:
     """Masks, replaces and leaves out words of tokenised captions; special tokens stay.
 
     Args:
         rates: shares of the words; each word meets at most one of the three fates.
-        special_ids: ids that are never touched, nor drawn as a replacement.
-        pad_id: fills the rows behind their last token.
-        mask_id: what a masked piece becomes; may be None where nothing is masked.
-        vocab_size: replacements are drawn from the ids below it.
-        boundaries: where words begin; without it each piece is a word.
+        tokenizer: its special ids are never touched nor drawn; a masked piece becomes ``mask_id``.
+        boundaries: where words begin; by default read from how the tokenizer spells its pieces.
 
     Raises UserError for rates above one in sum, and for masking without a mask token.
     """
 
     def __init__(
         self,
-        rates: schema.TextAugment,
-        *,
-        special_ids: Iterable[int],
-        pad_id: int,
-        mask_id: int | None,
-        vocab_size: int,
+        rates: TextAugment,
+        tokenizer: Vocabulary,
         boundaries: WordBoundaries | None = None,
     ) -> None:
         if rates.mask + rates.random + rates.delete > 1 + 1e-9:
@@ -88,18 +97,22 @@ class TextAugmenter:
                 "of the same words: together at most 1",
                 key=_KEY,
             )
-        if rates.mask and mask_id is None:
+        if rates.mask and tokenizer.mask_id is None:
             raise UserError(
                 "the tokenizer has no mask token: set mask: 0, or use another tokenizer",
                 key=f"{_KEY}.mask",
             )
         self.rates = rates
-        self.pad_id = pad_id
-        self.mask_id = mask_id
-        self.boundaries = boundaries or WordBoundaries.every_piece(vocab_size)
-        self.special_V = torch.zeros(vocab_size, dtype=torch.bool)
-        self.special_V[[i for i in {*special_ids, pad_id} if 0 <= i < vocab_size]] = True
-        self.ordinary = (~self.special_V).nonzero().squeeze(1)
+        self.active = rates.mask + rates.random + rates.delete > 0
+        self.pad_id = tokenizer.pad_id
+        self.mask_id = tokenizer.mask_id
+        pieces = tokenizer.pieces
+        self.boundaries = boundaries or WordBoundaries.of_pieces(pieces)
+        self.special_V = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
+        special = [*tokenizer.special_ids, tokenizer.pad_id]
+        self.special_V[[i for i in special if 0 <= i < tokenizer.vocab_size]] = True
+        used_V = torch.tensor([piece != "" for piece in pieces])
+        self.ordinary = (used_V & ~self.special_V).nonzero().squeeze(1)
 
     def __call__(
         self,
@@ -113,7 +126,7 @@ class TextAugmenter:
         beside it in the batch. At least one word of a row that has any is kept.
         """
         rates = self.rates
-        if not rates.mask + rates.random + rates.delete:
+        if not self.active:
             return input_ids_BT, attention_mask_BT
         real_BT = attention_mask_BT.bool()
         draw_BT, other_BT = self._draw(real_BT, seeds)
@@ -148,9 +161,7 @@ class TextAugmenter:
             other_BT[row, real_BT[row]] = self.ordinary[choice]
         return draw_BT, other_BT
 
-    def _by_word(
-        self, ids_BT: Tensor, text_BT: Tensor, draw_BT: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _by_word(self, ids_BT: Tensor, text_BT: Tensor, draw_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Position of each piece's word, and that word's draw."""
         before_BT = torch.zeros_like(text_BT)
         before_BT[:, 1:] = text_BT[:, :-1] & ~self.boundaries.ends_V[ids_BT[:, :-1]]

@@ -104,9 +104,11 @@ def _check(config: schema.ImageEncoder) -> None:
                 f"param {option!r} is not given here: {_SET_ELSEWHERE[option]}",
                 key=f"{_KEY}.param.{option}",
             )
-    if config.patch_drop == 1 or (config.patch_drop and not config.trainable):
-        why = "leaves no patch" if config.trainable else "does nothing where trainable is false"
-        raise UserError(f"patch_drop {config.patch_drop} {why}", key=f"{_KEY}.patch_drop")
+    if config.patch_drop and not config.trainable:
+        raise UserError(
+            f"patch_drop {config.patch_drop} does nothing where trainable is false",
+            key=f"{_KEY}.patch_drop",
+        )
 
 
 def _create(config: schema.ImageEncoder, image_size: int) -> nn.Module:

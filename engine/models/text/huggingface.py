@@ -81,7 +81,9 @@ def build(
         )
     if config.gradient_checkpointing and config.trainable:
         try:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # its name before transformers 5.23 is a deprecated one today
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
         except ValueError as error:
             raise UserError(
                 f"text encoder {_name(config)} has no gradient checkpointing; set it to false",
@@ -140,7 +142,7 @@ def _kind(config: schema.TextEncoder) -> str:
 
 def _of_tag(config: schema.TextEncoder) -> transformers.PretrainedConfig:
     try:
-        found = transformers.AutoConfig.from_pretrained(config.tag, trust_remote_code=False)
+        found = _cached_first(transformers.AutoConfig, config.tag)
     except (OSError, ValueError, KeyError) as error:
         raise _unavailable(config, error) from error
     found = _text_half(found)
@@ -168,9 +170,7 @@ def _check_options(found: transformers.PretrainedConfig, options: dict[str, Any]
             )
 
 
-def _model(
-    config: schema.TextEncoder, configuration: transformers.PretrainedConfig
-) -> nn.Module:
+def _model(config: schema.TextEncoder, configuration: transformers.PretrainedConfig) -> nn.Module:
     """The bare encoder, without a pooling layer that nothing would train."""
     options: dict[str, Any] = {}
     mapped = transformers.MODEL_MAPPING.get(type(configuration), None)
@@ -178,10 +178,8 @@ def _model(
         options["add_pooling_layer"] = False
     try:
         if config.pretrained:
-            model = transformers.AutoModel.from_pretrained(
-                config.tag, config=configuration, trust_remote_code=False, dtype=torch.float32,
-                **options,
-            )  # fmt: skip
+            options |= {"config": configuration, "dtype": torch.float32}
+            model = _cached_first(transformers.AutoModel, config.tag, **options)
         else:
             model = transformers.AutoModel.from_config(configuration, **options)
     except OSError as error:
@@ -192,6 +190,17 @@ def _model(
             key=f"{_KEY}.config" if config.config else f"{_KEY}.tag",
         ) from error
     return model.get_encoder() if configuration.is_encoder_decoder else model
+
+
+def _cached_first(auto: Any, tag: str | None, **options: Any) -> Any:
+    """Load without asking the hub where that suffices: offline its retries take most of a minute.
+
+    Code that comes with a model is never run.
+    """
+    try:
+        return auto.from_pretrained(tag, local_files_only=True, trust_remote_code=False, **options)
+    except OSError:
+        return auto.from_pretrained(tag, trust_remote_code=False, **options)
 
 
 def _unavailable(config: schema.TextEncoder, error: Exception) -> UserError:

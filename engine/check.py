@@ -1,0 +1,117 @@
+"""``--mode=check``: what a run would be, without training it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from engine.config.dump import resolved_yaml
+from engine.data.loader import train_batches
+from engine.data.transforms import pipeline
+from engine.dist import collectives
+from engine.models.memory import count_flops, estimate_memory
+from engine.models.parameters import format_table, parameter_table
+from engine.modes import Setup, build_state
+from engine.train.plan import Plan, make_plan
+
+_SAMPLED = 16  # samples that the estimates are made from
+_GIB = 2**30
+
+
+def check(setup: Setup) -> None:
+    """Print the resolved configuration, parameters, data plan, and what a step will cost."""
+    config = setup.config
+    plan = make_plan(config, collectives.world())
+    state = build_state(setup, plan)
+    batch = sample_batch(setup, plan)
+    lines = [
+        resolved_yaml(config),
+        "# parameters",
+        format_table(parameter_table(state.module, state.optimizer.param_groups)),
+        "\n# data",
+        *data_plan(setup, plan),
+        "\n# cost",
+        *cost(setup, plan, state, batch),
+    ]
+    if collectives.rank() == 0:
+        print("\n".join(lines))
+
+
+def data_plan(setup: Setup, plan: Plan) -> list[str]:
+    """What is read, in which portions, for how long."""
+    data = setup.config.data
+    world = collectives.world()
+    sets = [f"{source.name}: {len(source):,} samples" for source in plan.sources]
+    sub = f", {data.batch_size_train} at a time" if data.batch_size_train else ""
+    return [
+        *sets,
+        f"order: {data.train_type}, seed {setup.config.runner.seed}",
+        f"batch: {data.batch_size} over {world} process(es){sub}",
+        f"steps: {plan.steps_per_epoch} an epoch × {plan.epochs} = {plan.total_steps}",
+        f"evaluated on: {', '.join(data.valid_name) or 'nothing'}",
+        f"run folder: {setup.run_dir}"
+        + (f", goes on from {setup.checkpoint.path}" if setup.checkpoint else ""),
+    ]
+
+
+def sample_batch(setup: Setup, plan: Plan) -> dict[str, Any]:
+    """The first few samples of the first step, as a batch on the CPU."""
+    transforms = setup.config.transforms
+    transform = pipeline.build(
+        transforms.train_transforms, transforms, key="transforms.train_transforms"
+    )
+    _, batch, _ = next(
+        train_batches(
+            plan.sources,
+            _First(plan.sampler, _SAMPLED),
+            transform,
+            setup.task.batch,
+            first_step=0,
+            total_steps=1,
+            steps_per_epoch=1,
+            rank=0,
+            world=1,
+            seed=setup.config.runner.seed,
+            num_workers=0,
+        )
+    )
+    return batch
+
+
+class _First:
+    """A sampler cut down to the first few rows of each batch."""
+
+    def __init__(self, sampler: Any, rows: int) -> None:
+        self.sampler, self.rows = sampler, rows
+
+    def steps(self, epoch: int) -> int:
+        return 1
+
+    def batch(self, epoch: int, step: int) -> Any:
+        return self.sampler.batch(epoch, step)[: self.rows]
+
+
+def cost(setup: Setup, plan: Plan, state: Any, batch: dict[str, Any]) -> list[str]:
+    """Floating-point operations of the run, and bytes of a step on one device."""
+    data, world = setup.config.data, collectives.world()
+    module = state.module.cpu()
+    rows = -(-(data.batch_size_train or data.batch_size) // world)
+    pair = count_flops(module, batch) / len(batch["index_B"])
+    samples = sum(len(plan.rows(step)) for step in (0, plan.steps_per_epoch - 1)) / 2
+    names = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    memory = estimate_memory(
+        module,
+        batch,
+        rows,
+        dtype=names.get(setup.precision.name, torch.float32),
+        global_rows=data.batch_size,
+        dim=setup.config.model.projection.dim,
+    )
+    parts = ("weights", "gradients", "optimizer", "activations", "loss")
+    told = ", ".join(f"{part} {getattr(memory, part) / _GIB:.2f}" for part in parts)
+    return [
+        f"training compute: {pair / 1e6:.1f} MFLOP a pair (forward and backward), "
+        f"{pair * samples * plan.total_steps / 1e12:.2f} TFLOP in all",
+        f"memory of a device, estimated: {memory.total / _GIB:.2f} GiB ({told})",
+    ]

@@ -1,0 +1,41 @@
+"""Which tokenizer a run has: the one saved with it, else the one that its configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from engine import registry
+from engine.config.schema import Config
+from engine.data.text.tokenizer import TextTokenizer, is_saved, load
+
+FOLDER = "tokenizer"  # of a run's folder
+
+
+def choose_tokenizer(
+    config: Config,
+    run_dirs: list[Path],
+    captions: Callable[[], Iterator[str]] | None,
+    *,
+    save: bool,
+) -> TextTokenizer:
+    """The first tokenizer saved in ``run_dirs``; else a new one, saved in the last where asked.
+
+    ``auto`` is the text encoder's own where it has a ``tag``, and bytes where it is built from
+    sizes alone. ``captions`` are what a trained one learns from.
+    """
+    for folder in run_dirs:
+        if is_saved(folder / FOLDER):
+            return load(folder / FOLDER)
+    encoder = config.model.text_encoder
+    chosen, key = encoder.tokenizer, "model.text_encoder.tokenizer.name"
+    name = chosen.name
+    if name == "auto":
+        name = "huggingface" if encoder.tag else "bytes"
+    if name == "huggingface" and chosen.tag is None:
+        chosen = chosen.model_copy(update={"tag": encoder.tag})
+    module = registry.find("data/text", name, key=key)
+    tokenizer: TextTokenizer = module.build(chosen, captions=captions, folder=None)
+    if save:
+        tokenizer.save(run_dirs[-1] / FOLDER)
+    return tokenizer

@@ -1,0 +1,155 @@
+"""Captions as token ids: one class for every tokenizer, saved as Hugging Face's folders are.
+
+The work is done by the ``tokenizers`` library; transformers is not needed, neither to tokenize nor
+to read back what was saved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from engine.errors import UserError
+
+ROLES = ("pad", "mask", "cls", "sep", "bos", "eos", "unk")
+_VOCABULARY, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
+
+
+class TextTokenizer:
+    """Token ids of captions.
+
+    Args:
+        tokenizer: does the work; its own truncation and padding are switched off.
+        tokens: spelling of the special tokens by role (``pad``, ``mask``, ...), as far as known.
+
+    Without a padding token, the end token or the unknown one pads: the attention mask hides it.
+    Raises UserError where there is none of the three.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, tokens: Mapping[str, str]) -> None:
+        self.tokenizer = tokenizer
+        self.tokens = {role: tokens[role] for role in ROLES if tokens.get(role)}
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        # A caption that spells '[SEP]' says these five characters; it does not end the text.
+        tokenizer.encode_special_tokens = True
+        spelled = {role: tokenizer.token_to_id(token) for role, token in self.tokens.items()}
+        ids = {role: i for role, i in spelled.items() if i is not None}
+        pads = [ids[role] for role in ("pad", "eos", "sep", "unk") if role in ids]
+        if not pads:
+            raise UserError(
+                "the tokenizer has no token to pad with (pad, eos, sep or unk)",
+                key="model.text_encoder.tokenizer",
+            )
+        self.pad_id: int = pads[0]
+        self.mask_id: int | None = ids.get("mask")
+        added = tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special).union(
+            ids.values()
+        )
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(vocabulary.values()) + 1  # ids may have gaps
+        self._num_added = tokenizer.num_special_tokens_to_add(is_pair=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"vocabulary": self.tokenizer.to_str(), "tokens": self.tokens}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(Tokenizer.from_str(state["vocabulary"]), state["tokens"])  # type: ignore[misc]
+
+    @property
+    def pieces(self) -> list[str]:
+        """The vocabulary's spelling by id; empty for an id that is not used."""
+        spelling = [""] * self.vocab_size
+        for piece, i in self.tokenizer.get_vocab(with_added_tokens=True).items():
+            spelling[i] = piece
+        return spelling
+
+    def __call__(self, texts: list[str], max_length: int) -> tuple[Tensor, Tensor]:
+        """``input_ids_BT`` and ``attention_mask_BT``, int64, as long as the longest text.
+
+        ``max_length`` counts the special tokens; a longer text loses words from its end and keeps
+        its end token. Raises UserError where ``max_length`` leaves no room for text.
+        """
+        if max_length <= self._num_added:
+            raise UserError(
+                f"max_length {max_length} leaves no room for text: the tokenizer adds "
+                f"{self._num_added} special tokens",
+                key="model.text_encoder.max_length",
+            )
+        rows = [self._ids(text, max_length) for text in texts]
+        longest = max((len(row) for row in rows), default=0)
+        padded = [row + [self.pad_id] * (longest - len(row)) for row in rows]
+        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+        shape = (len(rows), longest)
+        return (
+            torch.tensor(padded, dtype=torch.int64).view(shape),
+            torch.tensor(mask, dtype=torch.int64).view(shape),
+        )
+
+    def _ids(self, text: str, max_length: int) -> list[int]:
+        # One text at a time: encode_batch starts threads, which forked data workers cannot use.
+        encoding = self.tokenizer.encode(text)
+        ids: list[int] = encoding.ids
+        if len(ids) > max_length:
+            num_trailing = 0
+            for special in reversed(encoding.special_tokens_mask):
+                if not special:
+                    break
+                num_trailing += 1
+            ids = ids[: max_length - num_trailing] + ids[len(ids) - num_trailing :]
+        return ids or [self.pad_id]  # a row of nothing would be NaN in attention
+
+    def clean(self, text: str) -> str:
+        """The text as it is tokenized: see ``clean``."""
+        return clean(text)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer; ``load`` reads it, and so does transformers' ``AutoTokenizer``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        settings |= {f"{role}_token": token for role, token in self.tokens.items()}
+        # The vocabulary comes last: where it lies, the folder is whole.
+        _write(folder / _SETTINGS, json.dumps(settings, ensure_ascii=False, indent=1))
+        _write(folder / _VOCABULARY, self.tokenizer.to_str(pretty=True))
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether ``folder`` holds a saved tokenizer."""
+    return (folder / _VOCABULARY).is_file() and (folder / _SETTINGS).is_file()
+
+
+def load(folder: Path) -> TextTokenizer:
+    """A tokenizer that ``save`` wrote. Raises UserError, naming the folder, where it cannot be."""
+    try:
+        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf8"))
+        vocabulary = (folder / _VOCABULARY).read_text(encoding="utf8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"no saved tokenizer in {folder}: {error}") from error
+    try:
+        tokenizer = Tokenizer.from_str(vocabulary)
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{folder / _VOCABULARY} is damaged: {error}") from error
+    return TextTokenizer(tokenizer, {role: settings.get(f"{role}_token") for role in ROLES})
+
+
+def clean(text: str) -> str:
+    """Text with mojibake, HTML entities and odd characters mended (ftfy), spaces made single."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # else nothing to mend
+        import ftfy  # a tenth of a second to import, and many runs never need it
+
+        text = ftfy.fix_text(text)
+    return " ".join(text.split())
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf8")
+    temporary.replace(path)

@@ -1,0 +1,162 @@
+"""Class names and prompt templates from files, in the forms in which they are published.
+
+Classes: a JSON list of names; a JSON object folder → name, or number → name (or → [folder, name]);
+a text file with a name a line. Templates: a JSON list or text lines, each with one ``{}`` or
+``{c}``. Both at once: ``{"classes": […], "templates": […]}``, or an object of several such sets by
+name, of which ``file.json#SET`` takes one (default: the set called like the dataset).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UserError
+from engine.registry import nearest
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+_HOLES = ("{}", "{c}")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Class names in the order of labels, the templates, and the folders of classes if known."""
+
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    folders: tuple[str, ...] | None = None
+    origin: str = ""  # the file, for messages
+
+    def text(self, label: int, template: int) -> str:
+        """One prompt."""
+        text = self.templates[template]
+        for hole in _HOLES:
+            text = text.replace(hole, self.classes[label])
+        return text
+
+    def in_order_of(self, folders: list[str] | None, dataset: str) -> Prompts:
+        """The same with classes in the order of a dataset's labels (its class folders).
+
+        Names are matched to folders where the file states folders, where names and folders are the
+        same words, or where folders are numbers; else by position. Only classes that the dataset
+        has are kept. Raises UserError where neither fits.
+        """
+        if folders is None:
+            return self
+        keys = self.folders or self.classes
+        place = {_plain(key): position for position, key in enumerate(keys)}
+        wanted = [_plain(folder) for folder in folders]
+        if not set(wanted) <= place.keys() and all(folder.isdecimal() for folder in folders):
+            wanted = [str(int(folder)) for folder in folders]  # sorted as text: 0, 1, 10, 2
+            place = {str(number): number for number in range(len(self.classes))}
+        if set(wanted) <= place.keys():
+            order = [place[folder] for folder in wanted]
+            return replace(self, classes=tuple(self.classes[i] for i in order), folders=None)
+        if self.folders is not None:
+            missing = next(
+                f for f, plain in zip(folders, wanted, strict=True) if plain not in place
+            )
+            raise UserError(
+                f"dataset {dataset!r} has a class folder {missing!r} that {self.origin} does not "
+                f"name; {nearest(missing, list(self.folders)[:50])}"
+            )
+        if len(folders) != len(self.classes):
+            raise UserError(
+                f"{self.origin} has {len(self.classes)} classes, dataset {dataset!r} has "
+                f"{len(folders)} class folders ({', '.join(folders[:5])}, …)"
+            )
+        return self
+
+
+def load(
+    classes: str | Path, templates: str | Path | None = None, *, dataset: str = "", key: str = ""
+) -> Prompts:
+    """Read a file of classes and one of templates. Raises UserError naming file and remedy.
+
+    Without a file of templates, those beside the classes are taken, else "a photo of a {}.".
+    ``key`` is the dotted path of the section that names the files.
+    """
+    at = f"{key}.classes" if key else None
+    origin, value = _read(classes, dataset, "classes", at)
+    beside = None
+    if isinstance(value, dict) and isinstance(value.get("classes"), list | dict):
+        value, beside = value["classes"], value.get("templates")
+    folders, names = _classes(value, origin, at)
+    if templates is not None:
+        at = f"{key}.templates" if key else None
+        template_origin, value = _read(templates, dataset, "templates", at)
+        if isinstance(value, dict):
+            value = value.get("templates")
+        beside = value
+    else:
+        template_origin = origin
+    chosen = [DEFAULT_TEMPLATE] if beside is None else beside
+    if not isinstance(chosen, list) or not chosen:
+        raise UserError(f"{template_origin} holds no list of templates", key=at)
+    for template in chosen:
+        if not isinstance(template, str) or not any(hole in template for hole in _HOLES):
+            raise UserError(
+                f"template {template!r} in {template_origin} has no {{}} where the class name goes",
+                key=at,
+            )
+    return Prompts(tuple(names), tuple(chosen), folders, origin)
+
+
+def _read(path: str | Path, dataset: str, what: str, key: str | None) -> tuple[str, Any]:
+    """(name for messages, value): JSON, or the lines of any other file; a set of several chosen."""
+    name, _, chosen = str(path).partition("#")
+    try:
+        text = Path(name).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the file of {what} {name!r}: {error}", key=key) from error
+    if not name.endswith(".json"):
+        return name, [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{name} is no valid JSON: {error}", key=key) from error
+    sets = {}
+    if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
+        sets = value
+    if not sets:
+        if chosen:
+            raise UserError(f"{name} holds one set, so {chosen!r} cannot be chosen", key=key)
+        return name, value
+    wanted = chosen or dataset
+    found = next((own for own in sets if _plain(own) == _plain(wanted)), None)
+    if found is None:
+        raise UserError(
+            f"{name} holds several sets and none is called {wanted!r}; "
+            f"{nearest(wanted, list(sets))} Name one as {name}#SET",
+            key=key,
+        )
+    return f"{name}#{found}", sets[found]
+
+
+def _classes(
+    value: Any, origin: str, key: str | None
+) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """(folders or None, names) from a list, or an object by folder or number."""
+    folders: tuple[str, ...] | None = None
+    if isinstance(value, dict):
+        if value and all(str(label).isdecimal() for label in value):
+            value = [value[label] for label in sorted(value, key=int)]
+            if all(isinstance(entry, list) and len(entry) == 2 for entry in value):
+                folders = tuple(str(entry[0]) for entry in value)
+                value = [entry[1] for entry in value]
+        else:
+            folders, value = tuple(value), list(value.values())
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        raise UserError(
+            f"{origin} must hold class names: a list, or an object folder → name", key=key
+        )
+    if not value:
+        raise UserError(f"{origin} names no class", key=key)
+    return folders, tuple(value)
+
+
+def _plain(name: str) -> str:
+    """Folders and names differ in case, underscores and blanks."""
+    return "".join(character for character in name.lower() if character.isalnum())

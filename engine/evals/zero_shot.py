@@ -1,0 +1,87 @@
+"""Zero-shot classification: images against texts made of class names and prompt templates.
+
+A class's feature is the L2-normed mean of the L2-normed features of its prompts (Radford et al.
+2021, arXiv:2103.00020, section 3.1.4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.data.bad_samples import BadRecord, summary
+from engine.data.loader import rank_slice
+from engine.dist import collectives
+from engine.errors import FaultError, UserError
+from engine.evals.encode import Encoder
+from engine.evals.prompts import Prompts
+from engine.metrics import classification as metrics
+from engine.types import Source
+
+_CHUNK = 4096  # images scored at once
+
+
+@dataclass
+class ZeroShot:
+    """What an evaluation found; equal on every rank."""
+
+    metrics: dict[str, float]
+    num_images: int
+    num_seen: int
+    bad: list[BadRecord]
+
+
+def evaluate(
+    encoder: Encoder, source: Source, prompts: Prompts, *, num_rows: int | None = None
+) -> ZeroShot:
+    """Accuracy at 1 and 5 and mean per class, in percent, of the first ``num_rows`` images.
+
+    Images that cannot be read are left out and named in ``bad``. Raises UserError where classes and
+    the source's labels do not fit, FaultError for features that are NaN.
+    """
+    prompts = prompts.in_order_of(getattr(source, "classes", None), source.name)
+    seen = len(source) if num_rows is None else min(num_rows, len(source))
+    class_KD = class_features(encoder, prompts)
+    images = encoder.images(source, np.arange(seen))
+    if not len(images.rows):
+        raise UserError(
+            f"dataset {source.name!r} ({source.split}) has no image that can be used: "
+            f"{summary(images.bad) if images.bad else 'it has no rows'}"
+        )
+    label_N = checked_labels(source, images.rows, images.labels, len(prompts.classes))
+    rank_N = label_N.new_empty(len(label_N))
+    try:
+        for start in range(0, len(label_N), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            score_BK = images.features[rows].double() @ class_KD.double().T
+            ranks = metrics.label_ranks(score_BK.float(), label_N[rows].to(score_BK.device))
+            rank_N[rows] = ranks.cpu()
+    except ValueError as error:
+        raise FaultError(f"evaluation on {source.name!r}: {error}") from error
+    return ZeroShot(metrics.from_ranks(rank_N, label_N), len(label_N), seen, images.bad)
+
+
+def class_features(encoder: Encoder, prompts: Prompts) -> Tensor:
+    """[classes, D], L2-normed. Each rank encodes its share of the classes."""
+    share = rank_slice(range(len(prompts.classes)), collectives.rank(), collectives.world())
+    texts = [prompts.text(c, t) for c in share for t in range(len(prompts.templates))]
+    prompt_ND = F.normalize(encoder.texts(texts), dim=-1)
+    prompt_KTD = prompt_ND.unflatten(0, (len(prompts.classes), len(prompts.templates)))
+    return F.normalize(prompt_KTD.mean(1), dim=-1)
+
+
+def checked_labels(source: Source, row_N: np.ndarray, label_N: Tensor, num_classes: int) -> Tensor:
+    """The labels; raises UserError naming the first row that has none, or one of no class."""
+    wrong = (label_N < 0) | (label_N >= num_classes)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        label = int(label_N[first])
+        what = "no label" if label < 0 else f"label {label}, but there are {num_classes} classes"
+        raise UserError(
+            f"row {int(row_N[first])} of dataset {source.name!r} has {what}; classification needs "
+            "labelled images (format: imagefolder)"
+        )
+    return label_N

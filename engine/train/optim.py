@@ -1,0 +1,200 @@
+"""Optimizers: which class, and which of its groups each parameter falls into."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.config.schema import Optim, ParamGroup
+from engine.errors import UserError
+from engine.registry import nearest
+from engine.train.lars import LARS
+
+Kind = Callable[..., torch.optim.Optimizer]  # a class: they differ in what they take
+_UNFIT = {
+    "LBFGS": "it evaluates the loss several times a step",
+    "SparseAdam": "it takes sparse gradients only",
+}
+_TOWERS = ("image_encoder", "text_encoder")
+_LAYER = re.compile(r"(?:^|\.)(?:blocks?|layers?|resblocks|stages|h)\.?(\d+)(?=\.)")
+_EMBEDDING = re.compile(
+    r"embed|_token|\bpos|patch|stem|norm_pre|ln_pre|\bwte|\bwpe|\bshared|^(conv1|bn1)\b"
+)
+
+
+def build(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
+    """The optimizer of ``model``'s trainable parameters; each group carries its ``lr_scale``.
+
+    Biases, norms and scalars (at most one dimension, or one element) never decay. Raises UserError
+    for an unknown class or param, and for a pattern that finds no parameter.
+    """
+    kind = _optimizer_class(config.name)
+    param = _checked_param(kind, config)
+    freeze(model, config.groups)
+    groups = _groups(model, config, kind, param)
+    if not groups:
+        raise UserError("every parameter is frozen: nothing is left to train", key="optim.groups")
+    try:
+        if "fused" in _known(kind) and not {"fused", "foreach", "capturable"} & param.keys():
+            try:
+                return kind(groups, lr=config.lr.init, **param, fused=True)
+            except RuntimeError:  # no fused kernel for this device or format
+                pass
+        return kind(groups, lr=config.lr.init, **param)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{config.name}: {error}", key="optim.param") from error
+
+
+def freeze(model: nn.Module, groups: Sequence[ParamGroup]) -> None:
+    """Leave out of training what the groups with ``freeze`` match first.
+
+    A wrapper that reduces gradients must find it done: call this before wrapping the model.
+    """
+    for name, parameter in model.named_parameters():
+        group = _first_match(name, groups)
+        if group is not None and group.freeze:
+            parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> float:
+    """Scale the gradients down to a global L2 norm of ``max_norm``; returns the norm before.
+
+    Waits for the device. ``None`` only measures; a norm that is not finite leaves them as they are.
+    """
+    having = [parameter for parameter in parameters if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in having if parameter.grad is not None]
+    norm = float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    if max_norm is not None and max_norm < norm < float("inf"):
+        nn.utils.clip_grads_with_norm_(having, max_norm, torch.tensor(norm))
+    return norm
+
+
+def layer_depths(names: Iterable[str]) -> dict[str, float]:
+    """How far below its tower's head each parameter lies, in layers; 0 outside the towers.
+
+    Layers are known by names such as ``blocks.3.``, ``layer.2.`` or ``stages.1.blocks.0.``;
+    embeddings lie below the first layer, whatever follows the last one is the head.
+    """
+    depths = dict.fromkeys(names, 0.0)
+    for tower in _TOWERS:
+        inside = {name: _layer(name, tower) for name in depths if f"{tower}." in name}
+        layers = sorted({layer for layer in inside.values() if layer})
+        for name, layer in inside.items():
+            if layer:
+                depths[name] = float(len(layers) - layers.index(layer))
+            elif _EMBEDDING.search(name.split(f"{tower}.", 1)[1]):
+                depths[name] = float(len(layers) + 1)
+    return depths
+
+
+def _layer(name: str, tower: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in _LAYER.findall(name.split(f"{tower}.", 1)[1]))
+
+
+def _groups(
+    model: nn.Module, config: Optim, kind: Kind, param: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Trainable parameters by equal settings, in the model's order."""
+    every = dict(model.named_parameters())
+    chosen = {name: _first_match(name, config.groups) for name in every}
+    _refuse_idle(list(every), chosen, config.groups)
+    depths = layer_depths(every)
+    decays = "weight_decay" in _known(kind)
+    default = param.get("weight_decay", _known(kind)["weight_decay"].default if decays else 0.0)
+    merged: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in every.items():
+        if not parameter.requires_grad:
+            continue
+        group = chosen[name] or ParamGroup(pattern="")
+        decay = default if group.weight_decay is None else group.weight_decay
+        if parameter.ndim <= 1 or parameter.numel() == 1:
+            decay = 0.0
+        scale = group.lr_scale * config.layer_decay ** depths[name]
+        settings: dict[str, Any] = {"params": [], "lr": config.lr.init * scale, "lr_scale": scale}
+        if decays:
+            settings["weight_decay"] = decay
+        merged.setdefault((scale, decay), settings)["params"].append(parameter)
+    return list(merged.values())
+
+
+def _first_match(name: str, groups: Sequence[ParamGroup]) -> ParamGroup | None:
+    return next((group for group in groups if re.search(group.pattern, name)), None)
+
+
+def _refuse_idle(
+    names: list[str], chosen: dict[str, ParamGroup | None], groups: Sequence[ParamGroup]
+) -> None:
+    """A pattern without effect is a mistake: a typo would train what was meant to be left alone."""
+    for position, group in enumerate(groups):
+        if any(match is group for match in chosen.values()):
+            continue
+        found = [name for name in names if re.search(group.pattern, name)]
+        parts = sorted({name.split(".", 1)[0] for name in names})
+        reason = (
+            f"finds only parameters that an earlier group has taken ({found[0]}, …): move it up"
+            if found
+            else f"finds no parameter; the model's parts are {', '.join(parts)}"
+        )
+        raise UserError(f"the pattern {group.pattern!r} {reason}",
+                        key=f"optim.groups.{position}.pattern")  # fmt: skip
+
+
+def _optimizer_class(name: str) -> Kind:
+    """LARS, a class of torch.optim with or without its package, or a dotted one from outside."""
+    known = {
+        key: value
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type) and value is not torch.optim.Optimizer
+    }
+    known["LARS"] = LARS
+    module, _, bare = name.rpartition(".")
+    if module not in ("", "torch.optim"):
+        return _from_outside(name, module, bare)
+    if bare in _UNFIT:
+        raise UserError(f"{bare} cannot be used: {_UNFIT[bare]}", key="optim.name")
+    if bare not in known:
+        usable = [key for key in known if key not in _UNFIT]
+        raise UserError(f"no optimizer is called {name!r}; {nearest(bare, usable)}",
+                        key="optim.name")  # fmt: skip
+    return known[bare]
+
+
+def _from_outside(name: str, module: str, bare: str) -> Kind:
+    try:
+        kind = getattr(importlib.import_module(module), bare)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"cannot import the optimizer {name!r}: {error}",
+                        key="optim.name") from error  # fmt: skip
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise UserError(f"{name!r} is not a torch.optim.Optimizer", key="optim.name")
+    return kind
+
+
+def _known(kind: Kind) -> dict[str, inspect.Parameter]:
+    parameters = list(inspect.signature(kind).parameters.items())[1:]  # the first is params
+    return dict(parameters)
+
+
+def _checked_param(kind: Kind, config: Optim) -> dict[str, Any]:
+    """``optim.param`` as the class takes it: lists (of betas) as tuples, no unknown name."""
+    known = _known(kind)
+    for name in config.param:
+        if name == "lr":
+            raise UserError("the learning rate is set by optim.lr.init", key="optim.param.lr")
+        if name not in known:
+            usable = [one for one in known if one != "lr"]
+            raise UserError(
+                f"{config.name} has no param {name!r}; {nearest(name, usable)}",
+                key=f"optim.param.{name}",
+            )
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in config.param.items()
+    }

@@ -1,0 +1,196 @@
+"""Decoupled gradient accumulation: the gradients of a whole batch in the memory of a sub-batch.
+
+A contrastive loss couples all rows, so that losses of sub-batches do not add up to it. Its gradient
+with respect to the rows' features does decouple them (GradCache, Gao et al. 2021, arXiv:2101.06983;
+ZeroVL, Cui et al. 2022, arXiv:2112.09331):
+
+1. features z of every sub-batch; only the last ``runner.keep_graphs`` keep their graphs;
+2. the loss of the whole batch over the detached features, and its gradients g = ∂L/∂z;
+3. sub-batch by sub-batch backward of Σ⟨z, g⟩: through the kept graph, else through a new one from a
+   second forward pass that draws the same random numbers.
+
+Shared scalars (the temperature) get their gradient once, with the last backward, which is also the
+only one that averages gradients over ranks. Backwards go from the last sub-batch to the first,
+however many graphs are kept: rounding, and so a resumed run, does not hang on free memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from engine.config.schema import Data, Runner
+from engine.dist import collectives, reduction
+from engine.errors import UserError
+from engine.train import rng
+from engine.train.precision import Precision
+from engine.train.steps.batches import Feed, Split, num_rows, numbers
+from engine.train.steps.keep_graphs import KeepGraphs
+from engine.types import Batch, Features, Task
+
+NAMES = ("clip_bsgs",)
+
+
+class DecoupledAccumulation:
+    """A function of a batch (on the host) and its step that leaves the whole batch's gradients."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        rows: int,
+        *,
+        task: Task,
+        model: nn.Module,
+        precision: Precision,
+        device: torch.device,
+    ) -> None:
+        self.seed = runner.seed
+        self.rows = rows  # of a sub-batch on this rank, at most
+        self.task, self.model, self.precision, self.device = task, model, precision, device
+        self.keep = KeepGraphs(runner.keep_graphs, device)
+        self.feed = Feed(device)
+        self.norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+
+    def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Gradients into ``.grad`` (times the fp16 scaler's scale); returns the losses.
+
+        Raises UserError where not even one sub-batch fits the device's memory.
+        """
+        split = self._split(batch)
+        statistics = [(b, b.clone()) for norm in self.norms for b in norm.buffers()]
+        while True:
+            self._can_retry = True
+            try:
+                losses = self.gradients(batch, split, step)
+                break
+            except torch.OutOfMemoryError as error:
+                if not self._can_retry:
+                    raise
+                failure = str(error)  # not the error itself: its traceback holds the graphs
+            if not self.keep.fall_back():
+                raise UserError(
+                    f"a sub-batch of {self.rows} rows a device does not fit into memory: lower "
+                    f"data.batch_size_train ({failure})",
+                    key="data.batch_size_train",
+                )
+            self.model.zero_grad(set_to_none=True)
+            for buffer, value in statistics:
+                buffer.copy_(value)
+        self.keep.finish_step()
+        return losses
+
+    def gradients(self, batch: Batch, split: Split, step: int) -> dict[str, Tensor]:
+        """The algorithm."""
+        k = len(split.rows)
+        kept_from = max(0, k - self.keep.count)
+        with reduction.hold(self.model):
+            # 1. Features of all sub-batches, graphs of the last ones
+            done = [
+                self._forward(part, step, j, graph=j >= kept_from)
+                for j, part in enumerate(self.feed(batch, split.rows))
+            ]
+            whole = detached(done, split, known=kept_from < k)
+            kept, done = done[kept_from:], []
+
+            # 2. The whole batch's loss, and its gradients at the features
+            self._can_retry = collectives.world() == 1  # other ranks would wait in the loss
+            losses = self.task.losses(whole)
+            self.precision.scale(losses["loss"]).backward()
+            pulls = {name: split.in_parts(g) for name, g in _gradients(whole.per_sample)}
+            once = dict(_gradients(whole.shared))
+
+            # 3. On to the parameters, from the last sub-batch to the first
+            again = self.feed(batch, split.rows[:kept_from][::-1])
+            for j in reversed(range(k)):
+                if kept:
+                    features = kept.pop()
+                else:
+                    with statistics_held(self.norms):
+                        features = self._forward(next(again), step, j, graph=True)
+                ends = [(features.per_sample[name], pull[j]) for name, pull in pulls.items()]
+                if j == 0:
+                    ends += [(features.shared[name], pull) for name, pull in once.items()]
+                outputs, gradients = zip(*(e for e in ends if e[0].requires_grad), strict=True)
+                if j == 0:
+                    reduction.release(self.model, outputs)
+                torch.autograd.backward(outputs, gradients)
+                del features, ends, outputs
+        return numbers(losses, whole)
+
+    def _forward(self, part: Batch, step: int, j: int, *, graph: bool) -> Features:
+        """Features of sub-batch j; its random numbers hang on step, rank and j, not on the pass."""
+        seed = rng.derive(self.seed, step, collectives.rank(), j)
+        with (
+            rng.isolated(seed, self.device),
+            self.precision.autocast(),
+            torch.set_grad_enabled(graph),
+        ):
+            if not graph:
+                return self.task.features(self.model, part)
+            with self.keep.measured():
+                return self.task.features(self.model, part)
+
+    def _split(self, batch: Batch) -> Split:
+        """This rank's sub-batches: of uneven sizes if must be, but equally many on every rank."""
+        n = num_rows(batch)
+        parts = max(1, min(-(-max(collectives.row_counts(n)) // self.rows), n))
+        by_length = parts > 1 and not self.task.rows_interact
+        return Split(batch, parts, by_length=by_length, device=self.device)
+
+
+def build(
+    runner: Runner,
+    data: Data,
+    *,
+    task: Task,
+    model: nn.Module,
+    precision: Precision,
+    device: torch.device,
+) -> DecoupledAccumulation:
+    """The step of ``runner.name: dga``; ``data.batch_size_train`` counts rows of all ranks."""
+    rows = -(-(data.batch_size_train or data.batch_size) // collectives.world())
+    return DecoupledAccumulation(
+        runner, rows, task=task, model=model, precision=precision, device=device
+    )
+
+
+def detached(done: Sequence[Features], split: Split, *, known: bool) -> Features:
+    """All sub-batches' features as leaves of a new graph, rows in the batch's own order.
+
+    Where it is ``known`` from a graph, only what needs a gradient there asks for one.
+    """
+    last = done[-1]
+
+    def leaf(value: Tensor, source: Tensor) -> Tensor:
+        wanted = source.requires_grad if known else source.is_floating_point()
+        return value.detach().requires_grad_(wanted)
+
+    return Features(
+        {
+            name: leaf(split.batch_order([f.per_sample[name].detach() for f in done]), source)
+            for name, source in last.per_sample.items()
+        },
+        {name: leaf(value, value) for name, value in last.shared.items()},
+        dict(last.info),
+    )
+
+
+def _gradients(leaves: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    return ((name, z.grad) for name, z in leaves.items() if z.grad is not None)
+
+
+@contextmanager
+def statistics_held(norms: list[_BatchNorm]) -> Iterator[None]:
+    """Batch norms normalise as ever, but their running statistics stay: the rows are known."""
+    tracking = [norm for norm in norms if norm.track_running_stats]
+    for norm in tracking:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True

@@ -1,0 +1,104 @@
+"""How many sub-batches may keep their graphs, so that they are not run forward a second time."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from engine.dist import collectives
+
+_SHARE = {"cuda": 0.9, "cpu": 0.5}  # of the memory that may be filled; a CPU out of it kills us
+_SLACK = 1.1  # graphs differ in size from step to step
+
+
+class KeepGraphs:
+    """``count`` graphs are kept: as many as set, or under ``auto`` one at first, then what fits.
+
+    Under ``auto`` the ranks agree at fixed steps (the 2nd, 4th, 8th, …: by then the optimizer's
+    state exists) on what fits the fullest of them. Whatever the count, gradients are the same bit
+    for bit.
+    """
+
+    def __init__(self, setting: Literal["auto"] | int, device: torch.device) -> None:
+        self.auto = setting == "auto"
+        self.count = 1 if setting == "auto" else setting
+        self.device = device
+        self._graph_bytes = 0
+        self._limit: int | None = None
+        self._steps = 0
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Around a forward pass that records a graph: note how much memory the graph holds."""
+        if not self.auto or (self.device.type == "cpu" and self._graph_bytes):
+            yield
+        elif self.device.type == "cuda":
+            before = torch.cuda.memory_allocated(self.device)
+            yield
+            held = torch.cuda.memory_allocated(self.device) - before
+            self._graph_bytes = max(self._graph_bytes, held)
+        else:
+            storages: dict[int, int] = {}
+
+            def note(saved: Tensor) -> Tensor:
+                if not saved.is_leaf or not saved.requires_grad:  # weights are there anyway
+                    storage = saved.untyped_storage()
+                    storages[storage.data_ptr()] = storage.nbytes()
+                return saved.detach()
+
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+                yield
+            self._graph_bytes = max(1, sum(storages.values()))
+
+    def finish_step(self) -> None:
+        """Count a step, and at the agreed ones keep as many graphs as fit. Every rank calls."""
+        self._steps += 1
+        if not self.auto or self._steps < 2 or self._steps & (self._steps - 1):
+            return
+        fits = self.count
+        if self._graph_bytes:
+            fits = max(1, self.count + int(self._room() // (_SLACK * self._graph_bytes)))
+        if self._limit is not None:
+            fits = min(fits, self._limit)
+        self.count = min(collectives.all_gather_json(fits))
+
+    def fall_back(self) -> bool:
+        """After memory ran out: keep fewer from now on. False where there are no fewer."""
+        if self.count <= 1:
+            return False
+        warnings.warn(f"memory ran out with the graphs of {self.count} sub-batches: keeping "
+                      f"{self.count // 2}", stacklevel=2)  # fmt: skip
+        self.count = self._limit = self.count // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
+    def _room(self) -> float:
+        """Bytes that further graphs may fill; negative where too many are kept."""
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            reachable = free + torch.cuda.memory_reserved(self.device)
+            return _SHARE["cuda"] * reachable - torch.cuda.max_memory_allocated(self.device)
+        # Between steps no graph lives, so those of this count are still to be paid
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", collectives.world()))
+        return _SHARE["cpu"] * available() / processes - self.count * self._graph_bytes * _SLACK
+
+
+def available(root: Path = Path("/")) -> int:
+    """Bytes of host memory to be had, by the kernel and by this container's limit."""
+    found = [1 << 62]
+    meminfo = root / "proc/meminfo"
+    if meminfo.is_file():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    limit, used = (root / f"sys/fs/cgroup/memory.{name}" for name in ("max", "current"))
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+        found.append(int(limit.read_text()) - int(used.read_text()))
+    return max(0, min(found)) if len(found) > 1 else 0

@@ -1,0 +1,42 @@
+"""The plain step: features, losses, backward, over all of this rank's rows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from engine.config.schema import Data, Runner
+from engine.dist import collectives
+from engine.train import rng
+from engine.train.precision import Precision
+from engine.train.steps.batches import numbers, to_device
+from engine.types import Batch, Task
+
+NAMES = ("clip_bs",)
+
+
+def build(
+    runner: Runner,
+    data: Data,
+    *,
+    task: Task,
+    model: nn.Module,
+    precision: Precision,
+    device: torch.device,
+) -> Callable[[Batch, int], dict[str, Tensor]]:
+    """A function of a batch and its step that leaves the gradients, averaged over ranks."""
+
+    def gradients(batch: Batch, step: int) -> dict[str, Tensor]:
+        """Gradients into ``.grad`` (times the fp16 scaler's scale); returns the losses."""
+        with (
+            rng.isolated(rng.derive(runner.seed, step, collectives.rank(), 0), device),
+            precision.autocast(),
+        ):
+            features = task.features(model, to_device(batch, device))
+        losses = task.losses(features)  # outside autocast: a loss picks its own number formats
+        precision.scale(losses["loss"]).backward()
+        return numbers(losses, features)
+
+    return gradients

@@ -1,0 +1,133 @@
+"""The CSV folder form."""
+
+import csv
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from engine.data.formats.csv import Config, build
+from engine.errors import UserError
+from engine.types import BadSample
+
+_ROWS = [("a.jpg", "7", "a dog", "70"), ("sub/b.jpg", "8", "a cat", "80"), ("a.jpg", "7", "x", "1")]
+
+
+def _dataset(root: Path, rows=_ROWS, split="train") -> Path:
+    (root / split / "sub").mkdir(parents=True)
+    for name in ("a.jpg", "sub/b.jpg"):
+        Image.new("RGB", (8, 8)).save(root / split / name)
+    with (root / f"{split}_anno.csv").open("w", newline="", encoding="utf8") as file:
+        csv.writer(file).writerows([("image", "image_id", "caption", "caption_id"), *rows])
+    return root
+
+
+def _build(root: Path, split="train", **options):
+    config = Config(root=root, **options)
+    return build(config, name="mine", split=split, cache_dir=root / "cache")
+
+
+def test_rows(tmp_path):
+    source = _build(_dataset(tmp_path))
+    assert (source.name, source.split, len(source)) == ("mine", "train", 3)
+    record = source[1]
+    assert (record.key, record.caption) == ("sub/b.jpg", "a cat")
+    assert (record.image_id, record.caption_id, record.label) == ("8", "80", None)
+    assert record.image == tmp_path / "train" / "sub" / "b.jpg"
+    assert source.column("image_id").tolist() == [0, 1, 0]
+    assert list(source.captions()) == ["a dog", "a cat", "x"]
+
+
+def test_splits_have_their_own_file_and_folder(tmp_path):
+    _dataset(tmp_path)
+    _dataset(tmp_path, rows=[("a.jpg", "1", "held out", "1")], split="valid")
+    source = _build(tmp_path, "valid")
+    assert len(source) == 1
+    assert source[0].image == tmp_path / "valid" / "a.jpg"
+
+
+def test_other_file_names(tmp_path):
+    _dataset(tmp_path)
+    (tmp_path / "train_anno.csv").rename(tmp_path / "captions.csv")
+    (tmp_path / "train").rename(tmp_path / "images")
+    options = {"valid_anno": "captions.csv", "valid_images": "images"}
+    assert _build(tmp_path, "valid", **options)[0].image == tmp_path / "images" / "a.jpg"
+
+
+def test_pickles(tmp_path):
+    source = _build(_dataset(tmp_path))
+    again = pickle.loads(pickle.dumps(source))
+    assert [again[i] for i in range(3)] == [source[i] for i in range(3)]
+
+
+def test_caption_of_spaces_is_none(tmp_path):
+    source = _build(_dataset(tmp_path, rows=[("a.jpg", 0, " \t ", 0), ("a.jpg", 0, "", 1)]))
+    for index in range(2):
+        with pytest.raises(BadSample, match=f"row {index + 1}") as caught:
+            source[index]
+        assert caught.value.cause == "no caption"
+
+
+def test_row_without_an_image(tmp_path):
+    with pytest.raises(BadSample, match="row 1 names no image"):
+        _build(_dataset(tmp_path, rows=[("", 0, "words", 0)]))[0]
+
+
+def test_link_to_another_place_is_refused(tmp_path):
+    root = _dataset(tmp_path / "set", rows=[("out.jpg", 0, "x", 0), ("in.jpg", 1, "y", 1)])
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    (root / "train" / "out.jpg").symlink_to(tmp_path / "secret.jpg")
+    (root / "train" / "in.jpg").symlink_to(root / "train" / "a.jpg")
+    source = _build(root)
+    with pytest.raises(BadSample, match=r"secret\.jpg") as caught:
+        source[0]
+    assert caught.value.cause == "outside root"
+    assert source[1].key == "in.jpg"
+
+
+def test_neighbour_folder_is_outside(tmp_path):
+    """'train_private' begins like 'train'."""
+    root = _dataset(tmp_path, rows=[("link/x.jpg", 0, "x", 0)])
+    (tmp_path / "train_private").mkdir()
+    (root / "train" / "link").symlink_to(tmp_path / "train_private")
+    with pytest.raises(BadSample, match="outside root"):
+        _build(root)[0]
+
+
+def test_image_folder_may_itself_be_a_link(tmp_path):
+    root = _dataset(tmp_path / "set")
+    shutil.move(root / "train", tmp_path / "big_disk")
+    (root / "train").symlink_to(tmp_path / "big_disk")
+    assert _build(root)[0].image.exists()
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"'mine' has no folder .*/none"):
+        _build(tmp_path / "none")
+    root = _dataset(tmp_path / "set")
+    (root / "valid").mkdir()
+    with pytest.raises(UserError, match=r"no annotation file .*valid_anno\.csv.*train_anno\.csv"):
+        _build(root, "valid")
+    shutil.rmtree(root / "train")
+    with pytest.raises(UserError, match=r"'mine' has no image folder .*/train"):
+        _build(root)
+
+
+def test_real_captions(shared_data, tmp_path):
+    """Every row as the csv module reads it; 1,000 photographs with five captions each."""
+    real = shared_data / "flickr8k"
+    shutil.copy(real / "valid_anno.csv", tmp_path)  # so that the table is not cached beside it
+    (tmp_path / "valid").symlink_to(real / "valid")
+    source = _build(tmp_path, "valid")
+    with (real / "valid_anno.csv").open(newline="", encoding="utf8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(source) == len(rows) == 5000
+    for index in range(0, 5000, 7):
+        record, row = source[index], rows[index]
+        assert record.caption == row["caption"]
+        assert (record.image_id, record.caption_id) == (row["image_id"], row["caption_id"])
+        assert record.image == tmp_path / "valid" / row["image"]
+        assert record.image.is_file()
+    assert len(set(source.column("image_id").tolist())) == 1000

@@ -1,0 +1,74 @@
+"""Things made once by one of many processes."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from engine.data.once import make_once
+
+
+def _make_slowly(target: Path, log: Path, start) -> None:
+    def make(path: Path) -> None:
+        with log.open("a") as file:
+            file.write("made\n")
+        path.mkdir()
+        for i in range(20):
+            (path / f"{i}").write_text("x" * 1000)
+
+    start.wait()
+    make_once(target, make)
+    assert len(list(target.iterdir())) == 20
+
+
+def _die_halfway(target: Path) -> None:
+    def make(path: Path) -> None:
+        path.mkdir()
+        (path / "half").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    make_once(target, make)
+
+
+def test_one_process_makes_while_others_wait(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(4)
+    target, log = tmp_path / "deep" / "made", tmp_path / "log"
+    arguments = (target, log, start)
+    processes = [context.Process(target=_make_slowly, args=arguments) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert log.read_text() == "made\n"
+
+
+def test_killed_maker_leaves_nothing_that_counts(tmp_path):
+    target = tmp_path / "made"
+    process = multiprocessing.get_context("spawn").Process(target=_die_halfway, args=(target,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert not target.exists()
+    make_once(target, lambda path: path.write_text("whole") and None)
+    assert target.read_text() == "whole"
+    assert [p.name for p in tmp_path.iterdir() if "making" in p.name] == []
+
+
+def test_failed_maker_leaves_nothing(tmp_path):
+    def fail(path: Path) -> None:
+        path.mkdir()
+        (path / "half").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_once(tmp_path / "made", fail)
+    assert [p.name for p in tmp_path.iterdir()] == [".made.lock"]
+
+
+def test_what_is_there_is_not_made_again(tmp_path):
+    (tmp_path / "made").write_text("old")
+    make_once(tmp_path / "made", lambda path: pytest.fail("made again"))

@@ -1,0 +1,60 @@
+"""One row → a sample or the reason why not."""
+
+from pathlib import Path
+
+import torch
+from drawn_source import Drawn, noisy
+
+from engine.data.bad_samples import BadRecord
+from engine.data.reader import Reader
+from engine.types import Record, Sample
+
+BOUND = 10**8
+
+
+class TextOnly(Drawn):
+    def __getitem__(self, index):
+        return Record("t", None, "words", "i", "c", label=4)
+
+
+class Missing(Drawn):
+    def __getitem__(self, index):
+        return Record("gone.jpg", Path("/nonexistent/gone.jpg"), "words", "i", "c")
+
+
+def test_a_sample_carries_all_of_its_record():
+    sample = Reader([Drawn("a", 5), Drawn("b", 5)], noisy, 1, BOUND).read(0, 0, 1, 3)
+    assert isinstance(sample, Sample)
+    assert (sample.text, sample.image_id, sample.caption_id) == ("row 3", "3", "3c")
+    assert (sample.dataset, sample.index, sample.label) == (1, 3, None)
+    assert sample.image.shape == (3, 16, 20)
+
+
+def test_a_row_without_an_image():
+    sample = Reader([TextOnly("a", 5)], noisy, 1, BOUND).read(0, 0, 0, 0)
+    assert sample.image is None
+    assert sample.label == 4
+
+
+def test_a_missing_file_is_named():
+    bad = Reader([Missing("a", 5)], noisy, 1, BOUND).read(7, 0, 0, 2)
+    assert bad == BadRecord(7, "a", 2, "gone.jpg", "missing", "/nonexistent/gone.jpg")
+
+
+def test_the_bound_on_pixels_holds():
+    bad = Reader([Drawn("a", 5)], noisy, 1, 100).read(0, 0, 0, 0)
+    assert bad.cause == "too large"
+
+
+def test_seeds_fit_any_generator_and_hang_on_the_place():
+    reader = Reader([Drawn("a", 50)], noisy, 1, BOUND)
+    seeds = [reader.read(step, 0, 0, row).seed for step, row in ((0, 1), (5, 1), (0, 2))]
+    assert seeds[0] == seeds[1] != seeds[2]
+    assert all(0 <= reader.read(0, epoch, 0, 0).seed < 2**63 for epoch in range(20))
+
+
+def test_without_a_seed_random_transforms_repeat():
+    reader = Reader([Drawn("a", 5)], noisy, None, BOUND)
+    once, again = reader.read(0, 0, 0, 1), reader.read(3, 0, 0, 1)
+    assert once.seed is None
+    assert torch.equal(once.image, again.image)

@@ -1,0 +1,90 @@
+"""Zero-shot classification with known right answers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine.errors import UserError
+from engine.evals import zero_shot
+from engine.evals.prompts import Prompts
+from engine.metrics import classification
+from tests import distributed
+from tests.evals.colours import ColourSource, colours, encoder, png
+
+CLASSES = ("250 10 10", "10 250 10", "10 10 250", "200 200 10", "10 200 200", "200 10 200")
+
+
+def source(count=40, classes=None):
+    """Images of random colours, each labelled with the class whose colour is nearest but one."""
+    rows = []
+    unit = F.normalize(torch.tensor([[float(v) for v in c.split()] for c in CLASSES]), dim=1)
+    for i, colour in enumerate(colours(count, seed=3)):
+        score = unit @ torch.tensor(colour).float()
+        rank = 0 if i % 4 else 1  # one in four is off by one
+        rows.append((png(colour), "image", i, int(score.argsort(descending=True)[rank])))
+    return ColourSource(rows, classes)
+
+
+def test_accuracies():
+    found = zero_shot.evaluate(encoder(), source(), Prompts(CLASSES, ("{}",)))
+    assert found.metrics["accuracy@1"] == pytest.approx(75.0)
+    assert found.metrics["accuracy@5"] == 100.0
+    assert (found.num_images, found.num_seen, found.bad) == (40, 40, [])
+
+
+def test_a_class_is_the_normed_mean_of_its_normed_prompts():
+    # The task reads the first three numbers, so that a template can put some before the name.
+    templates = ("{}", "100 {}", "0 255 {}")
+    features = zero_shot.class_features(encoder(), Prompts(CLASSES, templates))
+    for label, name in enumerate(CLASSES):
+        numbers = [float(value) for value in name.split()]
+        prompts = torch.tensor([numbers, [100, *numbers[:2]], [0, 255, numbers[0]]]) + 1e-3
+        expected = F.normalize(F.normalize(prompts, dim=1).mean(0), dim=0)
+        torch.testing.assert_close(features[label], expected)
+
+
+def test_classes_are_put_in_the_order_of_the_labels():
+    turned = tuple(reversed(CLASSES))
+    folders = tuple(f"n{label}" for label in reversed(range(6)))
+    data = source(classes=[f"n{label}" for label in range(6)])
+    found = zero_shot.evaluate(encoder(), data, Prompts(turned, ("{}",), folders))
+    assert found.metrics["accuracy@1"] == pytest.approx(75.0)
+
+
+def test_equals_the_metric_on_all_scores_at_once(monkeypatch):
+    data, prompts = source(), Prompts(CLASSES, ("{}", "0 {}"))
+    monkeypatch.setattr(zero_shot, "_CHUNK", 7)
+    found = zero_shot.evaluate(encoder(), data, prompts)
+    used = encoder()
+    images = used.images(data, torch.arange(40).numpy())
+    scores = images.features @ zero_shot.class_features(used, prompts).T
+    assert found.metrics == classification.accuracy(scores, images.labels)
+
+
+def test_bad_images_are_left_out_and_named():
+    data = source()
+    data.rows[4] = (b"broken", "image", 4, 0)
+    found = zero_shot.evaluate(encoder(), data, Prompts(CLASSES, ("{}",)), num_rows=30)
+    assert (found.num_images, found.num_seen) == (29, 30)
+    assert [record.index for record in found.bad] == [4]
+
+
+def test_faults_are_the_users_to_mend():
+    prompts = Prompts(CLASSES, ("{}",))
+    unlabelled = ColourSource([(png((1, 2, 3)), "image", 0, None)])
+    with pytest.raises(UserError, match="row 0 of dataset 'colours' has no label"):
+        zero_shot.evaluate(encoder(), unlabelled, prompts)
+    beyond = ColourSource([(png((1, 2, 3)), "image", 0, 6)])
+    with pytest.raises(UserError, match="label 6, but there are 6 classes"):
+        zero_shot.evaluate(encoder(), beyond, prompts)
+    with pytest.raises(UserError, match="no image that can be used: 1 not an image"):
+        zero_shot.evaluate(encoder(), ColourSource([(b"broken", "image", 0, 0)]), prompts)
+
+
+def evaluated():
+    prompts = Prompts(CLASSES[:5] + CLASSES[5:], ("{}", "0 {}"))
+    return zero_shot.evaluate(encoder(batch_size=5), source(), prompts).metrics
+
+
+def test_the_same_on_many_ranks():
+    assert distributed.run(evaluated, 4) == [evaluated()] * 4
