@@ -113,7 +113,7 @@ class Setup:
             load_model(module, tensors, key="model.init")
         if self.config.runner.compile:
             module.compile(dynamic=True)
-        return module.to(self.device)
+        return module.to(self.device, self.precision.weights)
 
     def evaluate(self, module: nn.Module) -> Metrics:
         return evaluations.evaluate(

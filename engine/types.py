@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
     from torch import Tensor, nn
 
 Batch = dict[str, Any]
@@ -70,6 +73,14 @@ class Source(Protocol):
         """The row at ``index``; raises BadSample where the row itself cannot be used."""
         ...
 
+    def column(self, name: str) -> np.ndarray:
+        """int64 codes of ``image_id`` or ``caption_id`` of all rows, equal where the ids are."""
+        ...
+
+    def captions(self) -> Iterator[str]:
+        """All captions in order, without their images."""
+        ...
+
 
 @dataclass(slots=True)
 class Features:
@@ -101,7 +112,13 @@ class Mix:
 
 
 class Task(Protocol):
-    """A task is four short methods; steps, loop and evaluations know it by these alone."""
+    """A task is four short methods; steps, loop and evaluations know it by these alone.
+
+    ``rows_interact``: a row's features hang on the other rows of its sub-batch (mixup), so that a
+    step may not put the rows into another order.
+    """
+
+    rows_interact: bool
 
     def build_model(self) -> nn.Module: ...
 

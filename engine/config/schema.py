@@ -33,7 +33,7 @@ class Dist(Section):
     name: str = "torch"  # a file of engine/dist that wraps the model
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = "auto"
     timeout_seconds: PositiveFloat = 600.0
     num_threads: PositiveInt | None = None  # of torch in each process
     param: dict[str, Any] = {}

@@ -147,7 +147,7 @@ class _Reading:
             if not isinstance(key_node, yaml.ScalarNode):
                 self._fault(place, path, "a list or mapping cannot be a key; write a plain name")
                 continue
-            key = key_node.value
+            key = _repaired(key_node.value)
             inner = (*path, key)
             if key == "<<":
                 self._fault(place, inner, "merge keys are not read; use base: other.yaml")
@@ -162,6 +162,15 @@ class _Reading:
         self.faults.append(Fault(place, ".".join(path), message))
 
 
+def _text(text: str) -> str:
+    """JSON's escapes write a character beyond 16 bits as a pair; half of one is no text."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16")
+
+
+def _repaired(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _integer(text: str) -> int:
     if text[:2] in ("0o", "0x"):
         return int(text, 0)
@@ -173,7 +182,7 @@ def _float(text: str) -> float:
 
 
 _SCALARS: dict[str, Callable[[str], Any]] = {
-    "str": str,
+    "str": _text,
     "int": _integer,
     "float": _float,
     "bool": lambda text: {"true": True, "false": False}[text.lower()],

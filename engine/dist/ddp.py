@@ -35,6 +35,6 @@ def build(model: nn.Module, config: Dist, device: torch.device) -> nn.Module:
     return DistributedDataParallel(
         model,
         # Without running statistics no buffer ever changes: do not send them every step
-        broadcast_buffers=running,
+        forward_sync_buffers=running,
         **{"gradient_as_bucket_view": True, **config.param},
     )

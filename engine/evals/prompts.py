@@ -1,9 +1,10 @@
 """Class names and prompt templates from files, in the forms in which they are published.
 
 Classes: a JSON list of names; a JSON object folder → name, or number → name (or → [folder, name]);
-a text file with a name a line. Templates: a JSON list or text lines, each with one ``{}`` or
-``{c}``. Both at once: ``{"classes": […], "templates": […]}``, or an object of several such sets by
-name, of which ``file.json#SET`` takes one (default: the set called like the dataset).
+a text file with a name a line. In a list, a class may be a list of names for the same. Templates:
+a JSON list or text lines, each with ``{}`` or ``{c}``. Both at once: ``{"classes": […],
+"templates": […]}``, or an object of several such sets by name, of which ``file.json#SET`` takes one
+(default: the set called like the dataset).
 """
 
 from __future__ import annotations
@@ -22,19 +23,23 @@ _HOLES = ("{}", "{c}")
 
 @dataclass(frozen=True)
 class Prompts:
-    """Class names in the order of labels, the templates, and the folders of classes if known."""
+    """Class names in the order of labels, the templates, and the folders of classes if known.
 
-    classes: tuple[str, ...]
+    A class may have several names: its prompts are all of them in all templates.
+    """
+
+    classes: tuple[tuple[str, ...], ...]
     templates: tuple[str, ...]
     folders: tuple[str, ...] | None = None
     origin: str = ""  # the file, for messages
 
-    def text(self, label: int, template: int) -> str:
-        """One prompt."""
-        text = self.templates[template]
-        for hole in _HOLES:
-            text = text.replace(hole, self.classes[label])
-        return text
+    def texts(self, label: int) -> list[str]:
+        """The prompts of one class."""
+        return [
+            template.replace(_HOLES[0], name).replace(_HOLES[1], name)
+            for name in self.classes[label]
+            for template in self.templates
+        ]
 
     def in_order_of(self, folders: list[str] | None, dataset: str) -> Prompts:
         """The same with classes in the order of a dataset's labels (its class folders).
@@ -45,7 +50,7 @@ class Prompts:
         """
         if folders is None:
             return self
-        keys = self.folders or self.classes
+        keys = self.folders or tuple(names[0] for names in self.classes)
         place = {_plain(key): position for position, key in enumerate(keys)}
         wanted = [_plain(folder) for folder in folders]
         if not set(wanted) <= place.keys() and all(folder.isdecimal() for folder in folders):
@@ -101,7 +106,7 @@ def load(
                 f"template {template!r} in {template_origin} has no {{}} where the class name goes",
                 key=at,
             )
-    return Prompts(tuple(names), tuple(chosen), folders, origin)
+    return Prompts(names, tuple(chosen), folders, origin)
 
 
 def _read(path: str | Path, dataset: str, what: str, key: str | None) -> tuple[str, Any]:
@@ -137,8 +142,8 @@ def _read(path: str | Path, dataset: str, what: str, key: str | None) -> tuple[s
 
 def _classes(
     value: Any, origin: str, key: str | None
-) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """(folders or None, names) from a list, or an object by folder or number."""
+) -> tuple[tuple[str, ...] | None, tuple[tuple[str, ...], ...]]:
+    """(folders or None, names of each class) from a list, or an object by folder or number."""
     folders: tuple[str, ...] | None = None
     if isinstance(value, dict):
         if value and all(str(label).isdecimal() for label in value):
@@ -148,13 +153,17 @@ def _classes(
                 value = [entry[1] for entry in value]
         else:
             folders, value = tuple(value), list(value.values())
-    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-        raise UserError(
-            f"{origin} must hold class names: a list, or an object folder → name", key=key
-        )
-    if not value:
+    if not isinstance(value, list):
+        value = [None]
+    classes = tuple(tuple(names) if isinstance(names, list) else (names,) for names in value)
+    if not classes:
         raise UserError(f"{origin} names no class", key=key)
-    return folders, tuple(value)
+    for names in classes:
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise UserError(
+                f"{origin} must hold class names: a list, or an object folder → name", key=key
+            )
+    return folders, classes
 
 
 def _plain(name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -67,10 +68,10 @@ def evaluate(
 def class_features(encoder: Encoder, prompts: Prompts) -> Tensor:
     """[classes, D], L2-normed. Each rank encodes its share of the classes."""
     share = rank_slice(range(len(prompts.classes)), collectives.rank(), collectives.world())
-    texts = [prompts.text(c, t) for c in share for t in range(len(prompts.templates))]
-    prompt_ND = F.normalize(encoder.texts(texts), dim=-1)
-    prompt_KTD = prompt_ND.unflatten(0, (len(prompts.classes), len(prompts.templates)))
-    return F.normalize(prompt_KTD.mean(1), dim=-1)
+    prompt_ND = encoder.texts([text for label in share for text in prompts.texts(label)])
+    counts = [len(prompts.texts(label)) for label in range(len(prompts.classes))]
+    parts = F.normalize(prompt_ND, dim=-1).split(counts)
+    return F.normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
 
 
 def checked_labels(source: Source, row_N: np.ndarray, label_N: Tensor, num_classes: int) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +16,20 @@ from rich.text import Text
 
 _SMOOTHING = 0.1  # weight of the newest step time in the ETA
 _REFRESH_SECONDS = 0.2
+
+
+class Output(Console):
+    """The console that rows are printed on: a run outlives the reader of its output."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, soft_wrap=True, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more; by default rich would end the process."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):
+            # Else the interpreter fails when it flushes what is left at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Progress:
@@ -31,7 +48,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total_steps, self._step_interval = total_steps, step_interval
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._console = console or Output()
         self._clock = clock
         self._last: tuple[int, float] | None = None  # step and time of the row before
         self._printed: int | None = None

@@ -22,8 +22,11 @@ from engine.logs.stylesheet import STYLE
 
 REPORT_FILE = "report.html"
 _THUMBNAIL = 224  # pixels of a gallery image's longer side
-_NOT_LOSSES = frozenset(
-    ("step", "epoch", "lr", "samples_per_second", "data_wait", "batch_R@1", "seconds")
+_KNOWN = frozenset(
+    (
+        *("step", "epoch", "seconds", "samples_seen", "bad_samples"),
+        *("lr", "samples_per_second", "data_wait", "batch_R@1"),
+    )
 )
 
 
@@ -89,7 +92,7 @@ def _keys(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _curves(training: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> str:
-    losses = [key for key in _keys(training) if key not in _NOT_LOSSES and "/" not in key]
+    losses = [key for key in _keys(training) if key not in _KNOWN and "/" not in key]
     scalars = [key for key in losses if "loss" not in key]
     drawn = [
         charts.line_chart("Loss", {key: _points(training, key) for key in losses if "loss" in key}),

@@ -57,7 +57,7 @@ class RunLog:
 
     def message(self, text: str) -> None:
         """Print a line above the progress line."""
-        with contextlib.suppress(OSError):  # the reader of a pipe may be gone
+        with contextlib.suppress(OSError):  # a full disk, say
             self._progress.message(text)
 
     def close(self) -> None:

@@ -46,9 +46,11 @@ class SigmoidContrast(torch.autograd.Function):
         exchange: Exchange,
         tile_size: int | None,
     ) -> Tensor:
-        inputs, ctx.rest = (image_BD, text_BD, scale, bias), (matches, exchange, tile_size)
+        inputs = image_BD, text_BD, scale, bias
         ctx.save_for_backward(*inputs)
-        loss, ctx.gradients = _one_pass(inputs, *ctx.rest, any(ctx.needs_input_grad))
+        ctx.rest = matches, exchange, tile_size
+        needed = any(ctx.needs_input_grad)
+        loss, ctx.gradients = _one_pass(inputs, matches, exchange, tile_size, needed)
         return loss
 
     @staticmethod
@@ -58,8 +60,9 @@ class SigmoidContrast(torch.autograd.Function):
         # computes them again.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
+            matches, exchange, tile_size = ctx.rest
             with torch.autocast(grad.device.type, enabled=False):
-                gradients = _one_pass(ctx.saved_tensors, *ctx.rest, True)[1]
+                _, gradients = _one_pass(ctx.saved_tensors, matches, exchange, tile_size, True)
         return *(gradient.mul_(grad) for gradient in gradients), None, None, None
 
 

@@ -183,8 +183,14 @@ class Tiles:
     def sigmoid_excess(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Σ softplus(z), Σ (σ(z) − Y), and σ(z) − Y of the tile; Y as the directions' mean."""
         tile = self._logits(rows, columns)
-        loss = F.softplus(tile, threshold=50.0).sum()
-        tile.sigmoid_()
+        if tile.is_cuda or float(highest := tile.max()) > 40:
+            loss = F.softplus(tile, threshold=50.0).sum()
+            tile.sigmoid_()
+        else:
+            _exp_(tile)
+            other = self._buffer(1, rows, columns)
+            loss = _sum_log1p(tile, float(highest), other)
+            tile.div_(torch.add(tile, 1.0, out=other))
         for match in self.matches:
             weight = (match.image_to_text + match.text_to_image) / 2
             self._subtract(tile, rows, columns, match.text, weight)
@@ -210,6 +216,27 @@ class Tiles:
         """dI_h += W·T_w by the first W_hw, dT_w += Wᵀ·I_h by the second."""
         dimage_BD[rows].addmm_(excess[0], self.text_KD[columns])
         dtext_KD[columns].addmm_(excess[1].t(), self.image_BD[rows])
+
+
+def _sum_log1p(e_hw: Tensor, highest: float, spare_hw: Tensor) -> Tensor:
+    """Σ log(1 + e) where e ≤ exp(highest), with a fraction of the logarithms, which are slow.
+
+    (1 + a)(1 + b) = 1 + (a + b + ab) folds the rows by halves as long as nothing can overflow, and
+    keeps the digits of small a and b, which 1 + a would lose.
+    """
+    total, factor = e_hw.new_zeros(()), max(highest, 0.0) + 1  # ≥ log(1 + e)
+    source, place = e_hw, spare_hw
+    while len(source) > 1 and 2 * factor < 80:
+        half = len(source) // 2
+        a, b = source[:half], source[half : 2 * half]
+        if len(source) % 2:
+            total += source[-1].log1p().sum()
+        if source is e_hw:
+            source = torch.add(a, b, out=place[:half]).addcmul_(a, b)
+        else:
+            source = a.addcmul_(a, b).add_(b)
+        factor *= 2
+    return total + source.log1p().sum()
 
 
 def _exp_(x: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ class DualEncoder(nn.Module):
         mean, std: of the image channels, for values in 0…1.
     """
 
-    mean_C11: Tensor
-    std_C11: Tensor
+    mean_C11: Tensor  # noqa: N815
+    std_C11: Tensor  # noqa: N815
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ def _widen(feature_BD: Tensor) -> Tensor:
 
 
 def _projection(encoder: nn.Module, dim: int) -> nn.Linear:
-    width = int(encoder.width)
+    width = int(encoder.width)  # type: ignore[arg-type]
     projection = nn.Linear(width, dim, bias=False)
     nn.init.normal_(projection.weight, std=width**-0.5)
     return projection

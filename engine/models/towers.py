@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import engine.torchvision_ops  # noqa: F401  before timm, which imports torchvision
+
 from timm.layers import resample_abs_pos_embed  # isort: skip
 from engine.errors import UserError
 

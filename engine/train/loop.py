@@ -50,7 +50,8 @@ class Training:
 
     def run(self) -> Metrics:
         """Train to the end of the plan, or until asked to stop; returns the last evaluation."""
-        state, plan, metrics = self.state, self.plan, {}
+        state, plan = self.state, self.plan
+        metrics: Metrics = {}
         gradients = self._build_step()
         clock = Clock()
         for step, batch, bad in self._batches():
@@ -141,10 +142,7 @@ class Training:
 
     def _nonfinite(self, step: int, what: str) -> str:
         rows = self.plan.rows(step).tolist()
-        names = [
-            f"{self.plan.sources[dataset].name}[{row}] {self.plan.sources[dataset].key(row)}"
-            for dataset, row in rows
-        ]
+        names = [f"{self.plan.sources[dataset].name}[{row}]" for dataset, row in rows]
         path = Path(self.store.folder).parent / f"nonfinite_step_{step}.json"
         if collectives.rank() == 0:
             path.write_text(json.dumps(names, indent=0), encoding="utf8")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.config.schema import Dist
 
-Name = Literal["fp32", "bf16", "fp16"]
+Name = Literal["fp64", "fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,9 +37,14 @@ class Precision:
         Enter it anew for each pass: weights that were cast without a graph in one pass would
         otherwise be taken, without one, from autocast's cache by the next.
         """
-        if self.name == "fp32":
+        if self.name not in _DTYPES:
             return nullcontext()
         return torch.autocast(self.device.type, _DTYPES[self.name])
+
+    @property
+    def weights(self) -> torch.dtype:
+        """Of the weights: fp32, or fp64 where a run is to be compared to the last digit."""
+        return torch.float64 if self.name == "fp64" else torch.float32
 
     def scale(self, loss: Tensor) -> Tensor:
         """What to call backward on."""

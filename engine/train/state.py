@@ -107,8 +107,9 @@ def check_order(saved: dict[str, Any], now: dict[str, Any], place: str) -> None:
 
 def constrain(module: nn.Module) -> None:
     """Let a model clamp what it keeps in bounds (a temperature, say) after an update."""
-    if hasattr(module, "constrain"):
-        module.constrain()
+    clamp = getattr(module, "constrain", None)
+    if callable(clamp):
+        clamp()
 
 
 def make_state(config: Any, module: nn.Module, model: nn.Module, precision: Precision,

@@ -32,7 +32,7 @@ def make_inputs(
     """Normalised images and texts of which equal rows are alike, scale and bias as in training."""
     generator = torch.Generator().manual_seed(0)
     image = F.normalize(torch.randn(batch, WIDTH, generator=generator), dim=1)
-    noise = torch.randn(batch, WIDTH, generator=generator) / 10
+    noise = torch.randn(batch, WIDTH, generator=generator) / 5
     text = F.normalize(image + noise, dim=1)
     features = [x.to(device, dtype) for x in (image, text)]
     shared = [torch.tensor(x, device=device) for x in (50.0, -10.0)]

@@ -37,6 +37,7 @@ def value(text):
         ("null", None),
         ("'12'", "12"),
         ("!!str 12", "12"),
+        (r'"\ud83d\ude00"', "😀"),
         ("!!float 3", 3.0),
         ("2024-01-01", "2024-01-01"),
         ("!!python/tuple [0.9, 0.98]", (0.9, 0.98)),
@@ -49,6 +50,15 @@ def test_values_are_read_as_they_look(text, expected):
     found = value(text)
     assert found == expected
     assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [(r'"\ud83d"', "str"), ("!!int a", "int"), ("!!bool no", "bool")]
+)
+def test_scalars_that_are_not_what_they_claim(text, kind):
+    (fault,) = parse(f"a: {text}", "x.yaml").faults
+    assert str(fault).startswith("x.yaml:1: a: ")
+    assert f"is no {kind}; mend the value" in str(fault)
 
 
 def test_an_empty_text_has_no_value():

@@ -35,7 +35,9 @@ class Drawn:
 def noisy(image):
     """A random transform: the pixels plus noise from torch's generator."""
     pixels_HWC = torch.from_numpy(np.array(image))
-    return (pixels_HWC + torch.randint(0, 255, pixels_HWC.shape, dtype=torch.uint8)).permute(2, 0, 1)
+    return (pixels_HWC + torch.randint(0, 255, pixels_HWC.shape, dtype=torch.uint8)).permute(
+        2, 0, 1
+    )
 
 
 def collate(samples):

@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from drawn_source import Drawn, collate, noisy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from drawn_source import Drawn, collate, noisy
 
 from engine.data import loader
 from engine.data.samplers import debias, sequential, shuffle

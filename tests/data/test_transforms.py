@@ -83,7 +83,14 @@ def test_a_crop_of_a_tensor_equals_that_of_its_image(image):
     assert torch.equal(from_image, piece(pipeline.to_tensor(image)))
 
 
-ALL = ["color_jitter", "random_resize_crop", "autoaug", "random_flip", "random_erasing", "normalize"]
+ALL = [
+    "color_jitter",
+    "random_resize_crop",
+    "autoaug",
+    "random_flip",
+    "random_erasing",
+    "normalize",
+]
 
 
 @pytest.mark.parametrize("names", [ALL, ALL[::-1], ["resize", "random_crop"], ["center_crop"]])

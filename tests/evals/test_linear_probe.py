@@ -52,9 +52,15 @@ def test_chunks_and_warm_starts_change_nothing(monkeypatch):
 
 def test_regularisation_is_chosen_on_held_out_images():
     # Few images of many noisy dimensions: next to no regularisation fits the noise.
-    x, y = blobs(60, width=40, spread=3.0)
-    chosen = linear_probe.choose_regularisation(x, y, 4, [1e-6, 50.0, 1e7], seed=1)
-    assert chosen != 1e-6
+    x, y = blobs(300, width=100, spread=4.0)
+    chosen = linear_probe.choose_regularisation(x, y, 4, [1e-6, 300.0])
+    assert chosen == 300.0
+    accuracy = {}
+    for candidate in (1e-6, 300.0):
+        fitted = linear_probe.fit_lbfgs(x, y, 4, candidate)
+        xv, yv = blobs(2000, width=100, spread=4.0, seed=1)
+        accuracy[candidate] = (fitted(xv).argmax(1) == yv).double().mean()
+    assert accuracy[300.0] > accuracy[1e-6]
     assert linear_probe.choose_regularisation(x, y, 4, [0.3]) == 0.3
 
 

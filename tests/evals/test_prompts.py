@@ -30,10 +30,10 @@ def write(folder, name, value):
 )
 def test_forms_of_class_files(tmp_path, name, value, folders):
     loaded = prompts.load(write(tmp_path, name, value))
-    assert loaded.classes == ("red fox", "hen")
+    assert loaded.classes == (("red fox",), ("hen",))
     assert loaded.folders == folders
     assert loaded.templates == ("a photo of a {}.",)
-    assert loaded.text(1, 0) == "a photo of a hen."
+    assert loaded.texts(1) == ["a photo of a hen."]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_forms_of_class_files(tmp_path, name, value, folders):
 def test_forms_of_template_files(tmp_path, name, value):
     classes = write(tmp_path, "c.txt", "hen")
     loaded = prompts.load(classes, write(tmp_path, name, value))
-    assert [loaded.text(0, t) for t in range(2)] == ["a hen.", "the hen"]
+    assert loaded.texts(0) == ["a hen.", "the hen"]
 
 
 def test_several_sets_in_one_file(tmp_path):
@@ -52,11 +52,11 @@ def test_several_sets_in_one_file(tmp_path):
         "Pets": {"classes": ["cat"], "templates": ["a pet {}"]},
         "Cifar-10": {"classes": ["frog"], "templates": ["a tiny {}"]},
     })  # fmt: skip
-    assert prompts.load(f"{path}#Pets").text(0, 0) == "a pet cat"
+    assert prompts.load(f"{path}#Pets").texts(0) == ["a pet cat"]
     by_dataset = prompts.load(path, dataset="cifar10")
-    assert by_dataset.text(0, 0) == "a tiny frog"
+    assert by_dataset.texts(0) == ["a tiny frog"]
     assert by_dataset.origin.endswith("sets.json#Cifar-10")
-    assert prompts.load(f"{path}#Pets", f"{path}#Cifar-10").text(0, 0) == "a tiny cat"
+    assert prompts.load(f"{path}#Pets", f"{path}#Cifar-10").texts(0) == ["a tiny cat"]
     with pytest.raises(UserError, match=r"none is called 'Petz'; did you mean 'Pets'\?"):
         prompts.load(f"{path}#Petz")
 
@@ -65,7 +65,7 @@ def test_several_sets_in_one_file(tmp_path):
     ("classes", "templates", "message", "key"),
     [
         ("", None, "names no class", "eval.zero_shot.x.classes"),
-        ("cat", "a photo", r"'a photo' in .*templates.txt has no \{\}", "eval.zero_shot.x.templates"),
+        ("cat", "a photo", r"'a photo' in .*templates.txt has no", "eval.zero_shot.x.templates"),
         ("cat", "", "no list of templates", "eval.zero_shot.x.templates"),
         (None, None, "cannot read the file of classes", "eval.zero_shot.x.classes"),
     ],
@@ -89,27 +89,39 @@ def test_malformed_json(tmp_path, text):
 
 
 def loaded(names, folders=None):
-    return prompts.Prompts(tuple(names), ("{}",), folders, "c.json")
+    return prompts.Prompts(tuple((name,) for name in names), ("{}",), folders, "c.json")
+
+
+def names(of):
+    return tuple(names[0] for names in of.classes)
 
 
 def test_classes_follow_the_datasets_labels():
     # By folder, by equal words, by number, by position.
     by_folder = loaded(["fox", "hen"], ("n02", "n01"))
-    assert by_folder.in_order_of(["n01", "n02"], "d").classes == ("hen", "fox")
+    assert names(by_folder.in_order_of(["n01", "n02"], "d")) == ("hen", "fox")
     by_words = loaded(["Red Fox", "hen"])
-    assert by_words.in_order_of(["hen", "red_fox"], "d").classes == ("hen", "Red Fox")
+    assert names(by_words.in_order_of(["hen", "red_fox"], "d")) == ("hen", "Red Fox")
     by_number = loaded([f"c{i}" for i in range(11)])
-    assert by_number.in_order_of(["0", "1", "10", "2"], "d").classes == ("c0", "c1", "c10", "c2")
-    assert loaded(["fox", "hen"]).in_order_of(["n1", "n2"], "d").classes == ("fox", "hen")
-    assert loaded(["fox", "hen"]).in_order_of(None, "d").classes == ("fox", "hen")
+    in_order = by_number.in_order_of(["0", "1", "10", "2"], "d")
+    assert names(in_order) == ("c0", "c1", "c10", "c2")
+    assert names(loaded(["fox", "hen"]).in_order_of(["n1", "n2"], "d")) == ("fox", "hen")
+    assert names(loaded(["fox", "hen"]).in_order_of(None, "d")) == ("fox", "hen")
     subset = loaded(["fox", "hen", "owl"], ("a", "b", "c")).in_order_of(["c", "a"], "d")
-    assert subset.classes == ("owl", "fox")
+    assert names(subset) == ("owl", "fox")
+
+
+def test_a_class_of_several_names(tmp_path):
+    path = write(tmp_path, "c.json", [["happy", "smiling"], "sad"])
+    found = prompts.load(path, write(tmp_path, "t.txt", "a {} face\nso {c}"))
+    assert found.texts(0) == ["a happy face", "so happy", "a smiling face", "so smiling"]
+    assert found.texts(1) == ["a sad face", "so sad"]
 
 
 def test_classes_that_do_not_fit_the_dataset():
-    with pytest.raises(UserError, match="c.json has 2 classes, dataset 'd' has 3 class folders"):
+    with pytest.raises(UserError, match=r"c\.json has 2 classes, dataset 'd' has 3 class folders"):
         loaded(["fox", "hen"]).in_order_of(["x", "y", "z"], "d")
-    with pytest.raises(UserError, match="class folder 'n09' that c.json does not name"):
+    with pytest.raises(UserError, match=r"class folder 'n09' that c\.json does not name"):
         loaded(["fox", "hen"], ("n01", "n02")).in_order_of(["n01", "n09"], "d")
 
 
@@ -126,5 +138,6 @@ def test_public_files(shared_data):
     sets = json.loads((folder / "clip_prompts_26.json").read_text())
     for name, value in sets.items():
         found = prompts.load(f"{folder / 'clip_prompts_26.json'}#{name}")
-        assert list(found.classes) == value["classes"]
+        several = [v if isinstance(v, list) else [v] for v in value["classes"]]
+        assert list(map(list, found.classes)) == several
         assert list(found.templates) == value["templates"]

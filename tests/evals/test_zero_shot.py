@@ -11,13 +11,14 @@ from engine.metrics import classification
 from tests import distributed
 from tests.evals.colours import ColourSource, colours, encoder, png
 
-CLASSES = ("250 10 10", "10 250 10", "10 10 250", "200 200 10", "10 200 200", "200 10 200")
+NAMES = ("250 10 10", "10 250 10", "10 10 250", "200 200 10", "10 200 200", "200 10 200")
+CLASSES = tuple((name,) for name in NAMES)
 
 
 def source(count=40, classes=None):
     """Images of random colours, each labelled with the class whose colour is nearest but one."""
     rows = []
-    unit = F.normalize(torch.tensor([[float(v) for v in c.split()] for c in CLASSES]), dim=1)
+    unit = F.normalize(torch.tensor([[float(v) for v in c.split()] for c in NAMES]), dim=1)
     for i, colour in enumerate(colours(count, seed=3)):
         score = unit @ torch.tensor(colour).float()
         rank = 0 if i % 4 else 1  # one in four is off by one
@@ -36,11 +37,20 @@ def test_a_class_is_the_normed_mean_of_its_normed_prompts():
     # The task reads the first three numbers, so that a template can put some before the name.
     templates = ("{}", "100 {}", "0 255 {}")
     features = zero_shot.class_features(encoder(), Prompts(CLASSES, templates))
-    for label, name in enumerate(CLASSES):
+    for label, name in enumerate(NAMES):
         numbers = [float(value) for value in name.split()]
         prompts = torch.tensor([numbers, [100, *numbers[:2]], [0, 255, numbers[0]]]) + 1e-3
         expected = F.normalize(F.normalize(prompts, dim=1).mean(0), dim=0)
         torch.testing.assert_close(features[label], expected)
+
+
+def test_a_class_of_several_names_is_the_mean_of_all():
+    features = zero_shot.class_features(
+        encoder(), Prompts((("10 0 0",), ("0 9 0", "0 0 5")), ("{}",))
+    )
+    torch.testing.assert_close(
+        features, torch.tensor([[1, 0, 0], [0, 0.5**0.5, 0.5**0.5]]), atol=1e-3, rtol=0
+    )
 
 
 def test_classes_are_put_in_the_order_of_the_labels():
@@ -82,7 +92,7 @@ def test_faults_are_the_users_to_mend():
 
 
 def evaluated():
-    prompts = Prompts(CLASSES[:5] + CLASSES[5:], ("{}", "0 {}"))
+    prompts = Prompts((*CLASSES[:5], (NAMES[5], "190 0 180")), ("{}", "0 {}"))
     return zero_shot.evaluate(encoder(batch_size=5), source(), prompts).metrics
 
 

@@ -15,7 +15,7 @@ from engine.errors import UserError
 from engine.losses.exchange import Exchange
 from engine.losses.sigmoid import SigmoidContrast
 from engine.losses.softmax import SoftmaxContrast, SoftmaxOptions
-from engine.losses.tiles import Tiles, positives
+from engine.losses.tiles import Tiles, _sum_log1p, positives
 from engine.registry import find
 from engine.types import Features
 from tests.bench.timing import peak_bytes
@@ -165,3 +165,12 @@ def test_a_batch_of_nothing_on_one_rank() -> None:
     for loss, *gradients in run(tiled, 2, schema.Loss(), [0, 3], 2.0, 1.0, None):
         assert loss.isfinite()
         assert all(g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize("highest", [-18.0, 0.0, 3.0, 39.0])
+@pytest.mark.parametrize("rows", [1, 2, 7, 64])
+def test_sum_of_logarithms(highest: float, rows: int) -> None:
+    """Folded, and with the digits of terms far below fp32's distance of 1 to its neighbour."""
+    z = highest - 12 * torch.rand(rows, 33)
+    got = _sum_log1p(z.exp(), highest, torch.empty_like(z))
+    torch.testing.assert_close(got.double(), F.softplus(z.double()).sum(), rtol=2e-6, atol=0.0)

@@ -61,10 +61,11 @@ def _jittered(colour: tuple[int, ...], rng: np.random.Generator) -> tuple[int, .
 def _places(group: Group, half: float, rng: np.random.Generator) -> Points:
     """Centres (along, across) of a group's shapes: in a row along its half of the image."""
     diameter = DIAMETER[group.size]
+    extent = 1.1 * diameter + STROKE  # a turned star's points reach a little further
     spacing = diameter + rng.uniform(0.045, 0.06)
-    reach = ((group.count - 1) * spacing + diameter) / 2
+    reach = ((group.count - 1) * spacing + extent) / 2
     middle = 0.5 + rng.uniform(-1, 1) * min(0.12, 0.5 - MARGIN / 2 - reach)
-    room = 0.25 - diameter / 2 - MARGIN
+    room = 0.25 - extent / 2 - MARGIN
     return [
         (middle + (i - (group.count - 1) / 2) * spacing, half + rng.uniform(-room, room))
         for i in range(group.count)

@@ -8,6 +8,7 @@ Normalisation is the model's, on the device: ``normalize`` is accepted and does 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,11 +22,13 @@ import engine.torchvision_ops  # noqa: F401  isort: skip  before torchvision
 from torchvision.transforms import v2  # isort: skip
 
 from engine.config import transforms as schema
+from engine.data.transforms.memory import pillow_memory
 from engine.errors import UserError
 from engine.registry import find, nearest
 from engine.types import BadSample
 
 Size = tuple[int, int]
+Box = tuple[int, int, int, int]
 Piece = Callable[[Any], Any]
 
 _MAX_RESIZED_PIXELS = 1 << 24  # a 1 × 100,000 strip resized by its shorter side would fill memory
@@ -38,11 +41,17 @@ def to_tensor(image: Image.Image | Tensor) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def resize(image_CHW: Tensor, size: Size, interpolation: str) -> Tensor:
-    """Antialiased resize to exactly (height, width) in uint8."""
-    if tuple(image_CHW.shape[-2:]) == size:
-        return image_CHW
-    return F.interpolate(image_CHW[None], size, mode=interpolation, antialias=True)[0]
+def resize(
+    image: Image.Image | Tensor, size: Size, interpolation: str, box: Box | None = None
+) -> Tensor:
+    """Antialiased resize of a box (top, left, height, width) to exactly (height, width)."""
+    image_CHW = pillow_memory(image) if isinstance(image, Image.Image) else image
+    if box is not None:
+        top, left, height, width = box
+        image_CHW = image_CHW[:, top : top + height, left : left + width]
+    if tuple(image_CHW.shape[-2:]) != size:
+        image_CHW = F.interpolate(image_CHW[None], size, mode=interpolation, antialias=True)[0]
+    return image_CHW[:3]
 
 
 class Resize:
@@ -52,8 +61,7 @@ class Resize:
         self.config = config
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        image_CHW = to_tensor(image)
-        return resize(image_CHW, self._size(*image_CHW.shape[-2:]), self.config.interpolation)
+        return resize(image, self._size(*_height_width(image)), self.config.interpolation)
 
     def _size(self, height: int, width: int) -> Size:
         if isinstance(self.config.size, tuple):
@@ -70,16 +78,39 @@ class RandomResizeCrop:
 
     def __init__(self, config: schema.RandomResizeCrop) -> None:
         self.config, self.size = config, _pair(config.size)
-        self.draw = v2.RandomResizedCrop(self.size, config.scale, config.ratio)
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        box = self.draw.make_params([image])
-        top, left, height, width = (box[k] for k in ("top", "left", "height", "width"))
-        if isinstance(image, Image.Image):  # cropped first, so that less is turned into a tensor
-            image = image.crop((left, top, left + width, top + height))
-            return resize(to_tensor(image), self.size, self.config.interpolation)
-        image_CHW = image[:, top : top + height, left : left + width]
-        return resize(image_CHW, self.size, self.config.interpolation)
+        box = self.draw(*_height_width(image))
+        return resize(image, self.size, self.config.interpolation, box)
+
+    def draw(self, height: int, width: int) -> Box:
+        """(top, left, height, width), distributed as torchvision's ``RandomResizedCrop``.
+
+        All numbers are drawn at once: one call of torch's costs as much as the whole arithmetic.
+        """
+        (low, high), ratios = self.config.scale, [math.log(ratio) for ratio in self.config.ratio]
+        drawn = torch.rand(22, dtype=torch.float64).tolist()
+        for share, shape in zip(drawn[:10], drawn[10:20], strict=True):
+            area = height * width * (low + (high - low) * share)
+            ratio = math.exp(ratios[0] + (ratios[1] - ratios[0]) * shape)
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return int(drawn[20] * (height - h + 1)), int(drawn[21] * (width - w + 1)), h, w
+        # An oblong image into which none of ten fits: its middle, as square as may be.
+        w = max(1, min(width, round(height * self.config.ratio[1])))
+        h = max(1, min(height, round(width / self.config.ratio[0])))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+
+class RandomFlip:
+    """Left and right exchanged with probability ``p``."""
+
+    def __init__(self, config: schema.RandomFlip) -> None:
+        self.p = config.p
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        image_CHW = to_tensor(image)
+        return image_CHW.flip(-1) if float(torch.rand(())) < self.p else image_CHW
 
 
 class OnPil:
@@ -104,19 +135,11 @@ class OnTensor:
         return self.operation(to_tensor(image))
 
 
-def _center_crop(config: schema.Transforms) -> Piece:
-    return OnTensor(v2.CenterCrop(_pair(config.center_crop.size)))
-
-
 def _random_crop(config: schema.Transforms) -> Piece:
     crop = config.random_crop
     return OnTensor(
         v2.RandomCrop(_pair(crop.size), padding=crop.padding or None, pad_if_needed=True)
     )
-
-
-def _random_flip(config: schema.Transforms) -> Piece:
-    return OnTensor(v2.RandomHorizontalFlip(config.random_flip.p))
 
 
 def _autoaug(config: schema.Transforms) -> Piece:
@@ -143,10 +166,10 @@ def _unchanged(image: Any) -> Any:
 PIECES: dict[str, Callable[[schema.Transforms], Piece]] = {
     "resize": lambda config: Resize(config.resize),
     "resize_bicubic": lambda config: Resize(config.resize_bicubic),
-    "center_crop": _center_crop,
+    "center_crop": lambda config: OnTensor(v2.CenterCrop(_pair(config.center_crop.size))),
     "random_crop": _random_crop,
     "random_resize_crop": lambda config: RandomResizeCrop(config.random_resize_crop),
-    "random_flip": _random_flip,
+    "random_flip": lambda config: RandomFlip(config.random_flip),
     "autoaug": _autoaug,
     "color_jitter": _color_jitter,
     "random_erasing": _random_erasing,
@@ -227,6 +250,12 @@ def _decode_size(names: list[str], config: schema.Transforms) -> Size | None:
         if name in ("center_crop", "random_crop") or name not in PIECES:
             return None  # taken at the image's own scale
     return None
+
+
+def _height_width(image: Image.Image | Tensor) -> Size:
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    return image.shape[-2], image.shape[-1]
 
 
 def _pair(size: int | Size) -> Size:

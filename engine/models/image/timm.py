@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
 import engine.torchvision_ops  # noqa: F401  before timm, which imports torchvision
+
 import timm  # isort: skip
 from engine.config import schema
 from engine.errors import UserError
@@ -37,7 +37,7 @@ _SET_ELSEWHERE = {
 class TimmImageEncoder(nn.Module):
     """A timm model without its classifier: one vector an image, or its tokens."""
 
-    def __init__(self, model: nn.Module, trainable: bool = True) -> None:
+    def __init__(self, model: Any, trainable: bool = True) -> None:
         super().__init__()
         self.model = model
         self.trainable = trainable
@@ -111,7 +111,7 @@ def _check(config: schema.ImageEncoder) -> None:
         )
 
 
-def _create(config: schema.ImageEncoder, image_size: int) -> nn.Module:
+def _create(config: schema.ImageEncoder, image_size: int) -> Any:
     options: dict[str, Any] = dict(config.param)
     if config.patch_drop:
         options["patch_drop_rate"] = config.patch_drop
@@ -192,7 +192,7 @@ def _complete_weights(config: schema.ImageEncoder) -> Iterator[None]:
             )
 
 
-def _set_pool(model: nn.Module, config: schema.ImageEncoder) -> None:
+def _set_pool(model: Any, config: schema.ImageEncoder) -> None:
     """Choose the pooling without changing where the model keeps its norms."""
     has_class_token = bool(
         getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None)

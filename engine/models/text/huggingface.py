@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
+
 import transformers  # isort: skip
 from engine.config import schema
 from engine.errors import UserError
@@ -25,7 +26,7 @@ _POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
 class HuggingfaceTextEncoder(nn.Module):
     """The hidden states of a transformers encoder, pooled to one vector a text."""
 
-    def __init__(self, model: nn.Module, pool: str = "first", trainable: bool = True) -> None:
+    def __init__(self, model: Any, pool: str = "first", trainable: bool = True) -> None:
         super().__init__()
         self.model = model
         self.pool = pool
@@ -170,11 +171,11 @@ def _check_options(found: transformers.PretrainedConfig, options: dict[str, Any]
             )
 
 
-def _model(config: schema.TextEncoder, configuration: transformers.PretrainedConfig) -> nn.Module:
+def _model(config: schema.TextEncoder, configuration: transformers.PretrainedConfig) -> Any:
     """The bare encoder, without a pooling layer that nothing would train."""
     options: dict[str, Any] = {}
-    mapped = transformers.MODEL_MAPPING.get(type(configuration), None)
-    if mapped is not None and "add_pooling_layer" in inspect.signature(mapped).parameters:
+    mapped: Any = transformers.MODEL_MAPPING.get(type(configuration), None)
+    if isinstance(mapped, type) and "add_pooling_layer" in inspect.signature(mapped).parameters:
         options["add_pooling_layer"] = False
     try:
         if config.pretrained:
@@ -213,7 +214,7 @@ def _unavailable(config: schema.TextEncoder, error: Exception) -> UserError:
     )
 
 
-def _check_sizes(model: nn.Module, config: schema.TextEncoder, vocab_size: int) -> None:
+def _check_sizes(model: Any, config: schema.TextEncoder, vocab_size: int) -> None:
     table = model.get_input_embeddings()
     if table.num_embeddings < vocab_size:
         raise UserError(

@@ -1,0 +1,171 @@
+"""A user's mistakes: one clear message each, exit code 2, and nothing written."""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+import launch as launcher
+from tests.end_to_end.conftest import TINY
+
+
+@pytest.fixture
+def run(drawn_data, tmp_path, capsys):
+    """launch.py in this process: (exit code, what it printed); its output folder is run.output."""
+    output = tmp_path / "output"
+
+    def started(*flags, cfg=TINY, data=drawn_data):
+        argv = ["--task=clip", f"--cfg={cfg}", f"data.data_path={data}", f"ckpt.dir={output}"]
+        code = launcher.main([*argv, *flags])
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    started.output = output
+    return started
+
+
+@pytest.fixture
+def folder(drawn_data, tmp_path, run):
+    """A CSV dataset of one's own, 'own', copied from the drawn one."""
+    run("--mode=check")  # draws it
+    copied = tmp_path / "data" / "own"
+    shutil.copytree(drawn_data / "tiny", copied)
+    (copied / "shapes.json").unlink()
+    return copied
+
+
+OWN = ("data.train_name=[own]", "data.valid_name=[own]")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["optim.lr.innit=1"], ["optim.lr.innit", "init", "command line"]),
+        (["data.batch_size=many"], ["data.batch_size", "many"]),
+        (["data.train_name=[nowhere]"], ["nowhere", "data.train_name", "tiny"]),
+        (["data.batch_size=4000"], ["4000", "48"]),
+        (["ckpt.resume=/nowhere/at/all"], ["/nowhere/at/all", "ckpt.resume"]),
+        (["loss.name=NCEE"], ["NCEE", "NCE"]),
+        (["model.image_encoder.tag=vit_tinny"], ["vit_tinny"]),
+        (["model.image_encoder.embedding_dim=999"], ["999", "32"]),
+        (["optim.name=torch.optim.Adamm"], ["Adamm", "Adam"]),
+        (["optim.param.betta=1"], ["betta", "betas"]),
+        (["transforms.train_transforms=[resise]"], ["resise", "resize"]),
+        (["data.train_name=[tiny, tiny]"], ["tiny", "twice"]),
+        (["runner.name=dga", "data.batch_size_train=24"], ["batch_size_train", "24", "12"]),
+        (["optim.groups=[{pattern: nothing_like_it}]"], ["nothing_like_it"]),
+    ],
+)
+def test_a_mistake_in_the_configuration(run, flags, told):
+    code, printed = run(*flags)
+    assert code == 2, printed
+    for word in told:
+        assert word in printed
+    assert "Traceback" not in printed
+    assert not run.output.exists()
+
+
+def test_missing_config_file(run, tmp_path):
+    code, printed = run(cfg=tmp_path / "absent.yaml")
+    assert code == 2 and "absent.yaml" in printed
+
+
+def test_python_object_tag_is_refused(run, tmp_path):
+    path = tmp_path / "evil.yaml"
+    path.write_text("epoch: !!python/object/apply:os.system ['touch pwned']\n")
+    code, printed = run(cfg=path)
+    assert code == 2 and "evil.yaml:1" in printed and "python/object" in printed
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("picture,words\na.jpg,b\n", ["picture", "words", "train_anno.csv"]),
+        ("", ["empty", "train_anno.csv"]),
+        ("image,caption\n", ["train_anno.csv"]),
+        ("image,caption\n../../etc/passwd.jpg,b\n", ["../../etc/passwd.jpg"]),
+    ],
+)
+def test_a_broken_table(run, folder, text, told):
+    (folder / "train_anno.csv").write_text(text)
+    code, printed = run(*OWN, data=folder.parent)
+    assert code == 2, printed
+    for word in told:
+        assert word in printed
+    assert not run.output.exists()
+
+
+def spoil(folder) -> dict[str, str]:
+    """Plant one fault of each kind in the training images; name → cause."""
+    images = folder / "train"
+    good = (images / "000000.jpg").read_bytes()
+    (images / "000001.jpg").unlink()
+    (images / "000002.jpg").write_bytes(good[: len(good) // 2])
+    (images / "000003.jpg").write_bytes(b"")
+    (images / "000004.jpg").write_bytes(b"this is not an image at all")
+    Image.new("1", (20_000, 20_000)).save(images / "bomb.png")
+    (images / "bomb.png").rename(images / "000005.jpg")
+    return {
+        "000001.jpg": "missing", "000002.jpg": "truncated", "000003.jpg": "empty file",
+        "000004.jpg": "not an image", "000005.jpg": "too large",
+    }  # fmt: skip
+
+
+def test_bad_images_are_skipped_counted_and_named(run, folder):
+    planted = spoil(folder)
+    code, printed = run(*OWN, "data.max_bad_fraction=0.2", data=folder.parent)
+    assert code == 0, printed
+    import json
+
+    lines = (run.output / "tiny" / "bad_samples.jsonl").read_text().splitlines()
+    found = {row["key"]: row["cause"] for row in map(json.loads, lines)}
+    assert found == planted
+    rows = (run.output / "tiny" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-2])["bad_samples"] == 2 * len(planted)  # two epochs
+
+
+def test_too_many_bad_images_stop_the_run(run, folder):
+    spoil(folder)
+    code, printed = run(*OWN, data=folder.parent)
+    assert code == 2
+    for word in ("5 of 48", "missing", "000001.jpg", "data.max_bad_fraction"):
+        assert word in printed
+
+
+def test_pickled_checkpoint_is_refused(run, tmp_path):
+    import torch
+
+    torch.save({"a": 1}, tmp_path / "model.pt")
+    code, printed = run(f"ckpt.resume={tmp_path / 'model.pt'}")
+    assert code == 2 and "pickle" in printed and "model.pt" in printed
+    assert not run.output.exists()
+
+
+def test_resume_with_another_model_shape(run):
+    assert run()[0] == 0
+    kept = (run.output / "tiny" / "config.yaml").read_bytes()
+    code, printed = run("model.projection.dim=24")
+    assert code == 2, printed
+    for word in ("projection", "16", "24"):
+        assert word in printed
+    assert (run.output / "tiny" / "config.yaml").read_bytes() == kept
+
+
+def test_resume_with_another_order_of_samples(run):
+    assert run()[0] == 0
+    code, printed = run("data.batch_size=8")
+    assert code == 2 and "data.batch_size: 12 there, 8 now" in printed
+
+
+def test_nan_loss_stops_and_names_the_step_and_samples(run):
+    code, printed = run("optim.lr.init=1e30", "optim.lr.warmup_steps=0", "eval.epoch_interval=null")
+    assert code == 1, printed
+    for word in ("step", "not", "checkpoint", "tiny[", "on_nonfinite"):
+        assert word in printed
+    assert "Traceback" not in printed
+
+
+def test_batch_smaller_than_the_world(run):
+    code, printed = run("data.batch_size=1", "--nproc_per_node=2")
+    assert code == 2 and "data.batch_size" in printed
