@@ -33,10 +33,16 @@ def _work(arguments: Arguments, loaded: Loaded) -> int:
     with StopRequest() as stop:
         device = init_process_group(loaded.config.dist)
         try:
-            mode = {"train": modes.train, "eval": modes.evaluate, "check": check.check}
             setup = modes.Setup(arguments.task, loaded.config, device, stop)
             setup.writes = arguments.mode == "train"
-            mode[arguments.mode](setup)
+            if arguments.mode == "check":
+                check.check(setup)
+            elif arguments.task == "linear_probe":
+                modes.probe(setup)
+            elif arguments.mode == "eval":
+                modes.evaluate(setup)
+            else:
+                modes.train(setup)
         finally:
             shutdown()
     return 0

@@ -21,12 +21,14 @@ from engine.data.text.choose import choose_tokenizer
 from engine.data.text.tokenizer import TextTokenizer
 from engine.dist import collectives
 from engine.errors import UserError
-from engine.evals import run as evaluations
+from engine.evals.run import Evaluations
 from engine.logs.progress import Progress
 from engine.logs.report import write_report
 from engine.logs.run_log import open_log
 from engine.models.towers import load_tower
+from engine.train import optim
 from engine.train.checkpoint import Checkpoint, CheckpointStore, load_model, open_checkpoint
+from engine.train.lars import LARS
 from engine.train.loop import Training
 from engine.train.plan import Plan, make_plan, order_key
 from engine.train.precision import Precision
@@ -93,7 +95,8 @@ class Setup:
 
     @cached_property
     def task(self) -> Any:
-        return registry.find("tasks", self.task_name).build(self.config, self.tokenizer)
+        # a task without texts never asks for the tokenizer, and none is made
+        return registry.find("tasks", self.task_name).build(self.config, lambda: self.tokenizer)
 
     def build_model(self) -> nn.Module:
         """The task's model on the device, with the weights that the configuration names."""
@@ -115,11 +118,18 @@ class Setup:
             module.compile(dynamic=True)
         return module.to(self.device, self.precision.weights)
 
-    def evaluate(self, module: nn.Module) -> Metrics:
-        return evaluations.evaluate(
-            self.config, self.task, module, device=self.device, autocast=self.precision.autocast,
-            warn=self.warn,
-        )  # fmt: skip
+    @cached_property
+    def evaluate(self) -> Evaluations:
+        """A function of a module that gives its figures."""
+        return Evaluations(
+            self.config,
+            self.task,
+            self.device,
+            self.precision.autocast,
+            self.warn if collectives.rank() == 0 else lambda text: None,
+            probe_optimizer=LARS if self.config.eval.linear_probe.method == "lars" else None,
+            stopped=lambda: collectives.any_true(self.stop.requested),
+        )
 
 
 def train(setup: Setup) -> None:
@@ -163,6 +173,7 @@ def build_state(setup: Setup, plan: Plan) -> TrainState:
     """The model, wrapped for the world it runs in, and its optimizer."""
     module = setup.build_model()
     module.train()
+    optim.freeze(module, setup.config.optim.groups)  # before the wrapper looks at what trains
     dist = setup.config.dist
     wrapped = registry.find("dist", dist.name, key="dist.name").build(module, dist, setup.device)
     return make_state(setup.config, module, wrapped, setup.precision, plan.total_steps)
@@ -190,10 +201,19 @@ def evaluate(setup: Setup) -> None:
         )
     module = setup.build_model()
     load_model(module, checkpoint.model(), key="ckpt.resume")
+    report_figures(setup, module, checkpoint.step, str(checkpoint.path))
+
+
+def probe(setup: Setup) -> None:
+    """Fit and score a linear probe on the tower that ``model.image_encoder`` names."""
+    report_figures(setup, setup.build_model(), None, setup.config.model.image_encoder.init)
+
+
+def report_figures(setup: Setup, module: nn.Module, step: int | None, origin: str | None) -> None:
+    """Print an evaluation's table, and add it to the run folder's ``evaluations.jsonl``."""
     metrics = setup.evaluate(module)
-    if collectives.rank() == 0:
-        row = {"step": checkpoint.step, "checkpoint": str(checkpoint.path), **metrics}
-        Progress().row({"step": checkpoint.step or 0, **metrics})
+    if collectives.rank() == 0 and metrics:
+        Progress().row({"step": step or 0, **metrics})
         setup.run_dir.mkdir(parents=True, exist_ok=True)
         with (setup.run_dir / "evaluations.jsonl").open("a", encoding="utf8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps({"step": step, "checkpoint": origin, **metrics}) + "\n")

@@ -92,7 +92,7 @@ def _gallery(encoder: Encoder, source: Source, num_rows: int | None) -> _Gallery
     seen = len(source) if num_rows is None else min(num_rows, len(source))
     captions, bad = _captions(source, seen)
     good = np.setdiff1d(np.arange(seen), [record.index for record in bad])
-    codes = np.asarray(source.column("image_id"))[good]  # type: ignore[attr-defined]
+    codes = np.asarray(source.column("image_id"))[good]
     _, first, owner = np.unique(codes, return_index=True, return_inverse=True)
     by_appearance = np.argsort(first)
     image_rows = good[first[by_appearance]]

@@ -38,15 +38,16 @@ class ZeroShot:
 def evaluate(
     encoder: Encoder, source: Source, prompts: Prompts, *, num_rows: int | None = None
 ) -> ZeroShot:
-    """Accuracy at 1 and 5 and mean per class, in percent, of the first ``num_rows`` images.
+    """Accuracy at 1 and 5 and mean per class, in percent, of ``num_rows`` images (default: all).
 
+    Those are spread evenly over the rows, which mostly lie class by class.
     Images that cannot be read are left out and named in ``bad``. Raises UserError where classes and
     the source's labels do not fit, FaultError for features that are NaN.
     """
     prompts = prompts.in_order_of(getattr(source, "classes", None), source.name)
     seen = len(source) if num_rows is None else min(num_rows, len(source))
     class_KD = class_features(encoder, prompts)
-    images = encoder.images(source, np.arange(seen))
+    images = encoder.images(source, np.arange(seen) * len(source) // max(seen, 1))
     if not len(images.rows):
         raise UserError(
             f"dataset {source.name!r} ({source.split}) has no image that can be used: "

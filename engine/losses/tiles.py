@@ -96,7 +96,7 @@ class Tiles:
         self.image_BD, self.text_KD = image_BD.to(self.dtype), text_KD.to(self.dtype)
         self.scale, self.bias = scale, bias
         self.matches, self.own = matches, own
-        self.shape = min(rows or 512, len(image_BD)), min(columns, len(text_KD))
+        self.shape = min(rows or 1024, len(image_BD)), min(columns, len(text_KD))
         self._buffers: dict[int, Tensor] = {}
         self._bounded = self._exp_is_bounded()
 

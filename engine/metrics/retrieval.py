@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 RECALL_AT = (1, 5, 10)
-CHUNK_SIZE = 512
+CHUNK_SIZE = 256
 
 
 def image_to_text_ranks(

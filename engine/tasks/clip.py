@@ -12,6 +12,7 @@ from engine import registry
 from engine.config.schema import Config
 from engine.data.text.augment import TextAugmenter
 from engine.data.text.tokenizer import TextTokenizer
+from engine.data.transforms.geometry import square
 from engine.data.transforms.pipeline import output_size
 from engine.metrics.retrieval import batch_recall
 from engine.models.dual_encoder import DualEncoder
@@ -20,6 +21,8 @@ from engine.types import Batch, Features, Sample
 
 class ClipTask:
     """Image and text towers pulled together by a contrastive loss."""
+
+    modalities = ("image", "text")
 
     def __init__(self, config: Config, tokenizer: TextTokenizer) -> None:
         self.config = config
@@ -35,7 +38,7 @@ class ClipTask:
         size = output_size(self.config.transforms.train_transforms, self.config.transforms)
         return DualEncoder(
             registry.find("models/image", image.name, key="model.image_encoder.name").build(
-                image, image_size=image.image_size or size
+                image, image_size=image.image_size or square(size)
             ),
             registry.find("models/text", text.name, key="model.text_encoder.name").build(
                 text, vocab_size=self.tokenizer.vocab_size, pad_id=self.tokenizer.pad_id
@@ -86,6 +89,6 @@ class ClipTask:
         return model({name: batch[name] for name in wanted})[f"{modality}_BD"]
 
 
-def build(config: Config, tokenizer: TextTokenizer) -> ClipTask:
+def build(config: Config, tokenizer: Callable[[], TextTokenizer]) -> ClipTask:
     """The task of ``--task=clip``."""
-    return ClipTask(config, tokenizer)
+    return ClipTask(config, tokenizer())

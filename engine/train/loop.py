@@ -59,7 +59,7 @@ class Training:
             batch["step"] = step
             losses = gradients(batch, step)
             lr = state.set_lr()
-            facts = self._agree(losses["loss"], batch, bad)
+            facts = self._agree(step, losses["loss"], batch, bad)
             self._update(step, batch, facts)
             state.step = step + 1
             self._row(step, lr, losses, facts, waited, clock.lap())
@@ -71,7 +71,6 @@ class Training:
             if facts["stop"]:
                 break
             clock.lap()
-        self.bad.finish()
         self.store.close()
         return metrics
 
@@ -106,7 +105,7 @@ class Training:
             max_pixels=data.max_image_pixels,
         )
 
-    def _agree(self, loss: Tensor, batch: Batch, bad: list[Any]) -> dict[str, Any]:
+    def _agree(self, step: int, loss: Tensor, batch: Batch, bad: list[Any]) -> dict[str, Any]:
         """What all ranks must know alike before the update, in one small message."""
         ranks = collectives.all_gather_json(
             {
@@ -116,8 +115,11 @@ class Training:
                 "bad": [record.to_json() for record in bad],
             }
         )
-        self.bad.add([record for rank in ranks for record in rank["bad"]],
-                     seen=sum(rank["rows"] + len(rank["bad"]) for rank in ranks))  # fmt: skip
+        self.bad.add(
+            [record for rank in ranks for record in rank["bad"]],
+            seen=sum(rank["rows"] + len(rank["bad"]) for rank in ranks),
+            epoch_end=(step + 1) % self.plan.steps_per_epoch == 0,
+        )
         losses = [rank["loss"] for rank in ranks]
         return {
             "loss": sum(losses) / len(losses),

@@ -24,7 +24,7 @@ _UNFIT = {
 _TOWERS = ("image_encoder", "text_encoder")
 _LAYER = re.compile(r"(?:^|\.)(?:blocks?|layers?|resblocks|stages|h)\.?(\d+)(?=\.)")
 _EMBEDDING = re.compile(
-    r"embed|_token|\bpos|patch|stem|norm_pre|ln_pre|\bwte|\bwpe|\bshared|^(conv1|bn1)\b"
+    r"embed|_token|\bpos|patch|stem|norm_pre|ln_pre|\bwte|\bwpe|\bshared|(?:^|\.)(?:conv|bn)1\b"
 )
 
 

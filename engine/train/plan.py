@@ -51,7 +51,11 @@ def make_plan(config: Config, world: int) -> Plan:
         )
     sources = [open_source(name, "train", data, key="data.train_name") for name in data.train_name]
     sampler = registry.find("data/samplers", data.train_type, key="data.train_type").build(
-        [len(source) for source in sources], data.batch_size, config.runner.seed, data.debias
+        [len(source) for source in sources],
+        data.batch_size,
+        config.runner.seed,
+        data.debias,
+        names=data.train_name,
     )
     steps = sampler.steps(0)
     if data.train_steps:

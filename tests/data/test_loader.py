@@ -6,13 +6,13 @@ import random
 import numpy as np
 import pytest
 import torch
-from drawn_source import Drawn, collate, noisy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.data import loader
 from engine.data.samplers import debias, sequential, shuffle
 from engine.errors import FaultError, UserError
+from tests.data.drawn_source import Drawn, collate, noisy
 
 SAMPLERS = {"shuffle": shuffle, "sequential": sequential, "debias": debias}
 
@@ -172,7 +172,7 @@ def fail(samples):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_errors_in_workers_arrive_as_they_are(num_workers):
-    with pytest.raises(UserError, match="^no such template$") as error:
+    with pytest.raises(UserError, match=r"^no such template$") as error:
         list(batches(collate=refuse, num_workers=num_workers))
     assert error.value.key == "model.template"
     with pytest.raises(ZeroDivisionError, match="a fault of ours"):

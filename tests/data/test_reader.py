@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import torch
-from drawn_source import Drawn, noisy
 
 from engine.data.bad_samples import BadRecord
 from engine.data.reader import Reader
 from engine.types import Record, Sample
+from tests.data.drawn_source import Drawn, noisy
 
 BOUND = 10**8
 

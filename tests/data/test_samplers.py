@@ -64,7 +64,7 @@ def test_batches_are_full_but_for_the_last_two(name, sizes, data):
     batch_size=st.integers(1, 5),
     data=st.data(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_debias_shows_each_row_once_a_pass_over_a_resume_at_another_world(sizes, batch_size, data):
     before, after = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     sampler = debias.build(sizes, batch_size, 3)
@@ -164,10 +164,10 @@ def test_debias_draws_datasets_in_proportion_to_their_sizes():
 
 
 def test_debias_rounds_without_bias_over_epochs():
-    sizes, epochs = [47, 31, 22], 300
+    sizes, epochs = [47, 31, 22], 120
     counts = Counter(drawn(debias.build(sizes, 20, 4), epochs))  # 5 steps an epoch
     for dataset, size in enumerate(sizes):
-        assert counts[dataset] == pytest.approx(5 * epochs * size / 100, rel=0.07)
+        assert counts[dataset] == pytest.approx(5 * epochs * size / 100, rel=0.1)
 
 
 def test_debias_draws_are_spread_over_the_epoch():

@@ -10,7 +10,8 @@ from torchvision.transforms import v2  # isort: skip
 
 from engine.config.schema import Transforms
 from engine.data.decode import decode
-from engine.data.transforms import pipeline
+from engine.data.transforms import geometry, pipeline
+from engine.data.transforms.memory import pillow_memory
 from engine.errors import UserError
 from engine.types import BadSample
 
@@ -46,7 +47,7 @@ def test_resize_equals_torchvisions_and_nearly_pillows(image, interpolation, siz
 @pytest.mark.parametrize("shape", [(120, 90), (90, 120), (91, 133), (50, 50)])
 def test_resize_by_the_shorter_side_as_torchvision(shape):
     image = Image.new("RGB", shape)
-    out = pipeline.Resize(config(resize={"size": 37}).resize)(image)
+    out = geometry.Resize(config(resize={"size": 37}).resize)(image)
     expected = v2.functional.resize(v2.functional.pil_to_tensor(image), [37])
     assert out.shape == expected.shape
 
@@ -65,22 +66,67 @@ def test_valid_pipeline_equals_torchvisions(image):
     assert torch.equal(out, oracle(image))
 
 
-def test_random_resize_crop_draws_and_resizes_as_torchvision(image):
+def drawn_boxes(config_, height, width, number=3000):
+    torch.manual_seed(0)
+    crop = geometry.RandomResizeCrop(config_)
+    ours = np.array([crop.draw(height, width) for _ in range(number)], float)
+    oracle = v2.RandomResizedCrop(10, config_.scale, config_.ratio)
+    empty = torch.empty(3, height, width)
+    peers = [oracle.make_params([empty]) for _ in range(number)]
+    return ours, np.array(
+        [[p[k] for k in ("top", "left", "height", "width")] for p in peers], float
+    )
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (90, 160), (300, 40)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.6, 0.9)])
+def test_random_resize_crop_is_distributed_as_torchvisions(shape, scale):
+    height, width = shape
+    ours, peers = drawn_boxes(
+        config(random_resize_crop={"scale": scale}).random_resize_crop, *shape
+    )
+    assert ours.min() >= 0
+    assert (ours[:, 0] + ours[:, 2]).max() <= height
+    assert (ours[:, 1] + ours[:, 3]).max() <= width
+    error = (ours.std(0) + peers.std(0)) / len(ours) ** 0.5 + 1e-9
+    assert np.all(np.abs(ours.mean(0) - peers.mean(0)) < 4 * error + 0.5)  # theirs rounds down
+    assert ours.std(0) == pytest.approx(peers.std(0), rel=0.1, abs=0.5)
+
+
+@pytest.mark.parametrize("shape", [(2, 900), (900, 2), (1, 1)])
+def test_an_image_too_oblong_for_the_ratio_gives_its_middle(shape):
+    sections = config(random_resize_crop={"scale": (0.9, 1.0)}).random_resize_crop
+    ours, peers = drawn_boxes(sections, *shape, number=20)
+    assert np.array_equal(ours, peers)
+
+
+def test_random_resize_crop_resizes_its_box_as_torchvision(image):
     section = {"size": (32, 40), "scale": (0.3, 0.9), "interpolation": "bicubic"}
-    bicubic = v2.InterpolationMode.BICUBIC
-    oracle = v2.RandomResizedCrop((32, 40), (0.3, 0.9), interpolation=bicubic)
+    crop = geometry.RandomResizeCrop(config(random_resize_crop=section).random_resize_crop)
     for seed in range(5):
-        out = run(["random_resize_crop"], image, seed, random_resize_crop=section)
         torch.manual_seed(seed)
-        assert torch.equal(out, oracle(v2.functional.pil_to_tensor(image)))
+        box = crop.draw(image.height, image.width)
+        torch.manual_seed(seed)
+        tensor = v2.functional.pil_to_tensor(image)
+        bicubic = v2.InterpolationMode.BICUBIC
+        assert torch.equal(crop(image), v2.functional.resized_crop(tensor, *box, [32, 40], bicubic))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (40, 30), (2048, 2000), (2500, 3000)])
+def test_pillows_memory_holds_its_pixels(shape):
+    image = Image.effect_noise(shape, 90).convert("RGB")
+    memory = pillow_memory(image)
+    assert torch.equal(memory[:3], v2.functional.pil_to_tensor(image))
+    crop = pillow_memory(image.crop((0, 0, 1, 1)))  # outlives the image that it was taken from
+    assert crop[:3, 0, 0].tolist() == list(image.getpixel((0, 0)))
 
 
 def test_a_crop_of_a_tensor_equals_that_of_its_image(image):
-    piece = pipeline.RandomResizeCrop(config(random_resize_crop={"size": 24}).random_resize_crop)
+    piece = geometry.RandomResizeCrop(config(random_resize_crop={"size": 24}).random_resize_crop)
     torch.manual_seed(1)
     from_image = piece(image)
     torch.manual_seed(1)
-    assert torch.equal(from_image, piece(pipeline.to_tensor(image)))
+    assert torch.equal(from_image, piece(geometry.to_tensor(image)))
 
 
 ALL = [
@@ -123,7 +169,7 @@ def test_random_pieces_change_the_image_and_repeat_by_seed(image, name):
 def test_flip_mirrors(image):
     flipped = run(["resize", "random_flip"], image, resize={"size": (90, 120)},
                   random_flip={"p": 1.0})  # fmt: skip
-    assert torch.equal(flipped.flip(-1), pipeline.to_tensor(image))
+    assert torch.equal(flipped.flip(-1), geometry.to_tensor(image))
 
 
 def test_erasing_writes_the_mean_colour():
@@ -169,7 +215,7 @@ def test_unknown_names_get_the_nearest():
 
 
 def test_values_that_torchvision_refuses_are_the_users_mistake():
-    with pytest.raises(UserError, match="transforms.random_erasing") as error:
+    with pytest.raises(UserError, match=r"transforms\.random_erasing") as error:
         pipeline.build(["resize", "random_erasing"],
                        config(resize={"size": (8, 8)}, random_erasing={"scale": (0.5, 2.0)}),
                        KEY)  # fmt: skip
@@ -225,5 +271,5 @@ def test_a_random_crop_of_a_shrunk_jpeg_still_covers_the_output():
     assert shrunk.size == (width, height)
     for seed in range(50):
         torch.manual_seed(seed)
-        box = built.pieces[0].draw.make_params([shrunk])
-        assert min(box["height"], box["width"]) >= 47
+        _, _, *sides = built.pieces[0].draw(shrunk.height, shrunk.width)
+        assert min(sides) >= 47

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn_source import Drawn, noisy
 
 from engine.data import loader
 from engine.data.samplers import shuffle
 from engine.errors import FaultError
+from tests.data.drawn_source import Drawn, noisy
 
 HERE = Path(__file__).parent
 
@@ -93,7 +93,7 @@ def test_a_killed_worker_is_named():
 PROGRAM = """
     import sys, time
     sys.path[:0] = {paths!r}
-    import test_workers
+    from tests.data import test_workers
     running = test_workers.batches()
     print(*{{next(running)[1]["pid"] for _ in range(4)}}, flush=True)
     {then}
@@ -101,7 +101,7 @@ PROGRAM = """
 
 
 def program(then):
-    paths = [str(HERE), str(HERE.parent.parent)]
+    paths = [str(HERE.parent.parent)]
     code = textwrap.dedent(PROGRAM).format(paths=paths, then=then)
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

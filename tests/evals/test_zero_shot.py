@@ -79,6 +79,17 @@ def test_bad_images_are_left_out_and_named():
     assert [record.index for record in found.bad] == [4]
 
 
+def test_fewer_rows_are_spread_over_the_classes():
+    data = ColourSource([row for row in sorted(source().rows, key=lambda row: row[3])])
+    used = encoder()
+    found = zero_shot.evaluate(used, data, Prompts(CLASSES, ("{}",)), num_rows=10)
+    assert (found.num_images, sum(used.task.seen["image"])) == (10, 10)
+    whole = zero_shot.evaluate(encoder(), data, Prompts(CLASSES, ("{}",))).metrics
+    part = ColourSource(data.rows[::4])
+    expected = zero_shot.evaluate(encoder(), part, Prompts(CLASSES, ("{}",))).metrics
+    assert found.metrics == expected != whole
+
+
 def test_faults_are_the_users_to_mend():
     prompts = Prompts(CLASSES, ("{}",))
     unlabelled = ColourSource([(png((1, 2, 3)), "image", 0, None)])

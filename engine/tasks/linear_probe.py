@@ -1,0 +1,73 @@
+"""A linear probe of an image tower: nothing but a classifier on its frozen features is fitted.
+
+The fitting is an evaluation (``engine/evals/linear_probe.py``), so that a contrastive run can do
+the same on its way; this task is the tower alone, as it comes from timm or from a run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine import registry
+from engine.config.schema import Config
+from engine.data.transforms.geometry import square
+from engine.data.transforms.pipeline import output_size
+from engine.errors import UserError
+from engine.types import Batch, Sample
+
+
+class FrozenTower(nn.Module):
+    """An image encoder that takes uint8 images and normalises them on the device."""
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, image_encoder: nn.Module, mean: Any, std: Any) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder.requires_grad_(False)
+        self.register_buffer("mean_C11", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std_C11", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Features [B, D] of ``image_BCHW``."""
+        image_BCHW = batch["image_BCHW"].to(self.mean_C11.dtype)
+        return self.image_encoder(image_BCHW.sub_(self.mean_C11).div_(self.std_C11))
+
+
+class LinearProbeTask:
+    """Features of images only; there is no loss to train."""
+
+    modalities = ("image",)
+
+    def __init__(self, config: Config) -> None:
+        if not config.eval.linear_probe.train:
+            raise UserError(
+                "name the labelled images to probe on, e.g. eval.linear_probe.train=cifar10",
+                key="eval.linear_probe.train",
+            )
+        self.config = config
+
+    def build_model(self) -> FrozenTower:
+        """The image tower that ``model.image_encoder`` describes."""
+        image, transforms = self.config.model.image_encoder, self.config.transforms
+        size = output_size(transforms.valid_transforms, transforms)
+        tower = registry.find("models/image", image.name, key="model.image_encoder.name").build(
+            image, image_size=image.image_size or square(size)
+        )
+        return FrozenTower(tower, transforms.normalize.mean, transforms.normalize.std)
+
+    def batch(self, samples: list[Sample]) -> Batch:
+        """Collate: uint8 ``image_BCHW``."""
+        return {"image_BCHW": torch.stack([s.image for s in samples if s.image is not None])}
+
+    def encode(self, model: nn.Module, batch: Batch, modality: str) -> Tensor:
+        """Features [B, D]."""
+        return model(batch)
+
+
+def build(config: Config, tokenizer: Any) -> LinearProbeTask:
+    """The task of ``--task=linear_probe``."""
+    return LinearProbeTask(config)

@@ -1,0 +1,82 @@
+"""Which number format is chosen, and that it is the one computed in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from engine.config.schema import Dist
+from engine.train import precision
+from engine.train.precision import Precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def test_auto_on_the_cpu_hangs_on_its_matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, want in (({"avx512f", "amx_bf16"}, "bf16"), ({"avx2", "amx_tile"}, "fp32")):
+        monkeypatch.setattr(precision, "_cpu_flags", lambda flags=flags: flags)
+        assert Precision.choose(Dist(), CPU).name == want
+
+
+def test_auto_on_cuda_hangs_on_native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, want in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native
+        )
+        chosen = Precision.choose(Dist(), CUDA)
+        assert chosen.name == want
+        assert (chosen.scaler is not None) == (want == "fp16")
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_explicit_choices_are_honoured(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: {"amx_bf16"})
+    chosen = Precision.choose(Dist(precision=name), CPU)
+    layer, x = nn.Linear(3, 2), torch.randn(4, 3)
+    with chosen.autocast():
+        y = layer(x)
+    want = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    assert chosen.name == name
+    assert y.dtype == want
+    assert (chosen.scaler is not None) == (name == "fp16")
+    loss = y.float().sum()
+    assert chosen.scale(loss) == loss * (2.0**16 if name == "fp16" else 1.0)
+
+
+def test_fp16_trains_on_the_cpu() -> None:
+    chosen = Precision.choose(Dist(precision="fp16"), CPU)
+    assert chosen.scaler is not None
+    layer, x = nn.Linear(3, 1), torch.randn(64, 3)
+    optimizer, losses = torch.optim.SGD(layer.parameters(), lr=0.1), []
+    for _ in range(40):
+        with chosen.autocast():
+            y = layer(x)
+        loss = (y.float() - x.sum(1, keepdim=True)).square().mean()
+        chosen.scale(loss).backward()
+        chosen.scaler.unscale_(optimizer)
+        chosen.scaler.step(optimizer)
+        chosen.scaler.update()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_weights_cast_without_a_graph_are_cast_anew_with_one() -> None:
+    """A cast cached in a pass without gradients must not swallow those of the next."""
+    chosen, layer, x = Precision("bf16", CPU), nn.Linear(3, 2), torch.randn(4, 3)
+    with torch.no_grad(), chosen.autocast():
+        layer(x)
+    with chosen.autocast():
+        layer(x).float().sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_cpu_flags_are_read_from_the_first_processor(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor : 0\nflags\t\t: fpu amx_bf16\n\nprocessor : 1\nflags : fpu\n")
+    assert precision._cpu_flags(info) == {"fpu", "amx_bf16"}
+    assert precision._cpu_flags(tmp_path / "none") == set()
