@@ -98,7 +98,7 @@ def cost(setup: Setup, plan: Plan, state: Any, batch: dict[str, Any]) -> list[st
     module = state.module.cpu()
     rows = -(-(data.batch_size_train or data.batch_size) // world)
     pair = count_flops(module, batch) / len(batch["index_B"])
-    samples = sum(len(plan.rows(step)) for step in (0, plan.steps_per_epoch - 1)) / 2
+    samples = min(sum(map(len, plan.sources)), plan.steps_per_epoch * data.batch_size)
     names = {"bf16": torch.bfloat16, "fp16": torch.float16}
     memory = estimate_memory(
         module,
@@ -112,6 +112,6 @@ def cost(setup: Setup, plan: Plan, state: Any, batch: dict[str, Any]) -> list[st
     told = ", ".join(f"{part} {getattr(memory, part) / _GIB:.2f}" for part in parts)
     return [
         f"training compute: {pair / 1e6:.1f} MFLOP a pair (forward and backward), "
-        f"{pair * samples * plan.total_steps / 1e12:.2f} TFLOP in all",
+        f"{pair * samples * plan.epochs / 1e12:.2f} TFLOP in all",
         f"memory of a device, estimated: {memory.total / _GIB:.2f} GiB ({told})",
     ]

@@ -21,7 +21,10 @@ def main(arguments: Arguments) -> int:
 
 def located(error: UserError, loaded: Loaded) -> str:
     """The message, led by the file and line in which its key was written, and the key."""
-    return f"{loaded.where(error.key)}: {error.key}: {error}" if error.key else str(error)
+    if not error.key:
+        return str(error)
+    named = str(error).startswith(error.key)  # a message may open with its key
+    return f"{loaded.where(error.key)}: {'' if named else error.key + ': '}{error}"
 
 
 def _work(arguments: Arguments, loaded: Loaded) -> int:
@@ -34,7 +37,6 @@ def _work(arguments: Arguments, loaded: Loaded) -> int:
         device = init_process_group(loaded.config.dist)
         try:
             setup = modes.Setup(arguments.task, loaded.config, device, stop)
-            setup.writes = arguments.mode == "train"
             if arguments.mode == "check":
                 check.check(setup)
             elif arguments.task == "linear_probe":

@@ -17,6 +17,7 @@ from engine.config.dump import resolved_yaml
 from engine.config.schema import Config
 from engine.data.bad_samples import BadSamples
 from engine.data.sources import open_source
+from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
 from engine.data.text.choose import choose_tokenizer
 from engine.data.text.tokenizer import TextTokenizer
 from engine.dist import collectives
@@ -45,7 +46,6 @@ class Setup:
     config: Config
     device: torch.device
     stop: StopRequest
-    writes: bool = True  # False: the run's folder stays as it is
     warn: Callable[[str], None] = field(default=lambda text: Progress().message(f"warning: {text}"))
 
     @cached_property
@@ -76,17 +76,14 @@ class Setup:
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
-        """That of the checkpoint's run or of this one, else a new one that rank 0 saves."""
+        """That of the checkpoint's run or of this one, else a new one; rank 0's on every rank."""
         homes = [self.run_dir]
         if self.checkpoint is not None and self.checkpoint.step is not None:
             homes.insert(0, self.checkpoint.path.parents[1])
-        chosen = None
-        for turn in (True, False):  # rank 0 first: the others find what it has saved
-            if turn == (collectives.rank() == 0):
-                chosen = choose_tokenizer(self.config, homes, self._captions, save=turn and self.writes)
-            collectives.barrier()
-        assert chosen is not None
-        return chosen
+        state = None
+        if collectives.rank() == 0:
+            state = choose_tokenizer(self.config, homes, self._captions).state()
+        return TextTokenizer.from_state(collectives.broadcast_json(state))
 
     def _captions(self) -> Iterator[str]:
         data = self.config.data
@@ -145,6 +142,7 @@ def train(setup: Setup) -> None:
     )  # from here on the run writes: whatever is wrong with its configuration was said before
     if rank == 0:
         (setup.run_dir / "config.yaml").write_text(text, encoding="utf8")
+        setup.tokenizer.save(setup.run_dir / TOKENIZER_FOLDER)
     bad = BadSamples(
         setup.run_dir / "bad_samples.jsonl", config.data.max_bad_fraction, write=rank == 0
     )

@@ -1,8 +1,10 @@
 """A user's mistakes: one clear message each, exit code 2, and nothing written."""
 
+import json
 import shutil
 
 import pytest
+import torch
 from PIL import Image
 
 import launch as launcher
@@ -116,8 +118,6 @@ def test_bad_images_are_skipped_counted_and_named(run, folder):
     planted = spoil(folder)
     code, printed = run(*OWN, "data.max_bad_fraction=0.2", data=folder.parent)
     assert code == 0, printed
-    import json
-
     lines = (run.output / "tiny" / "bad_samples.jsonl").read_text().splitlines()
     found = {row["key"]: row["cause"] for row in map(json.loads, lines)}
     assert found == planted
@@ -134,8 +134,6 @@ def test_too_many_bad_images_stop_the_run(run, folder):
 
 
 def test_pickled_checkpoint_is_refused(run, tmp_path):
-    import torch
-
     torch.save({"a": 1}, tmp_path / "model.pt")
     code, printed = run(f"ckpt.resume={tmp_path / 'model.pt'}")
     assert code == 2 and "pickle" in printed and "model.pt" in printed
@@ -166,6 +164,7 @@ def test_nan_loss_stops_and_names_the_step_and_samples(run):
     assert "Traceback" not in printed
 
 
-def test_batch_smaller_than_the_world(run):
-    code, printed = run("data.batch_size=1", "--nproc_per_node=2")
-    assert code == 2 and "data.batch_size" in printed
+def test_batch_smaller_than_the_world(launch):
+    printed = launch("data.batch_size=1", "--nproc_per_node=2", code=2).stderr
+    assert printed.count("data.batch_size") == printed.count("2 processes") == 1
+    assert not launch.output.exists()

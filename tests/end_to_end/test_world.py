@@ -1,5 +1,7 @@
 """Several processes compute what one does, on shares of the data that differ."""
 
+import json
+
 import pytest
 
 FLAGS = ("dist.precision=fp64", "epoch=5", "eval.epoch_interval=null")  # 20 steps
@@ -18,8 +20,6 @@ def test_retrieval_on_three_ranks_counts_no_image_twice(launch):
     launch("epoch=1")
     one = next(row for row in launch.rows() if "tiny/RSUM" in row)
     launch("--mode=eval", "--nproc_per_node=3", "data.batch_size=12")
-    import json
-
     text = (launch.output / "tiny" / "evaluations.jsonl").read_text()
     many = json.loads(text.splitlines()[-1])
     assert {k: many[k] for k in one if k.startswith("tiny/")} == {

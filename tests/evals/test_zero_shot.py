@@ -80,7 +80,7 @@ def test_bad_images_are_left_out_and_named():
 
 
 def test_fewer_rows_are_spread_over_the_classes():
-    data = ColourSource([row for row in sorted(source().rows, key=lambda row: row[3])])
+    data = ColourSource(sorted(source().rows, key=lambda row: row[3]))
     used = encoder()
     found = zero_shot.evaluate(used, data, Prompts(CLASSES, ("{}",)), num_rows=10)
     assert (found.num_images, sum(used.task.seen["image"])) == (10, 10)

@@ -133,9 +133,10 @@ def test_layer_decay_counts_down_from_each_towers_head() -> None:
 
 
 def test_layers_of_real_towers() -> None:
-    import engine.torchvision_ops  # noqa: F401  # before timm and transformers
     import timm
     from transformers import BertConfig, BertModel
+
+    import engine.torchvision_ops  # noqa: F401  # before timm and transformers
 
     def depths(tower: str, model: nn.Module) -> dict[str, float]:
         return optim.layer_depths([f"{tower}.model.{n}" for n, _ in model.named_parameters()])

@@ -47,6 +47,14 @@ def test_explicit_choices_are_honoured(name: Any, monkeypatch: pytest.MonkeyPatc
     assert chosen.scale(loss) == loss * (2.0**16 if name == "fp16" else 1.0)
 
 
+def test_fp64_is_of_the_weights_themselves() -> None:
+    chosen = Precision.choose(Dist(precision="fp64"), CPU)
+    layer = nn.Linear(3, 2).to(chosen.weights)
+    with chosen.autocast():
+        assert layer(torch.randn(4, 3).to(chosen.weights)).dtype == torch.float64
+    assert Precision("bf16", CPU).weights == torch.float32
+
+
 def test_fp16_trains_on_the_cpu() -> None:
     chosen = Precision.choose(Dist(precision="fp16"), CPU)
     assert chosen.scaler is not None

@@ -170,6 +170,6 @@ def oracle(
 
 
 def largest_error(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
-    """The largest relative error of any parameter's gradient, in norm (those of 0 count as 1e-3)."""
+    """The largest relative error of any parameter's gradient, in norm (0 counts as 1e-3)."""
     assert got.keys() == want.keys()
     return max(float((got[n] - want[n]).norm() / want[n].norm().clamp_min(1e-3)) for n in want)

@@ -16,10 +16,8 @@ def choose_tokenizer(
     config: Config,
     run_dirs: list[Path],
     captions: Callable[[], Iterator[str]] | None,
-    *,
-    save: bool,
 ) -> TextTokenizer:
-    """The first tokenizer saved in ``run_dirs``; else a new one, saved in the last where asked.
+    """The first tokenizer saved in ``run_dirs``; else a new one.
 
     ``auto`` is the text encoder's own where it has a ``tag``, and bytes where it is built from
     sizes alone. ``captions`` are what a trained one learns from.
@@ -36,6 +34,4 @@ def choose_tokenizer(
         chosen = chosen.model_copy(update={"tag": encoder.tag})
     module = registry.find("data/text", name, key=key)
     tokenizer: TextTokenizer = module.build(chosen, captions=captions, folder=None)
-    if save:
-        tokenizer.save(run_dirs[-1] / FOLDER)
     return tokenizer

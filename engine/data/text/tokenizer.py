@@ -58,11 +58,17 @@ class TextTokenizer:
         self.vocab_size: int = max(vocabulary.values()) + 1  # ids may have gaps
         self._num_added = tokenizer.num_special_tokens_to_add(is_pair=False)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """All of it as plain JSON values, to be sent to other processes."""
         return {"vocabulary": self.tokenizer.to_str(), "tokens": self.tokens}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(Tokenizer.from_str(state["vocabulary"]), state["tokens"])  # type: ignore[misc]
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> TextTokenizer:
+        """The tokenizer that gave ``state()``."""
+        return cls(Tokenizer.from_str(state["vocabulary"]), state["tokens"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TextTokenizer.from_state, (self.state(),)
 
     @property
     def pieces(self) -> list[str]:

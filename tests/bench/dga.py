@@ -1,0 +1,182 @@
+"""Our accumulation step beside its limit, GradCache's and open_clip's: time and peak memory.
+
+    python -m tests.bench.dga [--rows N] [--image-size N] [--k 4 8 16] [--repeats N] [--threads N]
+
+The limit is measured in the same rounds: forward without graph of the sub-batches whose graphs are
+not kept, and forward and backward of all, with no loss. Every row first asserts that the gradients
+of all three equal those of the undivided batch (open_clip's scale: k times as large).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.config import schema
+from engine.train.precision import Precision
+from engine.train.steps import dga, plain
+from engine.types import Batch
+from tests.bench import accumulation as peers
+from tests.bench.timing import peak_bytes
+
+CPU = torch.device("cpu")
+
+
+def ours(model: Any, batch: Batch, k: int | None, keep: Any) -> Callable[[], None]:
+    """The engine's step in k sub-batches; undivided for None."""
+    rows = len(batch["image_BCHW"])
+    module, runner = (plain if k is None else dga), schema.Runner(keep_graphs=keep)
+    step = module.build(
+        runner,
+        schema.Data(batch_size_train=rows // (k or 1)),
+        task=peers.PairTask("NCE"),
+        model=model,
+        precision=Precision("fp32", CPU),
+        device=CPU,
+    )
+    return lambda: step(batch, 0) and model.zero_grad(set_to_none=True)
+
+
+def limit(model: Any, batch: Batch, k: int, keep: int) -> Callable[[], None]:
+    """Passes that no step can do without that keeps so many graphs."""
+    parts = peers.split(batch, k)
+    gradient = torch.randn(len(batch["image_BCHW"]) // k, 512)
+
+    def work() -> None:
+        with torch.no_grad():
+            for part in parts[: k - keep]:
+                model(part)
+        for part in parts:
+            outputs = model(part)
+            ends = [outputs["image_BD"], outputs["text_BD"]]
+            torch.autograd.backward(ends, [gradient, gradient])
+        model.zero_grad(set_to_none=True)
+
+    return work
+
+
+def theirs(name: str, model: Any, batch: Batch, k: int) -> Callable[[], None]:
+    """A peer's step with open_clip's loss."""
+    from open_clip.loss import ClipLoss
+
+    parts, loss = peers.split(batch, k), ClipLoss()
+
+    def random(j: int) -> Any:
+        return nullcontext()  # no dropout here: neither replays anything
+
+    def contrast(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        return loss(image, text, scale)
+
+    def work() -> None:
+        if name == "gradcache":
+            peers.gradcache(model, model, contrast, parts, random)
+        else:
+            peers.open_clip(model, contrast, parts, random, random)
+        model.zero_grad(set_to_none=True)
+
+    return work
+
+
+def assert_equal(model: Any, work: dict[str, Callable[[], None]], whole: Any, k: int) -> None:
+    """Every gradient to 1e-4 of its norm (fp32)."""
+    found: dict[str, dict[str, Tensor]] = {}
+    clear = model.zero_grad
+    for name, run in {"whole": whole, **work}.items():
+        model.zero_grad = lambda set_to_none: None  # look before they are cleared
+        run()
+        found[name] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad = clear
+        model.zero_grad()
+    for name, gradients in found.items():
+        for parameter, want in found["whole"].items():
+            factor = k if (name, parameter) == ("open_clip", "logit_scale") else 1
+            error = (gradients[parameter] - factor * want).norm()
+            assert error <= 1e-4 * factor * want.norm() + 1e-6, (name, parameter, float(error))
+
+
+def compare(k: int, rows: int, image_size: int, repeats: int) -> dict[str, Any]:
+    """Seconds of each, their spread, and peak MiB beside the weights and the batch."""
+    model = peers.make_model("NCE", image_size=image_size)
+    batch = peers.make_batch(rows, image_size)
+    steps = {
+        "ours keep 1": ours(model, batch, k, 1),
+        "ours keep all": ours(model, batch, k, k),
+        "gradcache": theirs("gradcache", model, batch, k),
+        "open_clip": theirs("open_clip", model, batch, k),
+    }
+    assert_equal(model, steps, ours(model, batch, None, 1), k)
+    limits = {
+        "limit keep 1": limit(model, batch, k, 1),
+        "limit keep all": limit(model, batch, k, k),
+    }
+    return {
+        "k": k,
+        **in_turns({**limits, **steps}, repeats),
+        "mib": {name: peak_bytes(run) / 2**20 for name, run in steps.items()},
+    }
+
+
+def in_turns(work: dict[str, Callable[[], None]], repeats: int) -> dict[str, dict[str, float]]:
+    """Medians of processor and wall seconds, the former's spread; in turns A B B A.
+
+    Processor time, because it counts what a step costs and not what else runs on the machine.
+    """
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
+    for number in range(-1, 2 * repeats):
+        for name in list(work)[:: 1 if number % 2 else -1]:
+            start = time.process_time(), time.perf_counter()
+            work[name]()
+            if number >= 0:
+                now = time.process_time(), time.perf_counter()
+                found[name].append((now[0] - start[0], now[1] - start[1]))
+    quartiles = {n: statistics.quantiles([cpu for cpu, _ in f], n=4) for n, f in found.items()}
+    return {
+        "seconds": {name: middle for name, (_, middle, _) in quartiles.items()},
+        "spread": {name: (high - low) / middle for name, (low, middle, high) in quartiles.items()},
+        "wall": {n: statistics.median(wall for _, wall in f) for n, f in found.items()},
+    }
+
+
+def show(row: dict[str, Any]) -> None:
+    seconds = row["seconds"]
+    print(f"k {row['k']}")
+    for name, mib in row["mib"].items():
+        bound = seconds["limit keep all" if name.endswith("all") else "limit keep 1"]
+        print(
+            f"  {name:14} {seconds[name]:7.3f} s ± {row['spread'][name]:.0%} "
+            f"(wall {row['wall'][name]:.3f})   "
+            f"limit × {seconds[name] / bound:.3f}   "
+            f"gradcache × {seconds[name] / seconds['gradcache']:.3f}   "
+            f"open_clip × {seconds[name] / seconds['open_clip']:.3f}   {mib:7.1f} MiB",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--k", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    print(
+        f"torch {torch.__version__}, {options.threads} threads, fp32, amx_bf16 "
+        f"{'yes' if 'amx_bf16' in flags else 'no'}, {options.rows} rows of {options.image_size} px"
+    )
+    for k in options.k:
+        show(compare(k, options.rows, options.image_size, options.repeats))
+
+
+if __name__ == "__main__":
+    main()
