@@ -35,7 +35,6 @@ from engine.train.plan import Plan, make_plan, order_key
 from engine.train.precision import Precision
 from engine.train.signals import StopRequest
 from engine.train.state import TrainState, make_state
-from engine.types import Metrics
 
 
 @dataclass
@@ -71,7 +70,9 @@ class Setup:
         place = collectives.broadcast_json(str(found.path) if found else None)
         if found is None and place is not None:
             path = Path(place)
-            found = Checkpoint(path, None) if path.is_file() else Checkpoint.read(path, contents=False)
+            found = (
+                Checkpoint(path, None) if path.is_file() else Checkpoint.read(path, contents=False)
+            )
         return found
 
     @cached_property
@@ -164,7 +165,7 @@ def train(setup: Setup) -> None:
             log.row({"step": state.step, **setup.evaluate(state.module)})
         log.message(f"run folder: {setup.run_dir}")
     if rank == 0:
-        write_report(setup.run_dir)
+        write_report(setup.run_dir, gallery=setup.evaluate.gallery)
 
 
 def build_state(setup: Setup, plan: Plan) -> TrainState:

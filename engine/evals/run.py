@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +18,10 @@ from engine.data.transforms import pipeline
 from engine.errors import UserError
 from engine.evals import linear_probe, prompts, retrieval, zero_shot
 from engine.evals.encode import Encoder
+from engine.logs.report import Example
 from engine.types import Metrics, Source
+
+_NUM_EXAMPLES = 8  # images of the report's gallery
 
 
 @dataclass
@@ -34,6 +39,7 @@ class Evaluations:
     warn: Callable[[str], None]
     probe_optimizer: Callable[..., torch.optim.Optimizer] | None = None
     stopped: Callable[[], bool] = lambda: False
+    gallery: list[Example] = field(default_factory=list)  # of the latest call
 
     def __call__(self, model: nn.Module) -> Metrics:
         """``DATASET/metric`` → value, in percent; nothing where it was stopped on the way."""
@@ -51,10 +57,9 @@ class Evaluations:
     def _wanted(self) -> list[tuple[str, Callable[[Encoder], tuple[Metrics, list[BadRecord]]]]]:
         wanted: list[tuple[str, Any]] = []
         if "text" in self.task.modalities:
-            for name in self.config.data.valid_name:
-                wanted.append((name, lambda encoder, name=name: self._retrieval(encoder, name)))
-            for name in self.config.eval.zero_shot:
-                wanted.append((name, lambda encoder, name=name: self._zero_shot(encoder, name)))
+            sets = self.config.data.valid_name, self.config.eval.zero_shot
+            for names, evaluation in zip(sets, (self._retrieval, self._zero_shot), strict=True):
+                wanted += [(name, partial(evaluation, name)) for name in names]
         if self.config.eval.linear_probe.train:
             wanted.append((f"{self.config.eval.linear_probe.train}_probe", self._linear_probe))
         return wanted
@@ -77,17 +82,20 @@ class Evaluations:
         data = self.config.data
         return data.valid_steps * data.batch_size_val if data.valid_steps else None
 
-    def _retrieval(self, encoder: Encoder, name: str) -> tuple[Metrics, list[BadRecord]]:
+    def _retrieval(self, name: str, encoder: Encoder) -> tuple[Metrics, list[BadRecord]]:
+        source = open_source(name, "valid", self.config.data, key="data.valid_name")
         found = retrieval.evaluate(
             encoder,
-            open_source(name, "valid", self.config.data, key="data.valid_name"),
+            source,
             num_rows=self._num_rows(),
             shuffle_words=self.config.eval.shuffle_words,
             seed=self.config.runner.seed,
+            num_examples=_NUM_EXAMPLES,
         )
+        self.gallery = [example(source, row, captions) for row, captions in found.examples]
         return found.metrics, found.bad
 
-    def _zero_shot(self, encoder: Encoder, name: str) -> tuple[Metrics, list[BadRecord]]:
+    def _zero_shot(self, name: str, encoder: Encoder) -> tuple[Metrics, list[BadRecord]]:
         chosen, key = self.config.eval.zero_shot[name], f"eval.zero_shot.{name}"
         source = open_source(chosen.dataset, "valid", self.config.data, key=f"{key}.dataset")
         texts = prompts.load(chosen.classes, chosen.templates, dataset=chosen.dataset, key=key)
@@ -111,3 +119,11 @@ class Evaluations:
         if name is None:
             raise UserError("name a dataset of labelled images", key=key)
         return open_source(name, split, self.config.data, key=key)
+
+
+def example(source: Source, row: int, captions: list[tuple[int, float]]) -> Example:
+    """An image with its own caption and those found for it, for the report's gallery."""
+    shown = source[row]
+    image = shown.image.read_bytes() if isinstance(shown.image, Path) else shown.image or b""
+    found = [(source[other].caption, cosine) for other, cosine in captions]
+    return Example(image, [shown.caption], found)

@@ -25,8 +25,8 @@ class DualEncoder(nn.Module):
         mean, std: of the image channels, for values in 0…1.
     """
 
-    mean_C11: Tensor  # noqa: N815
-    std_C11: Tensor  # noqa: N815
+    mean_C11: Tensor
+    std_C11: Tensor
 
     def __init__(
         self,

@@ -57,7 +57,10 @@ def test_train_steps_bounds_an_epoch(launch):
 def test_a_run_can_be_started_from_the_weights_of_another(launch):
     launch("epoch=1")
     launch(
-        "--exp_name=second", "epoch=1", f"model.init={launch.output / 'tiny'}", "optim.lr.init=1e-12"
+        "--exp_name=second",
+        "epoch=1",
+        f"model.init={launch.output / 'tiny'}",
+        "optim.lr.init=1e-12",
     )
     assert launch.losses("second")[0] != launch.losses()[0]
     assert TINY.exists()
