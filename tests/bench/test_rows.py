@@ -61,7 +61,7 @@ def test_unknown_row_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_captions_are_as_long_as_quoted() -> None:
-    batch = text.make_batch(512, 8, 1000)
+    batch = text.make_batch(512, 8)
     lengths = batch["attention_mask_BT"].sum(1)
     assert abs(float(lengths.float().mean()) - text.MEAN_TOKENS) < 1
     assert lengths.min() >= 8 and lengths.max() <= 40
@@ -71,7 +71,7 @@ def test_captions_are_as_long_as_quoted() -> None:
 
 def test_a_difference_between_the_sides_is_found() -> None:
     model = text.make_model(quick=True)
-    batch = text.make_batch(8, 64, 500)
+    batch = text.make_batch(8, 64)
     other = text.make_batch(8, 64, 499)
     work = [text.tower(model, b, 2, trimmed=t) for b, t in ((batch, True), (other, False))]
     with pytest.raises(AssertionError):

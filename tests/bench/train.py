@@ -76,7 +76,8 @@ def assert_equal(config: Config) -> None:
 
 def measure(config: Config, folder: Path, repeats: int) -> dict[str, list[tuple[float, float]]]:
     """(samples a second of wall time, of processor time) of each run, in turns A B B A."""
-    setup, found = make_setup(config), {"ours": [], "peer": []}
+    setup = make_setup(config)
+    found: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
     for number in range(-1, 2 * repeats):
         for name in ("ours", "peer")[:: 1 if number % 2 else -1]:
             folder_n = folder / f"run{number}"

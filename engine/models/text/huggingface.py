@@ -15,6 +15,7 @@ import engine.torchvision_ops  # noqa: F401  before transformers, which imports 
 import transformers  # isort: skip
 from engine.config import schema
 from engine.errors import UserError
+from engine.models.text.hub import cached_first, only_errors
 from engine.registry import nearest
 
 NAMES = ("huggingface_modelzoo",)
@@ -114,7 +115,8 @@ def _configuration(
         if pad_id is not None:
             options.setdefault("pad_token_id", pad_id)
         try:  # built anew, since sizes derive from one another
-            found = type(found)(**options)
+            with only_errors():  # its default ids of special tokens are of another vocabulary
+                found = type(found)(**options)
         except (StrictDataclassError, ValueError, TypeError) as error:
             raise UserError(
                 f"{found.model_type!r} refuses its options: {str(error).splitlines()[-1].strip()}",
@@ -143,7 +145,7 @@ def _kind(config: schema.TextEncoder) -> str:
 
 def _of_tag(config: schema.TextEncoder) -> transformers.PretrainedConfig:
     try:
-        found = _cached_first(transformers.AutoConfig, config.tag)
+        found = cached_first(transformers.AutoConfig, config.tag)
     except (OSError, ValueError, KeyError) as error:
         raise _unavailable(config, error) from error
     found = _text_half(found)
@@ -180,7 +182,7 @@ def _model(config: schema.TextEncoder, configuration: transformers.PretrainedCon
     try:
         if config.pretrained:
             options |= {"config": configuration, "dtype": torch.float32}
-            model = _cached_first(transformers.AutoModel, config.tag, **options)
+            model = cached_first(transformers.AutoModel, config.tag, **options)
         else:
             model = transformers.AutoModel.from_config(configuration, **options)
     except OSError as error:
@@ -191,17 +193,6 @@ def _model(config: schema.TextEncoder, configuration: transformers.PretrainedCon
             key=f"{_KEY}.config" if config.config else f"{_KEY}.tag",
         ) from error
     return model.get_encoder() if configuration.is_encoder_decoder else model
-
-
-def _cached_first(auto: Any, tag: str | None, **options: Any) -> Any:
-    """Load without asking the hub where that suffices: offline its retries take most of a minute.
-
-    Code that comes with a model is never run.
-    """
-    try:
-        return auto.from_pretrained(tag, local_files_only=True, trust_remote_code=False, **options)
-    except OSError:
-        return auto.from_pretrained(tag, trust_remote_code=False, **options)
 
 
 def _unavailable(config: schema.TextEncoder, error: Exception) -> UserError:
