@@ -49,14 +49,13 @@ def fit_lbfgs(
     """Minimise Σ cross-entropy + ``regularisation``/2·‖W‖² over weight and bias, in fp64.
 
     The bias is not regularised. The search runs in variables in which the curvature at W = 0 is
-    round, which features that nearly agree need: tens of iterations instead of thousands. It ends
-    where no entry of the gradient there exceeds ``tolerance``: the mean loss is then within about
-    D·K·tolerance²/2 of the least. Memory beyond the features is O(chunk × classes + D²).
+    round: tens of iterations instead of thousands where features nearly agree. It ends where no
+    entry of the gradient exceeds ``tolerance``. Memory is O(chunk × classes + D²).
     """
     mean_D = feature_ND.double().mean(0)
     root_DD, inverse_DD = _rounding(feature_ND, mean_D, num_classes, regularisation)
     # The last row is the bias of centred features: the bias being free, centring changes no score.
-    search = feature_ND.new_zeros(feature_ND.shape[1] + 1, num_classes, dtype=torch.float64)
+    search = mean_D.new_zeros(len(mean_D) + 1, num_classes)
     if start is not None:
         search[:-1] = inverse_DD @ start.weight
         search[-1] = start.bias + mean_D @ start.weight
