@@ -161,7 +161,7 @@ def train(setup: Setup) -> None:
                 f"{setup.stop.name}: saved at step {state.step} of {plan.total_steps}; "
                 "the same command goes on from there"
             )
-        elif not metrics:
+        elif not metrics and config.eval.epoch_interval is not None:  # nothing was left to train
             log.row({"step": state.step, **setup.evaluate(state.module)})
         log.message(f"run folder: {setup.run_dir}")
     if rank == 0:

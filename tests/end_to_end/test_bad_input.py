@@ -164,6 +164,13 @@ def test_nan_loss_stops_and_names_the_step_and_samples(run):
     assert "Traceback" not in printed
 
 
+def test_nan_losses_are_skipped_and_counted_where_asked(run):
+    flags = ["optim.lr.init=1e30", "optim.lr.warmup_steps=0", "eval.epoch_interval=null"]
+    code, printed = run(*flags, "runner.on_nonfinite=skip")
+    assert code == 0, printed
+    assert "skipped, 7 so far" in printed  # the first of eight steps was finite
+
+
 def test_batch_smaller_than_the_world(launch):
     printed = launch("data.batch_size=1", "--nproc_per_node=2", code=2).stderr
     assert printed.count("data.batch_size") == printed.count("2 processes") == 1

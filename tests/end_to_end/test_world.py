@@ -1,8 +1,13 @@
 """Several processes compute what one does, on shares of the data that differ."""
 
 import json
+import socket
+import subprocess
+import sys
 
 import pytest
+
+from tests.end_to_end.conftest import ENVIRONMENT, ROOT
 
 FLAGS = ("dist.precision=fp64", "epoch=5", "eval.epoch_interval=null")  # 20 steps
 
@@ -34,3 +39,29 @@ def test_resume_at_another_world_size(launch):
     whole, moved = launch.losses("whole"), launch.losses("moved")
     assert len(moved) == 20
     assert max(abs(a - b) for a, b in zip(whole[:4], moved[:4], strict=True)) <= 1e-9
+
+
+def test_two_nodes_under_torchrun(launch):
+    """Two nodes, each its own torchrun on this machine, train as one process does."""
+    flags = (*FLAGS[:1], "epoch=2", *FLAGS[2:])
+    launch("--exp_name=one", *flags)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = launch.command("--exp_name=nodes", *flags)
+    nodes = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={rank}",
+                "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}",
+                *command[1:],
+            ],
+            cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    printed = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], printed
+    one, many = launch.losses("one"), launch.losses("nodes")
+    assert len(many) == 8
+    assert max(abs(a - b) for a, b in zip(one, many, strict=True)) <= 1e-9

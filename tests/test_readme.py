@@ -1,0 +1,69 @@
+"""The README's commands, as they are printed, on small data."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.data.shapes import folder as drawn
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf8")
+SMALL = [
+    "epoch=1", "data.train_steps=2", "data.batch_size=16", "data.batch_size_val=16",
+    "data.num_workers=0", "log.tensorboard=false",
+]  # fmt: skip
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = [line for block in blocks for line in block.strip().splitlines()]
+    return [part.strip() for line in lines for part in line.split("&&")]
+
+
+LAUNCHES = [command for command in commands() if "launch.py" in command]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A folder in which the commands can be typed: the project, and small data under data/."""
+    place = tmp_path_factory.mktemp("checkout")
+    for name in ("launch.py", "engine", "configs"):
+        (place / name).symlink_to(ROOT / name)
+    for name in ("shapes", "mine"):
+        (place / "data" / name).mkdir(parents=True)
+        drawn.write(place / "data" / name, drawn.Options(num_train=48, num_valid=16))
+    return place
+
+
+@pytest.mark.parametrize("command", LAUNCHES)
+def test_launch_command(checkout, command):
+    words = shlex.split(command)
+    assert words[0] == ".venv/bin/python"
+    done = subprocess.run(
+        [sys.executable, *words[1:], *SMALL], cwd=checkout, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    if "--mode=check" not in command:
+        assert "text_to_image_R@1" in done.stdout
+
+
+def test_the_other_commands_install_and_test():
+    others = [command for command in commands() if command not in LAUNCHES]
+    assert set(others) == {
+        "python -m venv .venv",
+        ".venv/bin/pip install -r requirements.txt",
+        '.venv/bin/pip install -r requirements.txt -e ".[test]"',
+        ".venv/bin/python -m pytest",
+    }
+    assert shutil.which("python") or sys.executable
+
+
+def test_files_that_the_readme_links_to_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
