@@ -36,8 +36,9 @@ def test_steps_by_their_published_names() -> None:
 def _plain(counts: list[int]) -> tuple[Any, Any]:
     model = ddp.build(tiny.make_model(), schema.Dist(), tiny.CPU)
     step = tiny.make_step(tiny.TinyTask(), model, None)
-    losses = step(tiny.make_batch(counts, collectives.rank()), tiny.STEP)
-    return losses, tiny.gradients(model)
+    # trimmed to the rank's longest text, as the oracle does: dropout hangs on the shape
+    batch = batches.take(tiny.make_batch(counts, collectives.rank()), slice(None))
+    return step(batch, tiny.STEP), tiny.gradients(model)
 
 
 @pytest.mark.parametrize("counts", [[9], [4, 6], [3, 2, 4, 3]])
