@@ -22,6 +22,7 @@ class TrainState:
 
     module: nn.Module  # as built by the task
     model: nn.Module  # the same, wrapped for the world it runs in
+    trained: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
     factor: Callable[[int], float]  # the schedule: lr factor of a step
     precision: Precision
@@ -42,7 +43,7 @@ class TrainState:
         """Clip the gradients (unscaled first under fp16); returns their norm before clipping."""
         if self.precision.scaler is not None:
             self.precision.scaler.unscale_(self.optimizer)
-        return optim.clip_gradients(self.module.parameters(), self.grad_clip)
+        return optim.clip_gradients(self.trained, self.grad_clip)
 
     def update(self) -> None:
         """One optimizer step on the gradients that are there, which it clears."""
@@ -118,6 +119,7 @@ def make_state(config: Any, module: nn.Module, model: nn.Module, precision: Prec
     return TrainState(
         module=module,
         model=model,
+        trained=[parameter for parameter in module.parameters() if parameter.requires_grad],
         optimizer=optim.build(module, config.optim),
         factor=schedules.factor(config.optim.lr, total_steps),
         precision=precision,
