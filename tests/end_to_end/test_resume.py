@@ -57,7 +57,7 @@ def assert_killed_run_equals_whole(launch, kills: int, epochs: int) -> None:
 
 
 def test_kill_9_loses_nothing(launch):
-    assert_killed_run_equals_whole(launch, kills=3, epochs=30)
+    assert_killed_run_equals_whole(launch, kills=2, epochs=20)
 
 
 @pytest.mark.slow
