@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+_LOG2_E = math.log2(math.e)
+
+
 @dataclass(frozen=True, slots=True)
 class Positive:
     """For each row one column that matches it, with a weight in either direction."""
@@ -122,10 +125,14 @@ class Tiles:
         height, width = rows.stop - rows.start, columns.stop - columns.start
         return self._buffers[number][: height * width].view(height, width)
 
-    def _logits(self, rows: slice, columns: slice) -> Tensor:
+    def _logits(self, rows: slice, columns: slice, unit: float = 1.0) -> Tensor:
         tile = self._buffer(0, rows, columns)
-        torch.mm(self.image_BD[rows] * self.scale, self.text_KD[columns].t(), out=tile)
-        return tile if self.bias is None else tile.add_(self.bias)
+        torch.mm(self.image_BD[rows] * (self.scale * unit), self.text_KD[columns].t(), out=tile)
+        return tile if self.bias is None else tile.add_(self.bias, alpha=unit)
+
+    def _exponentials(self, rows: slice, columns: slice) -> Tensor:
+        """exp(z) where that is bounded; a power of two costs a CPU a third of exp's time."""
+        return self._logits(rows, columns, unit=_LOG2_E).exp2_()
 
     def log_sums(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """log Σ exp(z) of the tile's rows [h] and of its columns [w], from one product.
@@ -133,10 +140,10 @@ class Tiles:
         Where exp(z) is bounded, one exponential serves both. Else rows and columns each have their
         own maxima subtracted: a column far below its rows' maxima would vanish in their scale.
         """
-        tile = self._logits(rows, columns)
         if self._bounded:
-            tile.exp_()
+            tile = self._exponentials(rows, columns)
             return tile.sum(1).log_(), tile.sum(0).log_()
+        tile = self._logits(rows, columns)
         shifted, sums = self._buffer(1, rows, columns), []
         for dim in (1, 0):
             peak = tile.amax(dim, keepdim=True)
@@ -152,12 +159,13 @@ class Tiles:
         P are softmaxes by the log-sums of whole rows and columns; Y has the matches, and
         ``uniform`` everywhere. Y is subtracted in full precision: near convergence P ≈ Y.
         """
-        tile, other = self._logits(rows, columns), self._buffer(1, rows, columns)
+        other = self._buffer(1, rows, columns)
         if self._bounded:
-            tile.exp_()
+            tile = self._exponentials(rows, columns)
             torch.mul(tile, (-column_w).exp(), out=other)
             tile.mul_((-row_h).exp()[:, None])
         else:
+            tile = self._logits(rows, columns)
             _exp_(torch.sub(tile, column_w, out=other))
             _exp_(tile.sub_(row_h[:, None]))
         for match in self.matches:
@@ -172,9 +180,9 @@ class Tiles:
         if not self._bounded:
             tile, other = self.softmax_excess(rows, columns, row_h, column_w, uniform)
             return tile.add_(other)
-        tile, other = self._logits(rows, columns), self._buffer(1, rows, columns)
+        tile, other = self._exponentials(rows, columns), self._buffer(1, rows, columns)
         torch.add((-row_h).exp()[:, None], (-column_w).exp(), out=other)
-        tile.exp_().mul_(other)
+        tile.mul_(other)
         for match in self.matches:
             weight = match.image_to_text + match.text_to_image
             self._subtract(tile, rows, columns, match.text, weight)
@@ -241,4 +249,4 @@ def _sum_log1p(e_hw: Tensor, highest: float, spare_hw: Tensor) -> Tensor:
 
 def _exp_(x: Tensor) -> Tensor:
     """exp in place, no less than the least normal number: a CPU takes 200 times longer below it."""
-    return x.clamp_(min=math.log(torch.finfo(x.dtype).tiny)).exp_()
+    return x.mul_(_LOG2_E).clamp_(min=math.log2(torch.finfo(x.dtype).tiny)).exp2_()

@@ -109,6 +109,7 @@ def compare(k: int, rows: int, image_size: int, repeats: int) -> dict[str, Any]:
     steps = {
         "ours keep 1": ours(model, batch, k, 1),
         "ours keep all": ours(model, batch, k, k),
+        "ours auto": ours(model, batch, k, "auto"),
         "gradcache": theirs("gradcache", model, batch, k),
         "open_clip": theirs("open_clip", model, batch, k),
     }
@@ -120,8 +121,25 @@ def compare(k: int, rows: int, image_size: int, repeats: int) -> dict[str, Any]:
     return {
         "k": k,
         **in_turns({**limits, **steps}, repeats),
-        "mib": {name: peak_bytes(run) / 2**20 for name, run in steps.items()},
     }
+
+
+def memory(k: int, sub_batch: int, image_size: int) -> dict[str, float]:
+    """Peak MiB beside weights and batch of accumulation, and of what no such step goes below.
+
+    ``plain`` is one sub-batch's undivided step, and the features of all rows.
+    """
+    model = peers.make_model("NCE", image_size=image_size)
+    rows = k * sub_batch
+    batch = peers.make_batch(rows, image_size)
+    work = {
+        "plain": ours(model, peers.split(batch, k)[0], None, 1),
+        "ours keep 1": ours(model, batch, k, 1),
+        "gradcache": theirs("gradcache", model, batch, k),
+    }
+    mib = {name: peak_bytes(run) / 2**20 for name, run in work.items()}
+    mib["plain"] += 2 * rows * model.image_projection.out_features * 4 / 2**20
+    return mib
 
 
 def in_turns(work: dict[str, Callable[[], None]], repeats: int) -> dict[str, dict[str, float]]:
@@ -148,14 +166,14 @@ def in_turns(work: dict[str, Callable[[], None]], repeats: int) -> dict[str, dic
 def show(row: dict[str, Any]) -> None:
     seconds = row["seconds"]
     print(f"k {row['k']}")
-    for name, mib in row["mib"].items():
-        bound = seconds["limit keep all" if name.endswith("all") else "limit keep 1"]
+    for name in seconds:
+        bound = seconds["limit keep 1" if name.endswith("1") else "limit keep all"]
         print(
             f"  {name:14} {seconds[name]:7.3f} s ± {row['spread'][name]:.0%} "
             f"(wall {row['wall'][name]:.3f})   "
             f"limit × {seconds[name] / bound:.3f}   "
             f"gradcache × {seconds[name] / seconds['gradcache']:.3f}   "
-            f"open_clip × {seconds[name] / seconds['open_clip']:.3f}   {mib:7.1f} MiB",
+            f"open_clip × {seconds[name] / seconds['open_clip']:.3f}",
             flush=True,
         )
 

@@ -20,4 +20,11 @@ def test_ours_on_two_ranks() -> None:
 
 def test_the_comparison_runs() -> None:
     row = dga.compare(2, rows=4, image_size=16, repeats=1)
-    assert row["seconds"].keys() == row["mib"].keys() | {"limit keep 1", "limit keep all"}
+    ours = {f"ours {kept}" for kept in ("keep 1", "keep all", "auto")}
+    limits = {"limit keep 1", "limit keep all"}
+    assert row["seconds"].keys() == ours | limits | {"gradcache", "open_clip"}
+
+
+def test_one_kept_graph_costs_no_peak_memory() -> None:
+    mib = dga.memory(4, sub_batch=4, image_size=224)
+    assert mib["ours keep 1"] <= mib["gradcache"] < 1.3 * mib["plain"]
