@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from engine.config.dump import resolved_yaml
 from engine.data.loader import train_batches
+from engine.data.reader import limits_of
+from engine.data.stream.loader import StreamLoader
 from engine.data.transforms import pipeline
 from engine.dist import collectives
 from engine.models.memory import count_flops, estimate_memory
 from engine.models.parameters import format_table, parameter_table
-from engine.modes import Setup, build_state
+from engine.modes import build_state
+from engine.setup import Setup
 from engine.train.plan import Plan, make_plan
 
 _SAMPLED = 16  # samples that the estimates are made from
@@ -59,8 +63,13 @@ def sample_batch(setup: Setup, plan: Plan) -> dict[str, Any]:
     """The first few samples of the first step, as a batch on the CPU."""
     transforms = setup.config.transforms
     transform = pipeline.build(
-        transforms.train_transforms, transforms, key="transforms.train_transforms"
+        transforms.train_transforms,
+        transforms,
+        key="transforms.train_transforms",
+        decoder=setup.config.data.decoder,
     )
+    if plan.streamed:
+        return streamed_batch(setup, plan, transform)
     _, batch, _ = next(
         train_batches(
             plan.sources,
@@ -74,9 +83,28 @@ def sample_batch(setup: Setup, plan: Plan) -> dict[str, Any]:
             world=1,
             seed=setup.config.runner.seed,
             num_workers=0,
+            limits=limits_of(setup.config.data, setup.task),
         )
     )
     return batch
+
+
+def streamed_batch(setup: Setup, plan: Plan, transform: Any) -> dict[str, Any]:
+    """A few samples that are not waited for until a whole shuffle window has come."""
+    loader = StreamLoader(
+        [replace(source, window=_SAMPLED) for source in plan.streamed],
+        transform,
+        setup.task.batch,
+        batch_size=_SAMPLED,
+        first_step=0,
+        total_steps=1,
+        rank=0,
+        world=1,
+        seed=setup.config.runner.seed,
+        limits=limits_of(setup.config.data, setup.task),
+        num_workers=0,
+    )
+    return next(batch for _, batch, _ in loader)
 
 
 class _First:

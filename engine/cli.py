@@ -39,6 +39,10 @@ def _work(arguments: Arguments, loaded: Loaded) -> int:
             setup = modes.Setup(arguments.task, loaded.config, device, stop)
             if arguments.mode == "check":
                 check.check(setup)
+            elif arguments.mode == "generate":
+                from engine import captioning  # with its scorers, which take a while to import
+
+                captioning.generate(setup)
             elif arguments.task == "linear_probe":
                 modes.probe(setup)
             elif arguments.mode == "eval":

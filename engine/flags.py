@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.errors import UserError
 
-MODES = ("train", "eval", "check")
+MODES = ("train", "eval", "generate", "check")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,8 @@ def _parser(tasks: Sequence[str]) -> _Parser:
         "--mode",
         choices=MODES,
         default="train",
-        help="train (default); eval: score a checkpoint; check: show the resolved run and stop",
+        help="train (default); eval: score a checkpoint; generate: texts for a "
+        "folder of images (input=DIR); check: show the resolved run and stop",
     )
     parser.add_argument("--exp_name", help="name of the run's folder, instead of data.exp_name")
     nodes = parser.add_argument_group("processes (torchrun sets these itself)")

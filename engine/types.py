@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 """A collated batch: tensors of the same first dimension, and plain scalars (``step``)."""
 
+Turn = tuple[str, str]
+"""One turn of a conversation: who speaks (``human`` or ``gpt``), and the text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -28,10 +31,13 @@ class Record:
 
     key: str  # names the sample in messages: a file name, a tar member
     image: Path | bytes | None  # a file inside the source's root, or its encoded bytes
-    caption: str
+    caption: str  # of a conversation the first answer, of a question it and its answer
     image_id: str
     caption_id: str
     label: int | None = None
+    turns: tuple[Turn, ...] = ()  # the conversation; of a question, it and its answer
+    answers: tuple[str, ...] = ()  # every annotator's
+    labels: tuple[str, ...] = ()  # names of what is in the image
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +52,16 @@ class Sample:
     index: int  # row in that dataset
     label: int | None = None
     seed: int | None = None  # of this sample's augmentation in this epoch; None: none (evaluation)
+    turns: tuple[Turn, ...] = ()
+    answers: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 class BadSample(Exception):
     """A sample that cannot be used: ``cause`` is one word or two for counting, ``detail`` the rest.
 
-    Causes: missing, empty file, not an image, truncated, corrupt, too large, no caption,
-    outside root, unreadable.
+    Causes: missing, empty file, not an image, truncated, corrupt, too large, no caption, no image,
+    outside root, unreadable, malformed, no answer, not text, caption too long, prompt too long, several images.
     """
 
     def __init__(self, cause: str, detail: str = "") -> None:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import launch as launcher
 from engine.config.load import load
@@ -61,3 +63,59 @@ def test_config_trains(path, tmp_path, capsys):
 
 def test_there_are_configs():
     assert {"shapes.yaml", "flickr8k.yaml", "zerovl.yaml"} <= {path.name for path in CONFIGS}
+
+
+RECIPES = {
+    "zerovl.yaml": {
+        "runner.name": "plain", "data.train_type": "debias", "data.batch_size": 1024,
+        "loss.name": "MixUpNCE", "loss.mixup.beta": 0.1, "loss.temperature.name": "parameter",
+        "loss.temperature.value": 0.02, "loss.nce_loss.gather_backward": True,
+        "model.projection.dim": 512, "model.text_encoder.max_length": 25,
+        "transforms.text_augment.mask": 0.1, "transforms.text_augment.random": 0.02,
+        "transforms.text_augment.delete": 0.08, "optim.lr.init": 1e-4,
+        "optim.lr.warmup_proportion": 0.025, "optim.param": {
+            "betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.001,
+        },
+        "optim.lr.name": "cosine_schedule_with_warmup_min_lr_scale",
+    },
+    "zerovl_dga.yaml": {
+        "runner.name": "clip_bsgs", "data.train_type": "debias", "data.batch_size": 16384,
+        "data.batch_size_train": 1024, "loss.name": "MixUpNCE",
+    },
+    "shapes_debias.yaml": {"data.train_type": "debias", "loss.name": "NCE"},
+    "shapes_dga.yaml": {
+        "runner.name": "dga", "data.train_type": "debias", "loss.name": "MixUpNCE",
+        "data.batch_size": 1024, "data.batch_size_train": 256,
+    },
+    "siglip.yaml": {
+        "loss.name": "Sigmoid", "loss.sigmoid_loss.scale": 10.0, "loss.sigmoid_loss.bias": -10.0,
+        "data.train_type": "shuffle",
+    },
+    "lit.yaml": {
+        "model.image_encoder.trainable": False, "model.image_encoder.pretrained": True,
+        "model.text_encoder.trainable": True, "loss.name": "NCE",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_what_they_are_called(name):
+    config = load(ROOT / "configs/clip" / name).model_dump(mode="json")
+    for key, value in RECIPES[name].items():
+        found = config
+        for part in key.split("."):
+            found = found[part]
+        assert found == value, key
+
+
+def test_lit_leaves_the_image_tower_as_it_is(tmp_path, capsys):
+    path = ROOT / "configs/clip/lit.yaml"
+    every_step = ["ckpt.step_interval=1", "optim.lr.warmup_proportion=0", "data.exp_name=lit"]
+    arguments = ["--task=clip", f"--cfg={path}", *small(path, tmp_path), *every_step]
+    assert launcher.main(arguments) == 0, capsys.readouterr().err
+    folder = tmp_path / "output/lit/checkpoints"
+    first, second = (load_file(folder / f"step_{n}/model.safetensors") for n in (1, 2))
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    assert not any(name.startswith("image_encoder.") for name in changed)
+    assert any(name.startswith("text_encoder.") for name in changed)
+    assert "image_projection.weight" in changed

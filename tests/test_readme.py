@@ -25,6 +25,7 @@ def commands() -> list[str]:
 
 
 LAUNCHES = [command for command in commands() if "launch.py" in command]
+TOOLS = [command for command in commands() if "-m engine." in command]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,18 @@ def test_launch_command(checkout, command):
         assert "text_to_image_R@1" in done.stdout
 
 
+@pytest.mark.parametrize("command", TOOLS)
+def test_data_tool(checkout, command):
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:]], cwd=checkout, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "48" in done.stdout
+
+
 def test_the_other_commands_install_and_test():
-    others = [command for command in commands() if command not in LAUNCHES]
+    others = [command for command in commands() if command not in LAUNCHES + TOOLS]
     assert set(others) == {
         "python -m venv .venv",
         ".venv/bin/pip install -r requirements.txt",

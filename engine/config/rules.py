@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 
 from engine.config.schema import Config
 from engine.config.section import Section
@@ -81,6 +82,36 @@ def _datasets(config: Config) -> Iterator[Broken]:
             )
 
 
+def _debias(config: Config) -> Iterator[Broken]:
+    data, chosen = config.data, config.data.debias
+    if data.train_type == "debias" or data.train_type not in names("data/samplers"):
+        return
+    known = set(chosen.weights) <= set(data.train_name)  # else another rule says what is wrong
+    for option, is_set in (
+        ("weights", bool(chosen.weights) and known),
+        ("temperature", chosen.temperature != 1.0),
+    ):
+        if is_set:
+            yield Broken(
+                (f"data.debias.{option}", "data.train_type"),
+                f"data.train_type {data.train_type!r} shows every row once an epoch, whatever its "
+                f"dataset: {option} has no meaning there; remove it, set data.train_type to "
+                "debias, or give datasets a cap or a repeat",
+            )
+
+
+def _decoder(config: Config) -> Iterator[Broken]:
+    if config.data.decoder == "simplejpeg":
+        try:
+            import_module("simplejpeg")
+        except ImportError as error:
+            yield Broken(
+                ("data.decoder",),
+                f"simplejpeg cannot be imported ({error}); pip install "
+                "'vision-language-engine[fast]', or write auto or pillow",
+            )
+
+
 def _sub_batch(config: Config) -> Iterator[Broken]:
     whole, part = config.data.batch_size, config.data.batch_size_train
     if part is not None and part > whole:
@@ -110,11 +141,13 @@ def _temperature(config: Config) -> Iterator[Broken]:
             f"a learned temperature that starts at {loss.temperature.value:g} is below its bound "
             f"loss.temperature.min, {lowest:g}; raise it or lower the bound",
         )
-    size = loss.nce_loss.group_size
-    if size != -1 and size < 1:
-        yield Broken(
-            ("loss.nce_loss.group_size",), f"{size} is no number of ranks; give -1 for all, or ≥ 1"
-        )
+    sizes = {"nce_loss": loss.nce_loss.group_size, "sigmoid_loss": loss.sigmoid_loss.group_size}
+    for options, size in sizes.items():
+        if size != -1 and size < 1:
+            yield Broken(
+                (f"loss.{options}.group_size",),
+                f"{size} is no number of ranks; give -1 for all, or ≥ 1",
+            )
 
 
 def _device(config: Config) -> Iterator[Broken]:
@@ -151,6 +184,8 @@ RULES: tuple[Callable[[Config], Iterator[Broken]], ...] = (
     _part_names,
     _transform_names,
     _datasets,
+    _debias,
+    _decoder,
     _sub_batch,
     _warmup,
     _temperature,

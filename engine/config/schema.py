@@ -12,6 +12,17 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from engine.config.generation import Generate
+from engine.config.model import (  # noqa: F401  all sections are known by this module
+    Connector,
+    Decoder,
+    ImageEncoder,
+    Lora,
+    Model,
+    Projection,
+    TextEncoder,
+    Tokenizer,
+)
 from engine.config.section import Fraction, Names, NonNegativeInt, ProperFraction, Section
 from engine.config.transforms import Transforms
 
@@ -74,9 +85,10 @@ class ParamGroup(Section):
     """Parameters whose name the regular expression finds; the first group that matches rules."""
 
     pattern: str
+    train: Literal["train", "freeze", "lora"] = "train"
     lr_scale: NonNegativeFloat = 1.0
     weight_decay: float | None = None
-    freeze: bool = False
+    freeze: bool = False  # the same as train: freeze
 
 
 class Optim(Section):
@@ -85,6 +97,7 @@ class Optim(Section):
     lr: Lr = Lr()
     grad_clip: PositiveFloat | None = None  # by the global norm
     groups: list[ParamGroup] = []
+    keys_finetune: Names = []  # if any: only parameters with one of these in their names train
     layer_decay: Fraction = 1.0  # lr factor a layer, counted down from each tower's head
 
 
@@ -94,6 +107,13 @@ class DebiasSampling(Section):
     allow_repeats: bool = False  # of a dataset smaller than the batch
 
 
+class Prompt(Section):
+    """What stands before a caption or an answer, the same in training and generation."""
+
+    template: str = "plain"  # of engine/data/text/templates
+    instruction: str = ""
+
+
 class Data(Section):
     exp_name: str | None = None
     data_path: str = "./data"
@@ -101,6 +121,7 @@ class Data(Section):
     train_name: Names = []
     valid_name: Names = []
     train_type: str = "shuffle"  # a file of engine/data/samplers
+    window_shards: PositiveInt = 16  # mixed at a time, of train_type shards+window
     train_steps: PositiveInt | None = None  # bound on an epoch's steps
     valid_steps: PositiveInt | None = None  # bound on an evaluation's batches
     batch_size: PositiveInt = 256  # global: all devices and all sub-batches
@@ -110,51 +131,10 @@ class Data(Section):
     debias: DebiasSampling = DebiasSampling()
     max_bad_fraction: Fraction = 0.01  # of the samples read
     max_image_pixels: PositiveInt = 178_956_970  # Pillow's bound for a decompression bomb
-
-
-class ImageEncoder(Section):
-    name: str = "timm"  # a file of engine/models/image
-    tag: str = "vit_base_patch16_224"
-    embedding_dim: PositiveInt | None = None  # checked against the model's own width
-    pretrained: bool = False
-    trainable: bool = True
-    image_size: PositiveInt | None = None  # default: what the transforms put out
-    pool: Literal["auto", "cls", "mean", "model"] = "auto"  # auto: CLS token if there is one
-    patch_drop: ProperFraction = 0.0  # share of patches left out in training (FLIP)
-    gradient_checkpointing: bool = False
-    init: str | None = None  # a run of ours to take this tower's weights from
-    param: dict[str, Any] = {}  # passed to timm.create_model
-
-
-class Tokenizer(Section):
-    name: str = "auto"  # a file of engine/data/text; auto: the text encoder's own, else bytes
-    tag: str | None = None  # hub id or folder
-    vocab_size: PositiveInt = 8192  # of a BPE trained on the captions
-
-
-class TextEncoder(Section):
-    name: str = "huggingface"  # a file of engine/models/text
-    tag: str | None = None  # hub id or folder; none: built from config
-    config: dict[str, Any] = {}  # model_type and sizes of a model from random weights
-    embedding_dim: PositiveInt | None = None
-    pretrained: bool = False
-    trainable: bool = True
-    max_length: PositiveInt = 25  # tokens, special ones included
-    pool: Literal["first", "last", "mean"] = "first"
-    gradient_checkpointing: bool = False
-    init: str | None = None
-    tokenizer: Tokenizer = Tokenizer()
-
-
-class Projection(Section):
-    dim: PositiveInt = 512
-
-
-class Model(Section):
-    image_encoder: ImageEncoder = ImageEncoder()
-    text_encoder: TextEncoder = TextEncoder()
-    projection: Projection = Projection()
-    init: str | None = None  # a run of ours to take all weights from
+    # Of JPEGs; auto: simplejpeg if installed. pillow_exact: Pillow also resizes, several times slower.
+    decoder: Literal["auto", "simplejpeg", "pillow", "pillow_exact"] = "auto"
+    max_caption_chars: PositiveInt = 100_000  # a longer caption is a bad sample
+    prompt: Prompt = Prompt()
 
 
 class Temperature(Section):
@@ -172,6 +152,7 @@ class NceLoss(Section):
 class SigmoidLoss(Section):
     bias: float = -10.0
     scale: PositiveFloat = 10.0  # starting value, instead of 1 / temperature.value
+    group_size: int = -1  # ranks that share negatives; -1: all
 
 
 class Mixup(Section):
@@ -180,14 +161,24 @@ class Mixup(Section):
     partner: Literal["reversed", "random"] = "reversed"
 
 
+class LanguageModelLoss(Section):
+    label_smoothing: ProperFraction = 0.0
+
+
 class Loss(Section):
     name: str = "NCE"  # a file of engine/losses: nce | mixup_nce | sigmoid
     temperature: Temperature = Temperature()
     nce_loss: NceLoss = NceLoss()
     sigmoid_loss: SigmoidLoss = SigmoidLoss()
     mixup: Mixup = Mixup()
+    language_model: LanguageModelLoss = LanguageModelLoss()
     gather: Literal["all", "ring"] = "all"
     tile_size: PositiveInt | None = None  # rows of a similarity tile; default by the device
+
+
+class CaptionEval(Section):
+    num_images: PositiveInt | None = None  # of each validation set; default: all
+    num_examples: NonNegativeInt = 8  # in the gallery
 
 
 class ZeroShotSet(Section):
@@ -211,6 +202,7 @@ class LinearProbe(Section):
 class Eval(Section):
     epoch_interval: PositiveInt | None = 1  # epochs between evaluations in training; null: none
     zero_shot: dict[str, ZeroShotSet] = {}
+    captions: CaptionEval = CaptionEval()
     linear_probe: LinearProbe = LinearProbe()
     shuffle_words: bool = False  # also score captions with their words shuffled
 
@@ -230,10 +222,15 @@ class Config(Section):
     model: Model = Model()
     loss: Loss = Loss()
     eval: Eval = Eval()
+    generate: Generate = Generate()
 
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("epoch"), int):
-            return {**values, "epoch": {"total": values["epoch"]}}
+            values = {**values, "epoch": {"total": values["epoch"]}}
+        if isinstance(values, dict) and isinstance(values.get("input"), str):
+            generate = values.get("generate") or {}
+            values = {**values, "generate": {**generate, "input": values["input"]}}
+            del values["input"]
         return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import stat
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
+from engine.data import jpeg
 from engine.types import BadSample
 
 Size = tuple[int, int]
@@ -32,8 +35,28 @@ _TURN = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # EXIF 2.32, section 4.6.4, tag 0x0112
-_ORIENTATION = 0x0112
+}  # by EXIF's orientation
+
+
+def decode_by(
+    decoder: str, image: bytes | Path, *, max_pixels: int, target: Size | None = None
+) -> Image.Image | Tensor:
+    """``decode``, by the decoder that ``data.decoder`` names, to the same pixels.
+
+    ``simplejpeg`` gives plain JPEGs as uint8 CHW in memory of HWC order, ``auto`` where simplejpeg
+    is installed; all else comes from Pillow. Raises BadSample.
+    """
+    if decoder == "simplejpeg" or (decoder == "auto" and jpeg.simplejpeg is not None):
+        data = image if isinstance(image, bytes) else _read(image)
+        header = jpeg.read_header(data)
+        if header is not None:
+            if bad := jpeg.too_large(header.height, header.width, max_pixels):
+                raise bad
+            pixels_CHW = jpeg.decode(data, header, target)
+            if pixels_CHW is not None:
+                return pixels_CHW
+        image = data
+    return decode(image, max_pixels=max_pixels, target=target)
 
 
 def decode(image: bytes | Path, *, max_pixels: int, target: Size | None = None) -> Image.Image:
@@ -62,10 +85,18 @@ def decode(image: bytes | Path, *, max_pixels: int, target: Size | None = None) 
 
 def _read(path: Path) -> bytes:
     try:
-        # A pipe or a device would block or never end.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise BadSample("unreadable", f"{path} is not a file")
-        return path.read_bytes()
+        # Without waiting for the other end, should it be a pipe; that and a device may never end.
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(file)
+            if not stat.S_ISREG(found.st_mode):
+                raise BadSample("unreadable", f"{path} is not a file")
+            data = os.read(file, found.st_size)  # in as few system calls as will do
+            while len(data) < found.st_size and (more := os.read(file, found.st_size)):
+                data += more
+            return data
+        finally:
+            os.close(file)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BadSample("missing", str(path)) from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
@@ -85,8 +116,8 @@ def _bomb_bound(max_pixels: int) -> Iterator[None]:
 
 def _load(image: Image.Image, max_pixels: int, target: Size | None) -> Image.Image:
     width, height = image.size
-    if width * height > max_pixels:
-        raise BadSample("too large", f"{width}×{height} pixels, data.max_image_pixels {max_pixels}")
+    if bad := jpeg.too_large(height, width, max_pixels):
+        raise bad
     if target is not None and image.format in ("JPEG", "MPO"):
         lying = _orientation(image) >= 5
         image.draft(None, target if lying else (target[1], target[0]))
@@ -98,7 +129,7 @@ def _load(image: Image.Image, max_pixels: int, target: Size | None) -> Image.Ima
 
 def _orientation(image: Image.Image) -> int:
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(jpeg.ORIENTATION, 1)
     except Exception:  # damaged EXIF says nothing about the pixels
         return 1
     return value if isinstance(value, int) else 1

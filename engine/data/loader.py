@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from engine.data.bad_samples import BadRecord, summary
+from engine.data.batch_memory import allocate
 from engine.data.permutation import Indices, hash64
-from engine.data.reader import Reader, Transform
+from engine.data.reader import Limits, Reader, Transform
 from engine.data.workers import Workers
 from engine.errors import FaultError, UserError
 from engine.types import Batch, Sample, Source
@@ -26,7 +27,6 @@ Loaded = tuple[int, Batch, list[BadRecord]]
 Collate = Callable[[list[Sample]], Batch]
 
 _LARGE_BATCH = 512  # rows; of larger batches each worker prepares one ahead, not two
-_PILLOW_BOUND = 178_956_970  # pixels
 
 
 class Sampler(Protocol):
@@ -75,10 +75,13 @@ class _Steps(Dataset):
         epoch, rows = self.rows_of(step)
         samples: list[Sample] = []
         bad: list[BadRecord] = []
+        size = self.reader.size
+        images_BCHW = allocate((len(rows), 3, *size)) if size else None
         for dataset, row in rows.tolist():
             if self.workers.closing:
                 break
-            read = self.reader.read(step, epoch, dataset, row)
+            out = None if images_BCHW is None else images_BCHW[len(samples)]
+            read = self.reader.read(step, epoch, dataset, row, out)
             if isinstance(read, Sample):
                 samples.append(read)
             else:
@@ -160,7 +163,7 @@ def train_batches(
     seed: int,
     num_workers: int | None = None,
     pin: bool = False,
-    max_pixels: int = _PILLOW_BOUND,
+    limits: Limits = Limits(),  # noqa: B008  frozen
 ) -> Iterator[Loaded]:
     """(step, batch, bad records) of this rank for steps ``first_step`` … ``total_steps - 1``.
 
@@ -175,7 +178,7 @@ def train_batches(
             key="data.batch_size",
         )
     rows_of = _TrainRows(sampler, steps_per_epoch, rank, world)
-    steps = _Steps(Reader(sources, transform, seed, max_pixels), collate, rows_of)
+    steps = _Steps(Reader(sources, transform, seed, limits), collate, rows_of)
     num_workers = default_workers(world) if num_workers is None else num_workers
     prefetch = 2 if last // world <= _LARGE_BATCH else 1
     for step, batch, bad in _stream(
@@ -212,7 +215,7 @@ def valid_batches(
     world: int = 1,
     num_workers: int | None = None,
     pin: bool = False,
-    max_pixels: int = _PILLOW_BOUND,
+    limits: Limits = Limits(),  # noqa: B008  frozen
 ) -> Iterator[Loaded]:
     """(number, batch, bad records) over this rank's share of ``rows``, each once, none padded.
 
@@ -222,6 +225,6 @@ def valid_batches(
     mine = rank_slice(np.asarray(rows, np.int64), rank, world)
     size = -(-batch_size // world)
     rows_of = _ValidRows(mine, dataset, size)
-    steps = _Steps(Reader({dataset: source}, transform, None, max_pixels), collate, rows_of)
+    steps = _Steps(Reader({dataset: source}, transform, None, limits), collate, rows_of)
     num_workers = default_workers(world) if num_workers is None else num_workers
     yield from _stream(steps, range(-(-len(mine) // size)), num_workers, 2, pin)

@@ -3,17 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from engine.config.schema import Data
 from engine.data.bad_samples import BadRecord
-from engine.data.decode import decode
+from engine.data.decode import decode_by
 from engine.data.permutation import hash64
-from engine.types import BadSample, Sample, Source
+from engine.data.transforms.pipeline import Pipeline
+from engine.data.views.rows import Draw, origin
+from engine.types import BadSample, Record, Sample, Source
 
-Transform = Callable[[Image.Image], Tensor]
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a sample may be at most; ``text_alone``: whether one without an image is of use.
+
+    ``usable`` raises BadSample for a record whose text the task cannot learn from.
+    """
+
+    max_pixels: int = 178_956_970  # Pillow's bound for a decompression bomb
+    max_caption_chars: int = 100_000
+    text_alone: bool = False
+    usable: Callable[[Record], None] | None = None
+
+    def check(self, record: Record) -> None:
+        """Raises BadSample."""
+        if record.image is None and not self.text_alone:
+            raise BadSample("no image")
+        longest = max([len(record.caption), *(len(text) for _, text in record.turns)])
+        if longest > self.max_caption_chars:
+            raise BadSample(
+                "caption too long",
+                f"{longest} characters, data.max_caption_chars {self.max_caption_chars}",
+            )
+        if self.usable is not None:
+            self.usable(record)
+
+
+def limits_of(data: Data, task: Any) -> Limits:
+    """What training on ``data`` asks of a sample; a task may have a ``usable``."""
+    usable = getattr(task, "usable", None)
+    return Limits(data.max_image_pixels, data.max_caption_chars, usable=usable)
+
+
+Transform = Callable[..., Tensor]  # a Pipeline, or of a PIL image alone
 
 
 class Reader:
@@ -27,28 +64,44 @@ class Reader:
         sources: Sequence[Source] | Mapping[int, Source],
         transform: Transform,
         seed: int | None,
-        max_pixels: int,
+        limits: Limits,
     ) -> None:
         self.sources, self.transform = sources, transform
-        self.seed, self.max_pixels = seed, max_pixels
-        # A pipeline knows how far an image may shrink in decoding; another callable need not.
-        self.target = getattr(transform, "decode_size", None)
+        self.seed, self.limits = seed, limits
+        # A pipeline knows how images are to be decoded for it; another callable gets Pillow's.
+        known = transform if isinstance(transform, Pipeline) else None
+        self.target = known.decode_size if known else None
+        self.decoder = known.decoder if known else "pillow"
+        self.size = known.size if known else None  # (height, width) of all images, where known
 
-    def read(self, step: int, epoch: int, dataset: int, row: int) -> Sample | BadRecord:
-        """The sample at a row; reseeds torch's global CPU generator, which the caller restores."""
-        source, key = self.sources[dataset], f"row {row}"
+    def read(
+        self, step: int, epoch: int, dataset: int, row: int, out: Tensor | None = None
+    ) -> Sample | BadRecord:
+        """The sample at a row, its image written to ``out`` where that is given and ``size`` known.
+
+        Reseeds torch's global CPU generator, which the caller restores.
+        """
         seed = hash64(self.seed or 0, epoch, dataset, row) >> 1  # 63 bits: any generator takes it
+        draw = None if self.seed is None else Draw(self.seed, epoch)
+        # Of a view, where the row lies in the dataset itself: what a message has to name.
+        source, number = origin(self.sources[dataset], row, draw)
+        key = f"row {number}"
         try:
-            record = source[row]
+            record = source[number]
             key = record.key
+            self.limits.check(record)
             image = None
             if record.image is not None:
                 torch.default_generator.manual_seed(seed)
-                image = self.transform(
-                    decode(record.image, max_pixels=self.max_pixels, target=self.target)
+                pixels = decode_by(
+                    self.decoder,
+                    record.image,
+                    max_pixels=self.limits.max_pixels,
+                    target=self.target,
                 )
+                image = self.transform(pixels) if out is None else self.transform(pixels, out)
         except BadSample as bad:
-            return BadRecord(step, source.name, row, key, bad.cause, bad.detail)
+            return BadRecord(step, source.name, number, key, bad.cause, bad.detail)
         return Sample(
             image,
             record.caption,
@@ -58,4 +111,7 @@ class Reader:
             row,
             record.label,
             None if self.seed is None else seed,
+            record.turns,
+            record.answers,
+            record.labels,
         )

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import PositiveInt, ValidationError
 
 from engine import registry
 from engine.config import schema
+from engine.config.section import NonNegativeInt
+from engine.data.stream.source import StreamSource
+from engine.data.tables.table import cache_folder
+from engine.data.views.groups import group_rows
+from engine.data.views.images import JoinedCaptions, OneCaption
+from engine.data.views.rows import Repeated, Subset
 from engine.errors import UserError
 from engine.types import Source
 
@@ -20,34 +27,118 @@ BUILT_IN: dict[str, dict[str, Any]] = {
 }
 
 
-def open_source(
-    name: str, split: Literal["train", "valid"], data: schema.Data, *, key: str
-) -> Source:
+Split = Literal["train", "valid"]
+
+
+class RowOptions(schema.Section):
+    """Options of every dataset beside its format's own: which rows there are.
+
+    ``cap``, ``repeat``, ``length`` and ``captions: random`` are about an epoch of training: the
+    valid split has all rows. ``captions: joined`` is of both.
+    """
+
+    captions: Literal["all", "random", "joined"] = "all"  # of an image with several rows
+    caption_separator: str = " "  # between joined captions
+    cap: PositiveInt | None = None  # at most so many rows, chosen at random once for all
+    cap_seed: NonNegativeInt = 0  # which rows those are
+    repeat: PositiveInt = 1  # so many times an epoch every row
+    length: PositiveInt | None = None  # training rows that there must be, before all of these
+
+
+def open_source(name: str, split: Split, data: schema.Data, *, key: str) -> Source:
     """One split of the dataset ``name``, which the configuration uses at ``key``.
 
     Looked up in ``data.datasets``, then as the CSV folder ``data_path/name``, then among the
     built-in datasets. Raises UserError for an unknown name, format or option.
     """
-    root = Path(data.data_path)
-    if name in data.datasets:
-        options = data.datasets[name]
-    elif (root / name).is_dir():
-        options = {"format": "csv"}
-    elif name in BUILT_IN:
-        options = BUILT_IN[name]
-    else:
-        raise UserError(_unknown(name, data), key=key)
+    return _open(name, split, data, key, ())
+
+
+def row_options(name: str, data: schema.Data) -> dict[str, Any]:
+    """What of a dataset's options its rows and their order hang on, where it is not the default."""
+    own = _options(name, data, "data.datasets")
+    form = registry.find(FORMATS, str(own["format"])).Config.model_fields
+    general = {option: own[option] for option in _general(form) & set(own)}
+    chosen = RowOptions.model_validate(general).model_dump(exclude_defaults=True)
+    chosen.pop("length", None)
+    if "parts" in form:
+        chosen["parts"] = {part: row_options(part, data) for part in own["parts"]}
+    return chosen
+
+
+def _general(form: Mapping[str, object]) -> set[str]:
+    """Options that are every dataset's; one that the format itself declares is the format's."""
+    return set(RowOptions.model_fields) - set(form)
+
+
+def _open(name: str, split: Split, data: schema.Data, key: str, inside: tuple[str, ...]) -> Source:
+    """``open_source`` of a part of the datasets ``inside``, outermost first."""
+    if name in inside:
+        raise UserError(f"dataset {name!r} contains itself: {' → '.join((*inside, name))}", key=key)
+    options = _options(name, data, key)
     at = f"data.datasets.{name}"
     if "format" not in options:
         known = sorted(registry.names(FORMATS))
         raise UserError(f"dataset {name!r} has no format; known: {', '.join(known)}", key=at)
     module = registry.find(FORMATS, str(options["format"]), key=f"{at}.format")
-    config = _validated(module.Config, options, root, name)
+    config, rows = _validated(module.Config, options, Path(data.data_path), name)
+    more: dict[str, Any] = {}
+    if "parts" in module.Config.model_fields:  # a format that is made of other datasets
+
+        def open_part(part: str) -> Source:
+            return _open(part, split, data, f"{at}.parts", (*inside, name))
+
+        more["open_part"] = open_part
     try:
-        return module.build(config, name=name, split=split, cache_dir=cache_dir())
+        source = module.build(config, name=name, split=split, cache_dir=cache_dir(), **more)
+        return _with_rows(source, rows, name, split, getattr(config, "root", None))
     except UserError as error:
-        error.key = error.key or key
+        if not error.key or name not in data.datasets:  # a bare name has no options to point at
+            error.key = key
         raise
+
+
+def _with_rows(
+    source: Source, options: RowOptions, name: str, split: Split, root: Path | None
+) -> Source:
+    """The rows of ``source`` that ``options`` ask for."""
+    training, at = split == "train", f"data.datasets.{name}"
+    asked = options.model_dump(exclude_defaults=True)
+    for option, missing, needed in (
+        ("caption_separator", options.captions != "joined", "captions: joined"),
+        ("cap_seed", options.cap is None, "cap: N"),
+    ):
+        if option in asked and missing:
+            raise UserError(
+                f"dataset {name!r}: {option} says nothing without {needed}; add that, or leave "
+                f"{option} out",
+                key=f"{at}.{option}",
+            )
+    if training and asked and isinstance(source, StreamSource):
+        raise UserError(
+            f"dataset {name!r} is streamed: {', '.join(asked)} needs rows that can be counted and "
+            "chosen; leave it out, or copy the shards to this machine",
+            key=f"{at}.{next(iter(asked))}",
+        )
+    if training and options.length not in (None, len(source)):
+        raise UserError(
+            f"dataset {name!r} has {len(source)} training rows, but its length is given as "
+            f"{options.length}; correct it, or leave it out: rows are counted once and remembered",
+            key=f"{at}.length",
+        )
+    if options.captions == "joined" or (options.captions == "random" and training):
+        # Beside the dataset where that can be written, as its tables are.
+        folder = cache_dir() if root is None else cache_folder(root / name, cache_dir())
+        groups = group_rows(source, folder)
+        if options.captions == "joined":
+            source = JoinedCaptions(source, groups, options.caption_separator)
+        else:
+            source = OneCaption(source, groups)
+    if training and options.cap is not None and options.cap < len(source):
+        source = Subset(source, options.cap, options.cap_seed)
+    if training and options.repeat > 1:
+        source = Repeated(source, options.repeat)
+    return source
 
 
 def cache_dir() -> Path:
@@ -55,17 +146,33 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "engine"
 
 
-def _validated(form: type[schema.Section], options: dict, root: Path, name: str) -> schema.Section:
-    """A format's own options, with ``root`` made relative to ``data_path``."""
-    own = {option: value for option, value in options.items() if option != "format"}
+def _options(name: str, data: schema.Data, key: str) -> dict[str, Any]:
+    if name in data.datasets:
+        return data.datasets[name]
+    if (Path(data.data_path) / name).is_dir():
+        return {"format": "csv"}
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    raise UserError(_unknown(name, data), key=key)
+
+
+def _validated(
+    form: type[schema.Section], options: dict[str, Any], data_path: Path, name: str
+) -> tuple[schema.Section, RowOptions]:
+    """A format's own options, with ``root`` made relative to ``data_path``, and every dataset's."""
+    general = _general(form.model_fields)
+    rows = {option: options[option] for option in general & set(options)}
+    own = {option: options[option] for option in set(options) - general - {"format"}}
+    if "root" in form.model_fields:
+        own["root"] = data_path / str(own.get("root", name))
     try:
-        return form.model_validate({**own, "root": root / str(own.get("root", name))})
+        return form.model_validate(own), RowOptions.model_validate(rows)
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"])
         message = f"dataset {name!r}: {option}: {first['msg']}"
         if first["type"] == "extra_forbidden":
-            hint = registry.nearest(option, sorted(form.model_fields))
+            hint = registry.nearest(option, sorted({*form.model_fields, *general}))
             message = f"dataset {name!r}: format {options['format']} has no {option!r}; {hint}"
         raise UserError(message, key=f"data.datasets.{name}.{option}") from error
 

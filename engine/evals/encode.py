@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engine.data.bad_samples import BadRecord
 from engine.data.loader import Transform, rank_slice, valid_batches
+from engine.data.reader import Limits
 from engine.dist import collectives
 from engine.types import Batch, Sample, Source
 
@@ -51,7 +52,7 @@ class Encoder:
     device: torch.device
     batch_size: int = 256
     num_workers: int | None = 0
-    max_pixels: int = 178_956_970
+    limits: Limits = Limits()  # noqa: RUF009  frozen
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def images(
@@ -73,7 +74,7 @@ class Encoder:
             world=world,
             num_workers=self.num_workers,
             pin=self.device.type == "cuda",
-            max_pixels=self.max_pixels,
+            limits=self.limits,
         )
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         bad: list[BadRecord] = []

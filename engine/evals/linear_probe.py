@@ -19,6 +19,7 @@ from engine.config import schema
 from engine.data.bad_samples import BadRecord
 from engine.errors import FaultError, UserError
 from engine.evals.encode import Encoded, Encoder
+from engine.evals.labels import NamedLabels, class_names
 from engine.evals.logistic import (
     OptimizerFactory,
     choose_regularisation,
@@ -64,6 +65,9 @@ def evaluate(
             f"{_shown(classes[0])} and {_shown(classes[1])}",
             key="eval.linear_probe",
         )
+    if classes[0] is None:
+        numbers = {name: number for number, name in enumerate(class_names(train, valid))}
+        train, valid = (NamedLabels(source, numbers, train.name) for source in (train, valid))
     sets = [
         encoder.images(source, np.arange(len(source)), encode=encode) for source in (train, valid)
     ]
@@ -87,7 +91,7 @@ def _check(source: Source, images: Encoded) -> None:
         what = "images without a label" if len(images.rows) else "no image that can be used"
         raise UserError(
             f"dataset {source.name!r} ({source.split}) has {what}; a linear probe needs labelled "
-            "images (format: imagefolder)",
+            "images (format: imagefolder, or a CSV with a column labels)",
             key="eval.linear_probe",
         )
     bad = (~images.features.isfinite()).any(1).nonzero().flatten().tolist()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
+from engine.evals.labels import plain
 from engine.registry import nearest
 
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -41,6 +42,12 @@ class Prompts:
             for template in self.templates
         ]
 
+    def numbers(self) -> dict[str, int]:
+        """Every name of each class, and its folder where known → its label; the same of plain."""
+        found = {name: label for label, names in enumerate(self.classes) for name in names}
+        found |= {folder: label for label, folder in enumerate(self.folders or ())}
+        return {plain(name): label for name, label in found.items()} | found
+
     def in_order_of(self, folders: list[str] | None, dataset: str) -> Prompts:
         """The same with classes in the order of a dataset's labels (its class folders).
 
@@ -51,8 +58,8 @@ class Prompts:
         if folders is None:
             return self
         keys = self.folders or tuple(names[0] for names in self.classes)
-        place = {_plain(key): position for position, key in enumerate(keys)}
-        wanted = [_plain(folder) for folder in folders]
+        place = {plain(key): position for position, key in enumerate(keys)}
+        wanted = [plain(folder) for folder in folders]
         if not set(wanted) <= place.keys() and all(folder.isdecimal() for folder in folders):
             wanted = [str(int(folder)) for folder in folders]  # sorted as text: 0, 1, 10, 2
             place = {str(number): number for number in range(len(self.classes))}
@@ -130,7 +137,7 @@ def _read(path: str | Path, dataset: str, what: str, key: str | None) -> tuple[s
             raise UserError(f"{name} holds one set, so {chosen!r} cannot be chosen", key=key)
         return name, value
     wanted = chosen or dataset
-    found = next((own for own in sets if _plain(own) == _plain(wanted)), None)
+    found = next((own for own in sets if plain(own) == plain(wanted)), None)
     if found is None:
         raise UserError(
             f"{name} holds several sets and none is called {wanted!r}; "
@@ -164,8 +171,3 @@ def _classes(
                 f"{origin} must hold class names: a list, or an object folder → name", key=key
             )
     return folders, classes
-
-
-def _plain(name: str) -> str:
-    """Folders and names differ in case, underscores and blanks."""
-    return "".join(character for character in name.lower() if character.isalnum())

@@ -13,13 +13,14 @@ from torch import nn
 
 from engine.config.schema import Config
 from engine.data.bad_samples import BadRecord, summary
+from engine.data.reader import Limits
 from engine.data.sources import open_source
 from engine.data.transforms import pipeline
 from engine.errors import UserError
 from engine.evals import linear_probe, prompts, retrieval, zero_shot
 from engine.evals.encode import Encoder
 from engine.logs.report import Example
-from engine.types import Metrics, Source
+from engine.types import Metrics, Record, Source
 
 _NUM_EXAMPLES = 8  # images of the report's gallery
 
@@ -40,11 +41,14 @@ class Evaluations:
     probe_optimizer: Callable[..., torch.optim.Optimizer] | None = None
     stopped: Callable[[], bool] = lambda: False
     gallery: list[Example] = field(default_factory=list)  # of the latest call
+    predictions: dict[str, list[Any]] = field(default_factory=dict)  # captions of the latest call
+    open_judge: Callable[[str, str], Any] | None = None  # (model, key) → a judge of captions
+    _judges: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, model: nn.Module) -> Metrics:
         """``DATASET/metric`` → value, in percent; nothing where it was stopped on the way."""
         found: dict[str, float] = {}
-        encoder = self._encoder(model)
+        encoder = self.encoder(model)
         for name, evaluation in self._wanted():
             if self.stopped():
                 return {}
@@ -54,27 +58,45 @@ class Evaluations:
             found |= {f"{name}/{metric}": value for metric, value in metrics.items()}
         return found
 
+    def check(self) -> None:
+        """Open all that will be evaluated on: a mistake is told before training, not after it."""
+        config = self.config
+        if {"text", "caption"} & set(self.task.modalities):
+            for name in config.data.valid_name:
+                open_source(name, "valid", config.data, key="data.valid_name")
+        if "text" in self.task.modalities:
+            for name in config.eval.zero_shot:
+                self._classes(name)
+        if (probe := config.eval.linear_probe).train:
+            self._labelled(probe.train, "train")
+            self._labelled(probe.valid or probe.train, "valid")
+
     def _wanted(self) -> list[tuple[str, Callable[[Encoder], tuple[Metrics, list[BadRecord]]]]]:
         wanted: list[tuple[str, Any]] = []
         if "text" in self.task.modalities:
             sets = self.config.data.valid_name, self.config.eval.zero_shot
             for names, evaluation in zip(sets, (self._retrieval, self._zero_shot), strict=True):
                 wanted += [(name, partial(evaluation, name)) for name in names]
+        if "caption" in self.task.modalities:
+            wanted += [
+                (name, partial(self._captions, name)) for name in self.config.data.valid_name
+            ]
         if self.config.eval.linear_probe.train:
             wanted.append((f"{self.config.eval.linear_probe.train}_probe", self._linear_probe))
         return wanted
 
-    def _encoder(self, model: nn.Module) -> Encoder:
+    def encoder(self, model: nn.Module) -> Encoder:
+        """The model with all that it takes to run it over a validation set."""
         data, transforms = self.config.data, self.config.transforms
         key = "transforms.valid_transforms"
         return Encoder(
             self.task,
             model,
-            pipeline.build(transforms.valid_transforms, transforms, key=key),
+            pipeline.build(transforms.valid_transforms, transforms, key, data.decoder),
             self.device,
             batch_size=data.batch_size_val,
             num_workers=data.num_workers,
-            max_pixels=data.max_image_pixels,
+            limits=Limits(data.max_image_pixels, data.max_caption_chars),
             autocast=self.autocast,
         )
 
@@ -95,12 +117,51 @@ class Evaluations:
         self.gallery = [example(source, row, captions) for row, captions in found.examples]
         return found.metrics, found.bad
 
+    def _captions(self, name: str, encoder: Encoder) -> tuple[Metrics, list[BadRecord]]:
+        from engine.evals import captions  # with its scorers, which other tasks do without
+
+        source = open_source(name, "valid", self.config.data, key="data.valid_name")
+        found = captions.evaluate(
+            encoder,
+            source,
+            self.config.generate,
+            instruction=self.config.data.prompt.instruction,
+            num_images=self.config.eval.captions.num_images,
+            ranker=self.judge("ranker"),
+            scorer=self.judge("scorer"),
+        )
+        self.predictions[name] = found.predictions
+        self.gallery = [
+            Example(image_bytes(source[p.row]), p.references, [(p.caption, None)])
+            for p in found.predictions[: self.config.eval.captions.num_examples]
+        ]
+        generate = self.config.generate
+        if generate.method == "best_of_n" and generate.ranker == generate.scorer:
+            self.warn(f"{name}: CLIPScore is by the model that chose the captions: circular")
+        return found.metrics, found.bad
+
+    def judge(self, role: str) -> Any:
+        """The ``ranker`` or ``scorer`` that ``generate`` names, opened once; None for none."""
+        name, key = getattr(self.config.generate, role).model, f"generate.{role}.model"
+        if name is None and role == "ranker" and self.config.generate.method == "best_of_n":
+            raise UserError("best_of_n needs a model that chooses: a clip run or a CLIP", key=key)
+        if name is None or self.open_judge is None:
+            return None
+        if name not in self._judges:
+            self._judges[name] = self.open_judge(name, key)
+        return self._judges[name]
+
     def _zero_shot(self, name: str, encoder: Encoder) -> tuple[Metrics, list[BadRecord]]:
+        found = zero_shot.evaluate(encoder, *self._classes(name), num_rows=self._num_rows())
+        return found.metrics, found.bad
+
+    def _classes(self, name: str) -> tuple[Source, prompts.Prompts]:
+        """Labelled images, and the prompts of their classes. Raises UserError."""
         chosen, key = self.config.eval.zero_shot[name], f"eval.zero_shot.{name}"
         source = open_source(chosen.dataset, "valid", self.config.data, key=f"{key}.dataset")
         texts = prompts.load(chosen.classes, chosen.templates, dataset=chosen.dataset, key=key)
-        found = zero_shot.evaluate(encoder, source, texts, num_rows=self._num_rows())
-        return found.metrics, found.bad
+        texts.in_order_of(getattr(source, "classes", None), source.name)
+        return source, texts
 
     def _linear_probe(self, encoder: Encoder) -> tuple[Metrics, list[BadRecord]]:
         probe = self.config.eval.linear_probe
@@ -124,6 +185,11 @@ class Evaluations:
 def example(source: Source, row: int, captions: list[tuple[int, float]]) -> Example:
     """An image with its own caption and those found for it, for the report's gallery."""
     shown = source[row]
-    image = shown.image.read_bytes() if isinstance(shown.image, Path) else shown.image or b""
     found = [(source[other].caption, cosine) for other, cosine in captions]
-    return Example(image, [shown.caption], found)
+    return Example(image_bytes(shown), [shown.caption], found)
+
+
+def image_bytes(record: Record) -> bytes:
+    """The encoded image of a row."""
+    image = record.image
+    return image.read_bytes() if isinstance(image, Path) else image or b""

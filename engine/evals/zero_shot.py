@@ -18,6 +18,7 @@ from engine.data.loader import rank_slice
 from engine.dist import collectives
 from engine.errors import FaultError, UserError
 from engine.evals.encode import Encoder
+from engine.evals.labels import NamedLabels
 from engine.evals.prompts import Prompts
 from engine.metrics import classification as metrics
 from engine.types import Source
@@ -40,11 +41,15 @@ def evaluate(
 ) -> ZeroShot:
     """Accuracy at 1 and 5 and mean per class, in percent, of ``num_rows`` images (default: all).
 
-    Those are spread evenly over the rows, which mostly lie class by class.
+    Those are spread evenly over the rows, which mostly lie class by class. Rows that name their
+    class are labelled by the prompts' names.
     Images that cannot be read are left out and named in ``bad``. Raises UserError where classes and
     the source's labels do not fit, FaultError for features that are NaN.
     """
-    prompts = prompts.in_order_of(getattr(source, "classes", None), source.name)
+    classes = getattr(source, "classes", None)
+    prompts = prompts.in_order_of(classes, source.name)
+    if classes is None:
+        source = NamedLabels(source, prompts.numbers(), prompts.origin)
     seen = len(source) if num_rows is None else min(num_rows, len(source))
     class_KD = class_features(encoder, prompts)
     images = encoder.images(source, np.arange(seen) * len(source) // max(seen, 1))
@@ -84,6 +89,6 @@ def checked_labels(source: Source, row_N: np.ndarray, label_N: Tensor, num_class
         what = "no label" if label < 0 else f"label {label}, but there are {num_classes} classes"
         raise UserError(
             f"row {int(row_N[first])} of dataset {source.name!r} has {what}; classification needs "
-            "labelled images (format: imagefolder)"
+            "labelled images (format: imagefolder, or a CSV with a column labels)"
         )
     return label_N

@@ -36,7 +36,7 @@ class Example:
 
     image: bytes  # any form that Pillow reads
     captions: Sequence[str]
-    found: Sequence[tuple[str, float]]  # (caption, cosine)
+    found: Sequence[tuple[str, float | None]]  # (caption, cosine), or generated ones without
 
 
 def write_report(
@@ -68,14 +68,22 @@ def page(
         f"<header><h1>{escape(name)}</h1>{_tiles(training, evaluations)}</header>",
         _section("Curves", _curves(training, evaluations)),
         _section("Last evaluation", _table(evaluations)),
-        _section("Retrieved captions", "".join(_example(example) for example in gallery)),
+        _section("Captions found", "".join(_example(example) for example in gallery)),
         _section("Settings", f"<pre>{escape(settings)}</pre>" if settings else ""),
     ]
     return _HEAD.format(title=escape(name), style=STYLE) + "".join(sections) + "</body></html>\n"
 
 
+def write_gallery(path: Path, title: str, gallery: Iterable[Example]) -> None:
+    """A page of examples alone."""
+    body = _section("Captions", "".join(_example(example) for example in gallery))
+    head = _HEAD.format(title=escape(title), style=STYLE)
+    path.write_text(f"{head}<header><h1>{escape(title)}</h1></header>{body}</body></html>\n",
+                    encoding="utf8")  # fmt: skip
+
+
 def _section(title: str, body: str) -> str:
-    shape = "charts" if title == "Curves" else "gallery" if title.startswith("Retrieved") else ""
+    shape = "charts" if title == "Curves" else "gallery" if title.startswith("Captions") else ""
     return f'<h2>{title}</h2><div class="{shape}">{body}</div>' if body else ""
 
 
@@ -172,7 +180,7 @@ def _example(example: Example) -> str:
     own = {_words(caption) for caption in example.captions}
     found = "".join(
         f'<li class="{"right" if _words(caption) in own else "wrong"}">'
-        f"{escape(caption)} <small>{score:.2f}</small></li>"
+        f"{escape(caption)}{'' if score is None else f' <small>{score:.2f}</small>'}</li>"
         for caption, score in example.found
     )
     own_text = escape(example.captions[0]) if example.captions else ""

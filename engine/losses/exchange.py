@@ -4,7 +4,7 @@ One-sided: only texts travel, images stay. Rank n holds the rows I_n of the simi
 S = I Tᵀ, so it knows its rows' sums; the columns' partial sums are all-reduced (one float a
 column); dI_n is local, and only dT goes back. That is half the traffic of gathering both sides.
 ``all`` gathers every text at once and reduce-scatters dT; ``ring`` passes one rank's texts (and
-their gradient with them) around, so that no rank holds more than two ranks' texts.
+their gradient with them) around, so that no rank holds the texts of more than two others.
 """
 
 from __future__ import annotations
@@ -28,17 +28,23 @@ class Exchange:
 
     ``weight`` turns a sum over this rank's rows into L_r = world × this rank's share of the global
     mean, so that the mean of L_r over ranks, and of its gradient, is the global batch's.
+    ``group_size`` ranks share negatives (-1: all), as the loss's ``options`` say.
     """
 
     def __init__(
-        self, num_rows: int, form: Literal["all", "ring"] = "all", group_size: int = -1
+        self,
+        num_rows: int,
+        form: Literal["all", "ring"] = "all",
+        group_size: int = -1,
+        options: str = "nce_loss",
     ) -> None:
         world = collectives.world()
         if group_size not in (0, -1) and world % min(group_size, world):
+            key = f"loss.{options}.group_size"
             raise UserError(
-                f"loss.nce_loss.group_size {group_size} does not divide the {world} ranks; "
+                f"{key} {group_size} does not divide the {world} ranks; "
                 "use a divisor, or -1 for all of them",
-                key="loss.nce_loss.group_size",
+                key=key,
             )
         self.group = collectives.subgroup(group_size)
         self.rank, self.size = collectives.rank(self.group), collectives.world(self.group)

@@ -9,7 +9,8 @@ With z = s·I Tᵀ + b over the N rows of all ranks, and Y_ij = 1 for a pair, el
 No element needs another's, so one pass over the tiles gives loss and gradients together: 3 matrix
 products, nothing kept but the gradients. Under mixup (``MixUpSigmoid``) Y_ii = λ and
 Y_i,partner(i) = 1 − λ: the same formula is then λ times the loss with the pair called a match plus
-1 − λ times that with the pair called none, and the other way round for the partner.
+1 − λ times that with the pair called none, and the other way round for the partner. With a
+``group_size`` the sum goes over the pairs within each group of ranks, N still counts all rows.
 """
 
 from __future__ import annotations
@@ -136,7 +137,8 @@ class Sigmoid:
             partner_B = features.per_sample.get("partner_offset_B")
             lam = features.info.get("lam", 1.0)
             matches = positives(len(image_BD), image_BD.device, partner_B, lam)
-            exchange = Exchange(len(image_BD), self.config.gather)
+            group_size = self.config.sigmoid_loss.group_size
+            exchange = Exchange(len(image_BD), self.config.gather, group_size, "sigmoid_loss")
             loss = SigmoidContrast.apply(
                 image_BD, text_BD, scale, bias, matches, exchange, self.config.tile_size
             )

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 _LOG2_E = math.log2(math.e)
 
 
@@ -97,8 +96,7 @@ class Tiles:
     ) -> None:
         self.dtype = compute_dtype(image_BD)
         self.image_BD, self.text_KD = image_BD.to(self.dtype), text_KD.to(self.dtype)
-        self.scale, self.bias = scale, bias
-        self.matches, self.own = matches, own
+        self.scale, self.bias, self.matches, self.own = scale, bias, matches, own
         self.shape = min(rows or 1024, len(image_BD)), min(columns, len(text_KD))
         self._buffers: dict[int, Tensor] = {}
         self._bounded = self._exp_is_bounded()

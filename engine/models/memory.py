@@ -115,7 +115,9 @@ def count_flops(model: nn.Module, batch: Batch, *, backward: bool = True) -> int
 
 
 def _features(outputs: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([out.sum() for name, out in outputs.items() if name.endswith("_BD")]).sum()
+    return torch.stack(
+        [out.sum() for name, out in outputs.items() if name.endswith(("_BD", "nll_B"))]
+    ).sum()
 
 
 @contextlib.contextmanager

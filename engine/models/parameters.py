@@ -19,6 +19,19 @@ class Row:
     trained: bool
     lr_scale: float | None = None  # None: frozen, or no optimizer told
     weight_decay: float | None = None
+    adapter: bool = False
+
+    @property
+    def state(self) -> str:
+        """trained, frozen or lora."""
+        if not self.trained:
+            return "frozen"
+        return "lora" if self.adapter else "trained"
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter's name is a low-rank adapter's."""
+    return ".lora_" in name
 
 
 def parameter_table(
@@ -41,8 +54,9 @@ def parameter_table(
         if optimizer_groups is not None and id(parameter) not in settings:
             trained = False  # no optimizer steps it
         scale, decay = settings.get(id(parameter), (None, None)) if trained else (None, None)
-        key = (part, trained, scale, decay)
-        row = rows.setdefault(key, Row(part, 0, 0, trained, scale, decay))
+        adapter = is_adapter(name)
+        key = (part, trained, adapter, scale, decay)
+        row = rows.setdefault(key, Row(part, 0, 0, trained, scale, decay, adapter))
         rows[key] = replace(row, count=row.count + parameter.numel(), tensors=row.tensors + 1)
     order = {name: place for place, name in enumerate(_parts(model))}
     return sorted(rows.values(), key=lambda row: (order[row.part], not row.trained))
@@ -69,7 +83,7 @@ def format_table(rows: Iterable[Row]) -> str:
     rows = list(rows)
     cells = [("part", "parameters", "tensors", "state", "lr scale", "weight decay")]
     for row in rows:
-        state = "trained" if row.trained else "frozen"
+        state = row.state
         scale = "" if row.lr_scale is None else f"{row.lr_scale:g}"
         decay = "" if row.weight_decay is None else f"{row.weight_decay:g}"
         cells.append((row.part, f"{row.count:,}", str(row.tensors), state, scale, decay))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine import registry
 from engine.config.schema import Config
+from engine.data.batch_memory import stack_images
 from engine.data.text.augment import TextAugmenter
 from engine.data.text.tokenizer import TextTokenizer
 from engine.data.transforms.geometry import square
@@ -58,7 +59,7 @@ class ClipTask:
             batch["input_ids_BT"], batch["attention_mask_BT"] = self.augment(
                 batch["input_ids_BT"], batch["attention_mask_BT"], seeds
             )
-        batch["image_BCHW"] = torch.stack([s.image for s in samples if s.image is not None])
+        batch["image_BCHW"] = stack_images(samples)
         batch["dataset_B"] = torch.tensor([sample.dataset for sample in samples])
         batch["index_B"] = torch.tensor([sample.index for sample in samples])
         return batch

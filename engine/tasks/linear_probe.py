@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engine import registry
 from engine.config.schema import Config
+from engine.data.batch_memory import stack_images
 from engine.data.transforms.geometry import square
 from engine.data.transforms.pipeline import output_size
 from engine.errors import UserError
@@ -61,7 +62,7 @@ class LinearProbeTask:
 
     def batch(self, samples: list[Sample]) -> Batch:
         """Collate: uint8 ``image_BCHW``."""
-        return {"image_BCHW": torch.stack([s.image for s in samples if s.image is not None])}
+        return {"image_BCHW": stack_images(samples)}
 
     def encode(self, model: nn.Module, batch: Batch, modality: str) -> Tensor:
         """Features [B, D]."""

@@ -21,6 +21,8 @@ from engine import registry
 from engine.config.schema import Config
 from engine.data import loader
 from engine.data.bad_samples import BadSamples
+from engine.data.reader import limits_of
+from engine.data.stream.loader import StreamLoader
 from engine.data.transforms import pipeline
 from engine.dist import collectives
 from engine.errors import FaultError
@@ -47,6 +49,7 @@ class Training:
     stop: StopRequest
     device: torch.device
     evaluate: Callable[[], Metrics]
+    stream: StreamLoader | None = None  # of streamed sources, while the loop runs
 
     def run(self) -> Metrics:
         """Train to the end of the plan, or until asked to stop; returns the last evaluation."""
@@ -86,23 +89,41 @@ class Training:
         )
 
     def _batches(self) -> Iterator[tuple[int, Batch, list[Any]]]:
-        transforms, data = self.config.transforms, self.config.data
+        transforms, data, plan = self.config.transforms, self.config.data, self.plan
+        transform = pipeline.build(
+            transforms.train_transforms,
+            transforms,
+            key="transforms.train_transforms",
+            decoder=data.decoder,
+        )
+        options: dict[str, Any] = {
+            "first_step": self.state.step,
+            "total_steps": plan.total_steps,
+            "rank": collectives.rank(),
+            "world": collectives.world(),
+            "seed": self.config.runner.seed,
+            "num_workers": data.num_workers,
+            "pin": self.device.type == "cuda",
+            "limits": limits_of(data, self.task),
+        }
+        if plan.streamed:
+            self.stream = StreamLoader(
+                plan.streamed,
+                transform,
+                self.task.batch,
+                batch_size=data.batch_size // collectives.world(),
+                saved=self.state.stream,
+                **options,
+            )
+            self.log.message(self.stream.greeting)
+            return iter(self.stream)
         return loader.train_batches(
-            self.plan.sources,
-            self.plan.sampler,
-            pipeline.build(
-                transforms.train_transforms, transforms, key="transforms.train_transforms"
-            ),
+            plan.sources,
+            plan.sampler,
+            transform,
             self.task.batch,
-            first_step=self.state.step,
-            total_steps=self.plan.total_steps,
-            steps_per_epoch=self.plan.steps_per_epoch,
-            rank=collectives.rank(),
-            world=collectives.world(),
-            seed=self.config.runner.seed,
-            num_workers=data.num_workers,
-            pin=self.device.type == "cuda",
-            max_pixels=data.max_image_pixels,
+            steps_per_epoch=plan.steps_per_epoch,
+            **options,
         )
 
     def _agree(self, step: int, loss: Tensor, batch: Batch, bad: list[Any]) -> dict[str, Any]:
@@ -138,13 +159,17 @@ class Training:
             return
         what = f"loss {facts['loss']}, gradient norm {norm}"
         if self.config.runner.on_nonfinite == "stop":
-            raise FaultError(self._nonfinite(step, what))
+            raise FaultError(self._nonfinite(step, batch, what))
         self.state.skip()
         self.log.message(f"step {step}: {what}; skipped, {self.state.skipped} so far")
 
-    def _nonfinite(self, step: int, what: str) -> str:
-        rows = self.plan.rows(step).tolist()
-        names = [f"{self.plan.sources[dataset].name}[{row}]" for dataset, row in rows]
+    def _nonfinite(self, step: int, batch: Batch, what: str) -> str:
+        if self.plan.streamed:  # each rank knows its own rows alone
+            mine = torch.stack((batch["dataset_B"], batch["index_B"]), dim=1).tolist()
+            rows = [row for rank in collectives.all_gather_json(mine) for row in rank]
+        else:
+            rows = self.plan.rows(step).tolist()
+        names = [self.plan.name(dataset, row) for dataset, row in rows]
         path = Path(self.store.folder).parent / f"nonfinite_step_{step}.json"
         if collectives.rank() == 0:
             path.write_text(json.dumps(names, indent=0), encoding="utf8")
@@ -189,6 +214,8 @@ class Training:
 
     def save(self, metrics: Metrics) -> None:
         """Write a checkpoint (every rank must call it; rank 0 writes)."""
+        if self.stream is not None:
+            self.state.stream = collectives.all_gather_json(self.stream.state())
         state = self.state.capture(order_key(self.config, self.plan))
         self.store.save(
             self.state.step,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engine.config.schema import Optim, ParamGroup
 from engine.errors import UserError
+from engine.models.parameters import is_adapter
 from engine.registry import nearest
 from engine.train.lars import LARS
 
@@ -36,7 +37,7 @@ def build(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
     """
     kind = _optimizer_class(config.name)
     param = _checked_param(kind, config)
-    freeze(model, config.groups)
+    freeze(model, config)
     groups = _groups(model, config, kind, param)
     if not groups:
         raise UserError("every parameter is frozen: nothing is left to train", key="optim.groups")
@@ -51,14 +52,29 @@ def build(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
         raise UserError(f"{config.name}: {error}", key="optim.param") from error
 
 
-def freeze(model: nn.Module, groups: Sequence[ParamGroup]) -> None:
-    """Leave out of training what the groups with ``freeze`` match first.
+def freeze(model: nn.Module, config: Optim) -> None:
+    """Leave out of training what the first group that matches says, or ``keys_finetune`` omits.
 
-    A wrapper that reduces gradients must find it done: call this before wrapping the model.
+    Where adapters train, their layers' own weights do not. A wrapper that reduces gradients must
+    find it done: call this before wrapping the model. Raises UserError for a key without effect.
     """
+    names = [name for name, _ in model.named_parameters()]
+    for position, wanted in enumerate(config.keys_finetune):
+        if not any(wanted in name for name in names):
+            parts = sorted({name.split(".", 1)[0] for name in names})
+            raise UserError(
+                f"no parameter's name holds {wanted!r}; the model's parts are {', '.join(parts)}",
+                key=f"optim.keys_finetune.{position}",
+            )
     for name, parameter in model.named_parameters():
-        group = _first_match(name, groups)
-        if group is not None and group.freeze:
+        group = _first_match(name, config.groups)
+        frozen = group is not None and (
+            group.freeze
+            or group.train == "freeze"
+            or (group.train == "lora" and not is_adapter(name))
+        )
+        listed = any(wanted in name for wanted in config.keys_finetune)
+        if frozen or (config.keys_finetune and not listed and not is_adapter(name)):
             parameter.requires_grad_(False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +10,18 @@ import numpy as np
 
 from engine import registry
 from engine.config.schema import Config
-from engine.data.sources import open_source
+from engine.data.sources import open_source, row_options
+from engine.data.stream.source import StreamSource, streams
 from engine.errors import UserError
 from engine.types import Source
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Training sources, the sampler over them, and the number of steps. Equal on every rank."""
+    """Training sources, the sampler over them, and the number of steps. Equal on every rank.
+
+    Streamed sources have no sampler: their readers take the shards in an order of their own.
+    """
 
     sources: list[Source]
     sampler: Any
@@ -35,6 +40,17 @@ class Plan:
         """The global batch of a step: int64 [n, 2] of (dataset, row)."""
         return self.sampler.batch(*self.place(step))
 
+    @property
+    def streamed(self) -> list[StreamSource]:
+        """The sources if they are streamed; empty if they are read by row."""
+        return streams(self.sources)
+
+    def name(self, dataset: int, row: int) -> str:
+        """A sample as a message names it."""
+        source = self.sources[dataset]
+        place = source.place(row) if isinstance(source, StreamSource) else row
+        return f"{source.name}[{place}]"
+
 
 def make_plan(config: Config, world: int) -> Plan:
     """Open the training data and lay out the steps. Raises UserError for what cannot be done."""
@@ -50,12 +66,19 @@ def make_plan(config: Config, world: int) -> Plan:
             key="data.batch_size",
         )
     sources = [open_source(name, "train", data, key="data.train_name") for name in data.train_name]
-    sampler = registry.find("data/samplers", data.train_type, key="data.train_type").build(
+    if streams(sources):
+        return _stream_plan(config, sources)
+    build = registry.find("data/samplers", data.train_type, key="data.train_type").build
+    more: dict[str, Any] = {}
+    if "blocks" in inspect.signature(build).parameters:
+        more = {"blocks": _blocks(sources), "window": data.window_shards}
+    sampler = build(
         [len(source) for source in sources],
         data.batch_size,
         config.runner.seed,
         data.debias,
         names=data.train_name,
+        **more,
     )
     steps = sampler.steps(0)
     if data.train_steps:
@@ -63,8 +86,34 @@ def make_plan(config: Config, world: int) -> Plan:
     return Plan(sources, sampler, steps, config.epoch.total)
 
 
+def _blocks(sources: list[Source]) -> list[np.ndarray | None]:
+    """Rows of each shard of the datasets that lie in shards."""
+    return [getattr(source, "blocks", None) for source in sources]
+
+
+def _stream_plan(config: Config, sources: list[Source]) -> Plan:
+    """An epoch has as many batches as the samples fill, the last one from the next pass."""
+    data = config.data
+    if data.train_type != "shuffle":
+        raise UserError(
+            f"streamed datasets have no rows for data.train_type {data.train_type!r} to choose "
+            "from; set it to shuffle, or copy the shards to this machine",
+            key="data.train_type",
+        )
+    total = sum(map(len, sources))
+    if total < data.batch_size:
+        raise UserError(
+            f"data.batch_size is {data.batch_size}, but the training data has {total} samples; "
+            f"take a batch of at most {total}",
+            key="data.batch_size",
+        )
+    steps = -(-total // data.batch_size)
+    return Plan(sources, None, min(steps, data.train_steps or steps), config.epoch.total)
+
+
 def order_key(config: Config, plan: Plan) -> dict[str, Any]:
     """Everything that the order of samples hangs on: a resumed run must agree in all of it."""
+    chosen = {name: row_options(name, config.data) for name in config.data.train_name}
     return {
         "runner.seed": config.runner.seed,
         "data.train_name": list(config.data.train_name),
@@ -72,5 +121,8 @@ def order_key(config: Config, plan: Plan) -> dict[str, Any]:
         "data.batch_size": config.data.batch_size,
         "data.train_steps": config.data.train_steps,
         "rows of each dataset": [len(source) for source in plan.sources],
+        "rows chosen of data.datasets": {n: own for n, own in chosen.items() if own} or None,
+        "streamed shards": [source.identity for source in plan.streamed] or None,
         "data.debias": config.data.debias.model_dump(mode="json"),
+        "data.window_shards and shards": getattr(plan.sampler, "identity", None),
     }

@@ -31,6 +31,7 @@ class TrainState:
     step: int = 0
     skipped: int = 0
     seen: int = 0  # samples
+    stream: list[dict[str, Any]] | None = None  # of streamed data: every rank's place in it
 
     def set_lr(self) -> float:
         """Put this step's learning rate into the optimizer and return it."""
@@ -71,6 +72,7 @@ class TrainState:
             "step": self.step,
             "skipped": self.skipped,
             "seen": self.seen,
+            "stream": self.stream,
             "order": order,
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -86,7 +88,7 @@ class TrainState:
         if self.precision.scaler is not None and saved["scaler"] is not None:
             self.precision.scaler.load_state_dict(saved["scaler"])
         self.step, self.skipped = saved["step"], saved["skipped"]
-        self.seen = saved["seen"]
+        self.seen, self.stream = saved["seen"], saved.get("stream")
         if len(saved["rng"]) == collectives.world():
             torch.set_rng_state(saved["rng"][collectives.rank()])
 

@@ -1,6 +1,7 @@
 """The benchmarks: python -m tests.bench [ROW …] [--data FOLDER] [--threads N] [--quick].
 
-Rows: loss, dga, truth, step, text, train; learning and ablation take hours and run only by name.
+Rows: loss, dga, truth, step, text, train, loading, tar; learning and ablation take hours and run
+only by name.
 ``--quick`` runs tiny sizes: it shows that a row runs and that its two sides agree, and no more.
 """
 
@@ -126,6 +127,8 @@ ROWS: dict[str, Rows] = {
     "step": _module("step"),
     "text": _module("text"),
     "train": _module("train"),
+    "loading": _module("loading"),
+    "tar": _module("tar"),
     "learning": _module("learning"),
 }
 LONG = ("learning", "ablation")

@@ -113,7 +113,7 @@ def study(name: str, options: argparse.Namespace, folder: Path) -> Iterator[tupl
             "ckpt.dir": str(folder),
             "data.data_path": str(options.data or folder / "data"),
             "dist.num_threads": options.threads,
-            "eval.epoch_interval": None,
+            "eval.epoch_interval": 1_000_000,  # once, at the end
             **(QUICK if options.quick else {}),
             **({"epoch": options.epochs} if options.epochs else {}),
             **method(what, options.large, options.sub),

@@ -41,12 +41,20 @@ class PairTask:
         return self.loss(features)
 
 
-def make_model(loss: str, *, image_size: int, dropout: float = 0.0, small: bool = False) -> Any:
+def make_model(
+    loss: str,
+    *,
+    image_size: int,
+    dropout: float = 0.0,
+    patch_drop: float = 0.0,
+    small: bool = False,
+) -> Any:
     """ViT-Ti/16 (5.5M parameters) and a BERT of 3 × 192; ``small``: a hundredth of that, fp64."""
     torch.manual_seed(0)
     width, depth = (32, 2) if small else (192, 3)
     image = schema.ImageEncoder(
         tag="vit_tiny_patch16_224",
+        patch_drop=patch_drop,
         param={
             "proj_drop_rate": dropout,
             **({"embed_dim": 32, "depth": 2, "num_heads": 2} if small else {}),

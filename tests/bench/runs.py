@@ -55,7 +55,7 @@ def settings(options: Options, folder: Path) -> tuple[Path, dict[str, Any]]:
     values: dict[str, Any] = {
         "ckpt.dir": str(folder / "output"),
         "dist.num_threads": options.threads,
-        "eval.epoch_interval": None,  # scored once, at the end
+        "eval.epoch_interval": 1_000_000,  # scored once, at the end
     }
     if options.data is not None:
         values["data.data_path"] = str(options.data)

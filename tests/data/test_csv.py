@@ -70,6 +70,32 @@ def test_caption_of_spaces_is_none(tmp_path):
         assert caught.value.cause == "no caption"
 
 
+def test_questions_answers_and_labels(tmp_path):
+    root = _dataset(tmp_path)
+    (root / "train_anno.csv").write_text(
+        "image;question;answer;labels\na.jpg;What?;cat|dog|dog;cat|dog\na.jpg;Who?;;\n"
+    )
+    source = _build(root)
+    first, second = source[0], source[1]
+    assert first.turns == (("human", "What?"), ("gpt", "dog"))
+    assert (first.answers, first.labels) == (("cat", "dog", "dog"), ("cat", "dog"))
+    assert first.caption == "What? dog"
+    assert second.turns == (("human", "Who?"),) and second.answers == second.labels == ()
+    named = _build(root, columns={"labels": "answer"})
+    assert named[0].labels == ("cat", "dog", "dog")
+
+
+@pytest.mark.parametrize("row", [b"a.jpg,\xff\xfe", b"\xff.jpg,text"])
+def test_bytes_that_are_no_text_spoil_their_row(tmp_path, row):
+    root = _dataset(tmp_path)
+    (root / "train_anno.csv").write_bytes(b"image,caption\na.jpg,fine\n" + row + b"\n")
+    source = _build(root)
+    assert source[0].caption == "fine" and list(source.captions()) == ["fine", ""]
+    with pytest.raises(BadSample, match="row 2 is not UTF-8") as caught:
+        source[1]
+    assert caught.value.cause == "not text"
+
+
 def test_row_without_an_image(tmp_path):
     with pytest.raises(BadSample, match="row 1 names no image"):
         _build(_dataset(tmp_path, rows=[("", 0, "words", 0)]))[0]
@@ -131,3 +157,16 @@ def test_real_captions(shared_data, tmp_path):
         assert record.image == tmp_path / "valid" / row["image"]
         assert record.image.is_file()
     assert len(set(source.column("image_id").tolist())) == 1000
+
+
+def test_real_questions_and_labels(shared_data, tmp_path):
+    for name in ("vqa.csv", "objects.csv"):
+        shutil.copy(shared_data / "coco" / name, tmp_path)
+    options = {"train_images": "."}
+    questions = _build(tmp_path, train_anno="vqa.csv", **options)
+    assert len(questions) == 284 and len(questions[0].answers) == 10
+    assert questions[0].turns == (("human", "What color are the gym shoes?"), ("gpt", "white"))
+    objects = _build(tmp_path, train_anno="objects.csv", **options)
+    assert objects[0].labels == ("potted plant", "vase")
+    assert objects[0].caption == "potted plant, vase"
+    assert objects[0].image_id == "30"

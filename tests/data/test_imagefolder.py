@@ -105,6 +105,57 @@ def test_faults_name_path_and_key(tmp_path):
         opened(tmp_path / "empty", "train", tmp_path / "cache")
 
 
+def labelled(root, **tables):
+    """tables: train="a.jpg,cat" puts a CSV of files and labels, and the images, into root."""
+    for split, lines in tables.items():
+        (root / split).mkdir(parents=True)
+        (root / f"{split}.csv").write_text("file,label\n" + "\n".join(lines) + "\n")
+        for line in lines:
+            Image.new("RGB", (4, 4)).save(root / split / line.partition(",")[0])
+    return root
+
+
+LABELS = {"train_labels": "train.csv", "valid_labels": "valid.csv"}
+
+
+def test_labels_from_a_csv(tmp_path):
+    root = labelled(tmp_path / "a", train=["b.jpg,cat", "a.jpg,big_dog"], valid=["c.jpg,emu"])
+    source = opened(root, "train", tmp_path, **LABELS)
+    assert source.classes == ["big_dog", "cat", "emu"]
+    assert [source[i].label for i in range(2)] == [1, 0]
+    assert source[1].caption == "big dog" and source[1].labels == ("big_dog",)
+    assert source[0].image == root / "train" / "b.jpg"
+    assert source.column("label").tolist() == [1, 0]
+    assert opened(root, "valid", tmp_path, **LABELS)[0].label == 2
+    assert list(opened(root, "valid", tmp_path, **LABELS).captions()) == ["emu"]
+    (root / "valid.csv").write_text("file,label\nc.jpg,ant\n")
+    assert opened(root, "train", tmp_path, **LABELS)[0].label == 2
+
+
+def test_rows_of_a_csv_without_a_label(tmp_path):
+    root = labelled(tmp_path / "a", train=["a.jpg,cat", "b.jpg,"], valid=["c.jpg,cat"])
+    source = opened(root, "train", tmp_path, **LABELS)
+    assert source[0].label == 0
+    with pytest.raises(BadSample, match="row 2 has not one image and one label"):
+        source[1]
+    assert source.column("label").tolist() == [0, -1]
+
+
+def test_mistakes_in_label_files_are_named(tmp_path):
+    root = labelled(tmp_path / "a", train=["a.jpg,cat"], valid=["c.jpg,cat"])
+    with pytest.raises(UserError, match="has no valid_labels") as caught:
+        opened(root, "valid", tmp_path, train_labels="train.csv")
+    assert caught.value.key == "data.datasets.pets.valid_labels"
+    with pytest.raises(UserError, match=r"no annotation file .*x\.csv.*: train\.csv, valid\.csv"):
+        opened(root, "train", tmp_path, train_labels="x.csv")
+    (root / "train.csv").write_text("file,score\na.jpg,1\n")
+    with pytest.raises(UserError, match=r"no column label or .*: file, score"):
+        opened(root, "train", tmp_path, **LABELS)
+    (root / "train.csv").write_text("file,label\n../a.jpg,cat\n")
+    with pytest.raises(UserError, match="names an image outside"):
+        opened(root, "train", tmp_path, **LABELS)
+
+
 def test_through_the_configuration(pets, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = schema.Data(

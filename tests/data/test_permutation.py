@@ -40,6 +40,7 @@ def test_a_position_has_one_row_however_it_is_asked_for(n, seed, data):
     order = Permutation(n, seed)
     together = order(np.array(positions))
     assert together.tolist() == [int(order(np.array([p]))[0]) for p in positions]
+    assert together.tolist() == [order.at(p) for p in positions]
     assert together.tolist() == Permutation(n, seed)(np.array(positions)).tolist()
 
 
@@ -53,6 +54,8 @@ def test_keeps_the_shape_of_positions():
 def test_a_position_outside_raises(positions):
     with pytest.raises(IndexError, match="range"):
         Permutation(7, 0)(np.array(positions))
+    with pytest.raises(IndexError, match="range"):
+        Permutation(7, 0).at(positions[-1])
 
 
 def test_too_many_rows_raise():

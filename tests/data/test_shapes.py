@@ -48,8 +48,8 @@ def test_styles_differ_in_pictures_and_words(tmp_path):
 
 
 def test_smaller_dataset_is_the_beginning_of_a_larger(tmp_path):
-    small = _files(_build(tmp_path / "small").images.parent)
-    large = _files(_build(tmp_path / "large", num_train=20, num_valid=20).images.parent)
+    small = _files(_build(tmp_path / "small").images.folder.parent)
+    large = _files(_build(tmp_path / "large", num_train=20, num_valid=20).images.folder.parent)
     for name in ("train/000011.jpg", "valid/000007.jpg"):
         assert small[name] == large[name]
 

@@ -41,19 +41,45 @@ def test_training_is_scored_on_labelled_images_too(launch, classes):
     launch(*settings(classes), "epoch=1")
     scored = next(row for row in launch.rows() if "tiny/RSUM" in row)
     assert {"colours/accuracy@1", "colours_probe/accuracy@1"} <= set(scored)
+    assert {"colours/accuracy@5", "colours/mean_per_class_accuracy"} <= set(scored)
     # Colours are told apart by a linear map of almost any features
     assert scored["colours_probe/accuracy@1"] > 60
+    launch(*settings(classes), "epoch=1", "--mode=eval")
+    again = evaluated(launch, "tiny")
+    figures = {name: value for name, value in scored.items() if "/" in name}
+    assert {name: again[name] for name in figures} == figures
+
+
+def evaluated(launch, exp_name) -> dict:
+    text = (launch.output / exp_name / "evaluations.jsonl").read_text()
+    return json.loads(text.splitlines()[-1])
 
 
 def test_linear_probe_of_a_run_is_a_task(launch, classes):
     launch("epoch=1")
-    launch(
-        "--task=linear_probe", "--exp_name=probe", *settings(classes)[::2],
-        f"model.image_encoder.init={launch.output / 'tiny'}",
-    )  # fmt: skip
-    text = (launch.output / "probe" / "evaluations.jsonl").read_text()
-    found = json.loads(text.splitlines()[-1])
+    probe = "--task=linear_probe", "--exp_name=probe", *settings(classes)[::2]
+    launch(*probe, f"model.image_encoder.init={launch.output / 'tiny'}")
+    found = evaluated(launch, "probe")
     assert found["colours_probe/accuracy@1"] > 60
+    launch(*probe, "--mode=eval", f"ckpt.resume={launch.output / 'tiny'}")
+    again = evaluated(launch, "probe")
+    assert again["colours_probe/accuracy@1"] == found["colours_probe/accuracy@1"]
+    assert "step_4" in again["checkpoint"]
+
+
+def test_classes_that_a_csv_names(launch, classes):
+    """Rows of image and class in place of class folders, for zero-shot and the probe."""
+    for split in ("train", "valid"):
+        files = sorted((classes / split).glob("*/*.png"))
+        lines = [f"{file.parent.name}/{file.name},{file.parent.name}" for file in files]
+        (classes / f"{split}_anno.csv").write_text("image,labels\n" + "\n".join(lines) + "\n")
+    launch(*settings(classes), "epoch=1", "eval.epoch_interval=null")
+    found = []
+    for form in ("imagefolder", "csv"):
+        launch(*settings(classes), f"data.datasets.colours.format={form}", "epoch=1", "--mode=eval")
+        found.append({k: v for k, v in evaluated(launch, "tiny").items() if "colours" in k})
+    assert len(found[0]) >= 6
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

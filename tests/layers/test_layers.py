@@ -35,10 +35,13 @@ FLOORS = {
     "engine.train": 7,
     "engine.evals": 7,
     "engine.export": 7,
-    "engine.modes": 8,
-    "engine.check": 9,
-    "engine.cli": 10,
-    "launch": 11,
+    "engine.ranking": 8,
+    "engine.setup": 9,
+    "engine.modes": 10,
+    "engine.check": 11,
+    "engine.captioning": 11,
+    "engine.cli": 12,
+    "launch": 13,
 }
 
 ONLY_IN = {

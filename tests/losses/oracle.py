@@ -74,14 +74,20 @@ def _sigmoid_group(
     return -(y * F.logsigmoid(z) + (1 - y) * F.logsigmoid(-z)).sum()
 
 
-def oracle(
-    config: schema.Loss, counts: Sequence[int], log_scale: float, lam: float, partners: str | None
-) -> list[Tensor]:
-    """Loss and its gradients for all ranks' images, texts, log-scale and bias."""
-    image, text = (x.requires_grad_() for x in make_features(sum(counts)))
-    shared = torch.tensor([log_scale], dtype=torch.float64, requires_grad=True)
-    bias = torch.tensor([-2.0], dtype=torch.float64, requires_grad=True)
-    group_size = config.nce_loss.group_size
+def whole_loss(
+    config: schema.Loss,
+    counts: Sequence[int],
+    inputs: Sequence[Tensor],
+    partners: Sequence[Tensor] | None,
+    lam: float,
+) -> Tensor:
+    """The global batch's loss of all ranks' images and texts, log-scale and bias.
+
+    ``partners``: each rank's rows' partners, as rows of that rank.
+    """
+    image, text, log_scale, bias = inputs
+    sigmoid = "igmoid" in config.name
+    group_size = (config.sigmoid_loss if sigmoid else config.nce_loss).group_size
     size = len(counts) if group_size == -1 else group_size
     total = torch.zeros((), dtype=torch.float64)
     start = 0
@@ -89,17 +95,30 @@ def oracle(
         members = counts[first : first + size]
         rows = slice(start, start + sum(members))
         partner = None
-        if partners:
+        if partners is not None:
             offsets = [sum(members[:k]) for k in range(len(members))]
-            local = make_partners(members, partners)
+            local = partners[first : first + size]
             partner = torch.cat([p + o for p, o in zip(local, offsets, strict=True)])
-        if "igmoid" in config.name:
-            part = _sigmoid_group(image[rows], text[rows], shared.exp(), bias, partner, lam)
+        pairs = image[rows], text[rows], log_scale.exp()
+        if sigmoid:
+            part = _sigmoid_group(*pairs, bias, partner, lam)
         else:
-            part = _nce_group(image[rows], text[rows], shared.exp(), partner, lam, config.nce_loss)
+            part = _nce_group(*pairs, partner, lam, config.nce_loss)
         total = total + part / sum(counts)
         start = rows.stop
+    return total
+
+
+def oracle(
+    config: schema.Loss, counts: Sequence[int], log_scale: float, lam: float, partners: str | None
+) -> list[Tensor]:
+    """Loss and its gradients for all ranks' images, texts, log-scale and bias."""
+    image, text = (x.requires_grad_() for x in make_features(sum(counts)))
+    shared = torch.tensor([log_scale], dtype=torch.float64, requires_grad=True)
+    bias = torch.tensor([-2.0], dtype=torch.float64, requires_grad=True)
+    local = make_partners(counts, partners) if partners else None
     inputs = (image, text, shared, bias)
+    total = whole_loss(config, counts, inputs, local, lam)
     gradients = torch.autograd.grad(total, inputs, allow_unused=True)
     return [total.detach(), *(g for g in gradients if g is not None)]
 

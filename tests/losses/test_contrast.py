@@ -17,7 +17,7 @@ COUNTS = {1: [7], 2: [5, 3], 4: [4, 2, 5, 1]}
 def _cases(world: int) -> list[tuple[schema.Loss, float, str | None]]:
     """(configuration, log-scale, partners)."""
     cases = []
-    groups = [-1] if world < 4 else [-1, 2]
+    groups = [-1, world // 2] if world > 1 else [-1]
     for gather, group, name in itertools.product(("all", "ring"), groups, ("NCE", "MixUpNCE")):
         for backward, smoothing in ((True, 0.0), (False, 0.0), (True, 0.1), (False, 0.1)):
             nce = {"group_size": group, "gather_backward": backward, "smoothing": smoothing}
@@ -25,12 +25,14 @@ def _cases(world: int) -> list[tuple[schema.Loss, float, str | None]]:
             partners = "reversed" if name == "MixUpNCE" else None
             cases.append((config, 2.5, partners))
             cases.append((config, 6.9, partners))  # τ = 0.001: on the path by maxima
-    config = schema.Loss(name="MixUpNCE", tile_size=2)
-    cases.append((config, 2.5, "rolled"))
-    for gather, log_scale in itertools.product(("all", "ring"), (2.3, 4.6)):
-        config = schema.Loss(name="Sigmoid", gather=gather, tile_size=3)
+    for backward in (True, False):  # without it the directions' partners differ in the gradient
+        nce = {"gather_backward": backward}
+        cases.append((schema.Loss(name="MixUpNCE", nce_loss=nce, tile_size=2), 2.5, "rolled"))
+    for gather, group, log_scale in itertools.product(("all", "ring"), groups, (2.3, 4.6, 6.9)):
+        options = {"gather": gather, "sigmoid_loss": {"group_size": group}, "tile_size": 3}
+        config = schema.Loss(name="Sigmoid", **options)
         cases.append((config, log_scale, None))
-        config = schema.Loss(name="MixUpSigmoid", gather=gather, tile_size=3)
+        config = schema.Loss(name="MixUpSigmoid", **options)
         cases += [(config, log_scale, "reversed"), (config, log_scale, "rolled")]
     return cases
 

@@ -48,23 +48,33 @@ def test_gradients_by_differences(offset: torch.Tensor | None, scale: float) -> 
     assert torch.autograd.gradcheck(sigmoid, (image, text, scales, bias), eps=step, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["NCE", "MixUpNCE", "Sigmoid"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_finite_at_the_lowest_temperature(name: str, dtype: torch.dtype) -> None:
+def _at_the_lowest_temperature(gather: str) -> list[tuple[str, torch.Tensor]]:
+    found = []
+    for name in ("NCE", "MixUpNCE", "Sigmoid", "MixUpSigmoid"):
+        for dtype in (torch.float32, torch.bfloat16):
+            image = F.normalize(torch.randn(12, 8), dim=1)
+            text = torch.cat([image[:6], -image[6:]])
+            inputs = [x.to(dtype).requires_grad_() for x in (image, text)]
+            shared = {"logit_scale": torch.tensor([math.log(1000.0)], requires_grad=True)}
+            shared["logit_bias"] = torch.tensor([-10.0], requires_grad=True)
+            per_sample = {"image_BD": inputs[0], "text_BD": inputs[1]}
+            if "MixUp" in name:
+                per_sample["partner_offset_B"] = torch.arange(12).flip(0) - torch.arange(12)
+            features = Features(per_sample, shared, {"lam": 0.3})
+            loss = _build(name=name, gather=gather)(features)["loss"]
+            loss.backward()
+            made = (loss.detach(), *(x.grad for x in (*inputs, shared["logit_scale"])))
+            found += [(f"{name} {dtype}", x) for x in made]
+    return found
+
+
+@pytest.mark.parametrize(("world", "gather"), [(1, "all"), (2, "all"), (2, "ring")])
+def test_finite_at_the_lowest_temperature(world: int, gather: str) -> None:
     """τ = 0.001, opposed and equal features: logits of ±1000."""
-    image = F.normalize(torch.randn(12, 8), dim=1)
-    text = torch.cat([image[:6], -image[6:]])
-    inputs = [x.to(dtype).requires_grad_() for x in (image, text)]
-    shared = {"logit_scale": torch.tensor([math.log(1000.0)], requires_grad=True)}
-    shared["logit_bias"] = torch.tensor([-10.0], requires_grad=True)
-    loss = _build(name=name)(Features({"image_BD": inputs[0], "text_BD": inputs[1]}, shared))[
-        "loss"
-    ]
-    loss.backward()
-    assert loss.isfinite()
-    for x in (*inputs, shared["logit_scale"]):
-        assert x.grad is not None
-        assert x.grad.isfinite().all()
+    for found in run(_at_the_lowest_temperature, world, gather):
+        assert len(found) == 32
+        for told, value in found:
+            assert value.isfinite().all(), told
 
 
 def test_the_two_ways_of_a_tile_agree() -> None:
@@ -101,13 +111,11 @@ def test_parameters_and_bounds() -> None:
         _build(temperature={"value": 0.001})
 
 
-def test_group_size_must_divide_the_world() -> None:
-    with pytest.raises(Exception, match="group_size 3 does not divide the 4 ranks"):
-        run(_ungrouped, 4)
-
-
-def _ungrouped() -> None:
-    Exchange(2, group_size=3)
+@pytest.mark.parametrize(("name", "options"), [("NCE", "nce_loss"), ("Sigmoid", "sigmoid_loss")])
+def test_group_size_must_divide_the_world(name: str, options: str) -> None:
+    told = f"loss.{options}.group_size 3 does not divide the 4 ranks"
+    with pytest.raises(Exception, match=told):
+        run(tiled, 4, schema.Loss(name=name, **{options: {"group_size": 3}}), [1] * 4, 2.0, 1, None)
 
 
 @pytest.mark.parametrize("name", ["MixUpNCE", "MixUpSigmoid"])

@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.config import schema
 from engine.dist import collectives, ddp
-from engine.errors import UserError
 from tests.distributed import run
 from tests.train import tiny
 
@@ -144,52 +143,3 @@ def test_gradients_are_reduced_once_a_step(keep: Any) -> None:
     for seen, equal in run(_count_reductions, 2, keep):
         assert seen == [parameters] * 4
         assert equal
-
-
-class Scarce(tiny.TinyTask):
-    """Memory for so many graphs at once; what backward or an error frees is free again."""
-
-    def __init__(self, graphs: int, where: str = "forward") -> None:
-        super().__init__()
-        self.graphs, self.where, self.live, self.failures = graphs, where, 0, 0
-
-    def features(self, model: Any, batch: Any) -> Any:
-        features = super().features(model, batch)
-        if torch.is_grad_enabled():
-            self.live += 1
-            if self.where == "forward" and self.live > self.graphs:
-                self._fail()
-            features.per_sample["text_BD"].register_hook(self._freed)
-        return features
-
-    def losses(self, features: Any) -> Any:
-        if self.where == "loss" and self.live > self.graphs:
-            self._fail()
-        return super().losses(features)
-
-    def _freed(self, gradient: torch.Tensor) -> None:
-        self.live -= 1
-
-    def _fail(self) -> None:
-        self.live, self.failures = 0, self.failures + 1
-        raise torch.OutOfMemoryError("no memory for another graph")
-
-
-@pytest.mark.parametrize("where", ["forward", "loss"])
-def test_fewer_graphs_are_kept_where_memory_runs_out(where: str) -> None:
-    task, model = Scarce(2, where), tiny.make_model(norm=True)
-    _, want = tiny.oracle(tiny.make_model(norm=True), [11], ROWS)
-    step = tiny.make_step(task, model, ROWS, 8)
-    with pytest.warns(UserWarning, match="keeping"):
-        step(tiny.make_batch([11], 0), tiny.STEP)
-    assert task.failures == 2  # 8, 4: then 2 fit
-    assert tiny.largest_error(tiny.gradients(model), want) < 1e-10
-    assert int(model.image[2].num_batches_tracked) == 4
-    step(tiny.make_batch([11], 0), tiny.STEP + 1)
-    assert task.failures == 2
-
-
-def test_a_sub_batch_that_does_not_fit_is_the_users_to_mend() -> None:
-    step = tiny.make_step(Scarce(0), tiny.make_model(), ROWS)
-    with pytest.raises(UserError, match=r"3 rows .* lower data.batch_size_train"):
-        step(tiny.make_batch([11], 0), tiny.STEP)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import engine.torchvision_ops  # noqa: F401  # before timm and transformers
 from engine.config.schema import Lr, Optim, ParamGroup
 from engine.errors import UserError
 from engine.train import optim
@@ -113,7 +114,7 @@ def test_the_first_pattern_that_matches_rules() -> None:
 
 def test_freeze_takes_parameters_out_of_training() -> None:
     model = Model()
-    optim.freeze(model, [ParamGroup(pattern="^image_encoder", freeze=True)])
+    optim.freeze(model, Optim(groups=[ParamGroup(pattern="^image_encoder", freeze=True)]))
     assert not any(p.requires_grad for p in model.image_encoder.parameters())
     assert all(p.requires_grad for p in model.text_encoder.parameters())
 
@@ -135,8 +136,6 @@ def test_layer_decay_counts_down_from_each_towers_head() -> None:
 def test_layers_of_real_towers() -> None:
     import timm
     from transformers import BertConfig, BertModel
-
-    import engine.torchvision_ops  # noqa: F401  # before timm and transformers
 
     def depths(tower: str, model: nn.Module) -> dict[str, float]:
         return optim.layer_depths([f"{tower}.model.{n}" for n, _ in model.named_parameters()])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from engine.models.dual_encoder import DualEncoder
 from engine.registry import find
 from engine.train import rng
 from engine.train.precision import Precision
-from engine.train.steps import batches, dga, keep_graphs, plain
+from engine.train.steps import batches, dga, plain
 from engine.types import Features
 from tests.distributed import run
 from tests.train import tiny
@@ -83,90 +82,26 @@ def test_left_padding_is_not_trimmed() -> None:
     assert part["input_ids_BT"].tolist() == [[0, 0, 1]]
 
 
-def _memory(root: Path, available_kib: int, limit: str, used: int) -> Path:
-    (root / "proc").mkdir()
-    (root / "sys/fs/cgroup").mkdir(parents=True)
-    (root / "proc/meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable: {available_kib} kB\n")
-    (root / "sys/fs/cgroup/memory.max").write_text(f"{limit}\n")
-    (root / "sys/fs/cgroup/memory.current").write_text(f"{used}\n")
-    return root
-
-
-def test_available_memory_by_kernel_and_container(tmp_path: Path) -> None:
-    for name, limit, used, want in (("a", "max", 5, 8192), ("b", "5000", 4000, 1000)):
-        (tmp_path / name).mkdir()
-        assert keep_graphs.available(_memory(tmp_path / name, 8, limit, used)) == want
-    assert keep_graphs.available(tmp_path) == 0  # unknown: nothing is promised
-    assert keep_graphs.available() > 0
-
-
-def test_auto_keeps_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = 10**12
-    monkeypatch.setattr(keep_graphs, "available", lambda: free)
-    task = tiny.TinyTask()
-    step = tiny.make_step(task, tiny.make_model(), 3)
-    batch = tiny.make_batch([11], 0)
-    for number, second in enumerate([3, 3, 0, 0]):  # grows after the second step
-        task.passes.clear()
-        step(batch, number)
-        assert len(task.passes) == 4 + second
-    free = 0  # and shrinks after the fourth
-    step(batch, 4)
-    for number in range(5, 9):
-        step(batch, number)
-    task.passes.clear()
-    step(batch, 9)
-    assert len(task.passes) == 7
-
-
-def test_a_graphs_size_is_what_it_saves() -> None:
-    keep = keep_graphs.KeepGraphs("auto", tiny.CPU)
-    x, weight = torch.randn(50, 10, requires_grad=True), nn.Parameter(torch.randn(10, 20))
-    with keep.measured():
-        y = (x @ weight).exp().sin()
-    # the product saves x (and the weight, which is there anyway), exp its result = sin's argument
-    assert keep._graph_bytes == (50 * 20) * 4
-    y.sum().backward()
-    want = (x @ weight).exp().cos() * (x @ weight).exp()
-    torch.testing.assert_close(x.grad, want @ weight.T)
-
-
-def _agreed(share: float) -> list[int]:
-    keep = keep_graphs.KeepGraphs("auto", tiny.CPU)
-    keep._graph_bytes = 1000
-    keep_graphs.available = lambda: int(share * 1e5) * (1 + collectives.rank())
-    counts = []
-    for _ in range(5):
-        keep.finish_step()
-        counts.append(keep.count)
-    return counts
-
-
-def test_ranks_agree_on_the_fullest_of_them() -> None:
-    first, second = run(_agreed, 2, 0.5)
-    assert first == second
-    assert first[0] == 1
-    assert first[1] == 1 + int((0.5 * 5e4 / 2 - 1100) // 1100)
-
-
 @pytest.mark.parametrize("name", ["bf16", "fp16"])
 def test_mixed_precision_divides_the_same(name: Any) -> None:
     # fp16 starts at a scale of 65536, which it is the optimizer's part to lower
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0) if name == "fp16" else None
     precision = Precision(name, tiny.CPU, scaler)
     batch, found = tiny.make_batch([8], 0), []
-    for rows, keep in ((8, 1), (2, 0), (2, 1), (2, 9)):
+    cases = ((plain, 8, 1), (dga, 8, 1), (dga, 2, 0), (dga, 2, 1), (dga, 2, 9))
+    for module, rows, keep in cases:
         task, model = tiny.TinyTask(rows_interact=True), tiny.make_model(dropout=0.0).float()
         runner = schema.Runner(keep_graphs=keep)
         data = schema.Data(batch_size_train=rows)
-        step = dga.build(
+        step = module.build(
             runner, data, task=task, model=model, precision=precision, device=tiny.CPU
         )  # fmt: skip
         losses = step(batch, 0)
         scale = precision.scaler.get_scale() if precision.scaler else 1.0
         found.append({n: g / scale for n, g in tiny.gradients(model).items()})
         assert math.isfinite(losses["loss"])
-    whole, *divided = found
+    undivided, whole, *divided = found
+    assert all(torch.equal(undivided[n], whole[n]) for n in whole)
     assert all(torch.equal(each[n], divided[0][n]) for each in divided for n in whole)
     exact = tiny.make_step(tiny.TinyTask(), model.double(), None)
     exact(batch, 0)

@@ -2,13 +2,20 @@
 
     <root>/train/<class>/*.jpg      <root>/valid/<class>/*.jpg
 
-A class's label is its place among the sorted names of all splits' class folders, so that splits
-agree even where one of them lacks a class. The caption of an image is its class's name.
+or, with ``train_labels`` and ``valid_labels``, in one folder a split, with a CSV that names each
+image's class:
+
+    <root>/train/*.jpg      <root>/train_labels.csv    file,label
+
+A class's label is its place among the sorted names of all splits' classes, so that splits agree
+even where one of them lacks a class. The caption of an image is its class's name.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +26,20 @@ import pyarrow as pa
 
 from engine.config.schema import Section
 from engine.data.once import make_once
-from engine.data.table import Table
+from engine.data.tables.csv_table import open_csv
+from engine.data.tables.image_root import ImageRoot
+from engine.data.tables.places import annotation_file
+from engine.data.tables.table import Table, open_table
 from engine.errors import UserError
 from engine.types import BadSample, Record
 
 _SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".avif", ".jp2"
 )  # fmt: skip
+_LABEL_COLUMNS = {
+    "image": ("image", "file", "filename", "file_name", "filepath", "image_path", "path", "id"),
+    "caption": ("label", "labels", "class", "class_name", "category"),
+}
 _FORM = 1  # of the cached table; raised when its content changes
 _ROWS = 65_536  # written at once
 
@@ -36,6 +50,8 @@ class Config(Section):
     root: Path  # relative to data.data_path; default: the dataset's name
     train: str = "train"
     valid: str = "valid"
+    train_labels: str | None = None  # a CSV of files and labels, instead of class folders
+    valid_labels: str | None = None
 
 
 class FolderSource:
@@ -47,9 +63,8 @@ class FolderSource:
         self.name = name
         self.split = split
         self.table = table
-        self.images = images
+        self.images = ImageRoot(images)
         self.classes = classes
-        self._root = os.path.realpath(images) + os.sep
 
     def __len__(self) -> int:
         return len(self.table)
@@ -57,24 +72,24 @@ class FolderSource:
     def __getitem__(self, index: int) -> Record:
         """The row at ``index``; BadSample where its image is a link to another place."""
         row: dict[str, Any] = self.table.row(index)
-        path = self.images / row["image"]
-        if not os.path.realpath(path).startswith(self._root):
-            raise BadSample("outside root", f"{path} is a link to {path.resolve()}")
-        label = row["label"]
-        return Record(row["image"], path, self._caption(label), row["image"], str(index), label)
+        image, label = row["image"], row["label"]
+        if label < 0:
+            raise BadSample("malformed", f"row {index + 1} has not one image and one label")
+        caption = self._caption(label)
+        path, labels = self.images.path(image), (self.classes[label],)
+        return Record(image, path, caption, image, str(index), label, labels=labels)
 
     def column(self, name: str) -> np.ndarray:
-        """int64 [rows]: ``label``, or codes of ``image_id`` and ``caption_id`` (each its own)."""
-        if name == "label":
-            return np.fromiter(self.table.values("label"), np.int64, len(self))
-        return np.arange(len(self))
+        """int64 [rows], memory-mapped: ``label`` (-1: none), or codes of ``image_id`` and
+        ``caption_id``, each its own."""
+        return self.table.integers("label") if name == "label" else self.table.codes("image")
 
     def captions(self) -> Iterator[str]:
         """All captions in order: class names."""
         return (self._caption(int(label)) for label in self.table.values("label"))
 
     def _caption(self, label: int) -> str:
-        return self.classes[label].replace("_", " ")
+        return self.classes[label].replace("_", " ") if label >= 0 else ""
 
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> FolderSource:
@@ -91,6 +106,8 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> FolderSo
             f"{config.root}: {there}. Name one as {split}: FOLDER",
             key=f"{at}.{split}",
         )
+    if config.train_labels or config.valid_labels:
+        return _with_labels(config, images, name=name, split=split, cache_dir=cache_dir)
     classes = sorted({p for folder in set(folders.values()) for p in _class_folders(folder)})
     if not classes:
         raise UserError(f"{images} holds no class folders with images in them", key=f"{at}.{split}")
@@ -112,6 +129,47 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> FolderSo
             key=f"{at}.{split}",
         )
     return FolderSource(name, split, table, images, classes)
+
+
+def _with_labels(
+    config: Config, images: Path, *, name: str, split: str, cache_dir: Path
+) -> FolderSource:
+    """One split whose classes a CSV names; both splits' CSVs are read for their classes."""
+    paths = {}
+    for each, file in (("train", config.train_labels), ("valid", config.valid_labels)):
+        if file is not None:
+            paths[each] = annotation_file(
+                config.root, file, dataset=name, option=f"{each}_labels", endings=(".csv", ".tsv")
+            )
+    if split not in paths:
+        raise UserError(
+            f"dataset {name!r} has no {split}_labels", key=f"data.datasets.{name}.{split}_labels"
+        )
+    inputs = [paths.pop(split), *paths.values()]
+    labelled = [open_csv(path, cache_dir=cache_dir, usual=_LABEL_COLUMNS) for path in inputs]
+    table = open_table(
+        inputs,
+        ("imagefolder", _FORM),
+        lambda temporary: _write_labels(labelled, temporary),
+        cache_dir=cache_dir,
+    )
+    return FolderSource(name, split, table, images, json.loads(table.metadata["classes"]))
+
+
+def _write_labels(labelled: list[Table], target: Path) -> None:
+    """Stream the (image, label) rows of the first table; classes are those of all."""
+    classes = sorted({value for table in labelled for value in table.values("caption") if value})
+    number = {name: label for label, name in enumerate(classes)}
+    schema = pa.schema(
+        [("image", pa.string()), ("label", pa.int64())], metadata={"classes": json.dumps(classes)}
+    )
+    rows = zip(labelled[0].values("image"), labelled[0].values("caption"), strict=True)
+    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        while block := list(itertools.islice(rows, _ROWS)):
+            images = [image or "" for image, _ in block]
+            labels = [number.get(label, -1) if image else -1 for image, label in block]
+            columns = [pa.array(images), pa.array(labels, pa.int64())]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
 def _class_folders(split: Path) -> list[str]:

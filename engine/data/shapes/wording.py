@@ -4,7 +4,10 @@ No phrasing holds a word that depends on a group's number except the group's own
 scenes of a family are told in the same words by the same phrasing.
 """
 
-from engine.data.shapes.scene import Group, Scene
+import functools
+import re
+
+from engine.data.shapes.scene import COLOURS, SHAPES, Group, Scene
 
 NUMBERS = {1: "one", 2: "two", 3: "three"}
 PLURALS = {"cross": "crosses"}
@@ -67,3 +70,44 @@ def words(group: Group, style: str) -> str:
     plural = PLURALS.get(group.shape, group.shape + "s")
     noun = group.shape if group.count == 1 else plural
     return f"{NUMBERS[group.count]} {SIZE_WORDS[style][group.size]} {group.colour} {noun}"
+
+
+def read(text: str) -> Scene | None:
+    """The scene that a caption of any style tells; None for one that is none of its wordings."""
+    for relation, pattern in _patterns():
+        if found := pattern.fullmatch(text.strip().lower().rstrip(".")):
+            first, second = (_group(found, letter) for letter in "ab")
+            return Scene(first, second, relation)
+    return None
+
+
+@functools.cache
+def _patterns() -> list[tuple[str, re.Pattern[str]]]:
+    """Every phrasing as a pattern in which {a} and {b} are groups of any number and kind."""
+    nouns = sorted({*SHAPES, *(PLURALS.get(shape, shape + "s") for shape in SHAPES)})
+    parts = {
+        "count": list(NUMBERS.values()),
+        "size": [word for words in SIZE_WORDS.values() for word in words.values()],
+        "colour": list(COLOURS),
+        "noun": nouns,
+    }
+
+    def group(letter: str) -> str:
+        return " ".join(f"(?P<{part}_{letter}>{'|'.join(w)})" for part, w in parts.items())
+
+    return [
+        (relation, re.compile(template.format(a=group("a"), b=group("b"))))
+        for style in PHRASINGS.values()
+        for relation, templates in style.items()
+        for template in templates
+    ]
+
+
+def _group(found: re.Match[str], letter: str) -> Group:
+    count, size, colour, noun = (
+        found[f"{p}_{letter}"] for p in ("count", "size", "colour", "noun")
+    )
+    sizes = {word: size for words in SIZE_WORDS.values() for size, word in words.items()}
+    counts = {word: number for number, word in NUMBERS.items()}
+    shapes = {name: name for name in SHAPES} | {PLURALS.get(n, n + "s"): n for n in SHAPES}
+    return Group(counts[count], sizes[size], colour, shapes[noun])

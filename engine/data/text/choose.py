@@ -16,22 +16,24 @@ def choose_tokenizer(
     config: Config,
     run_dirs: list[Path],
     captions: Callable[[], Iterator[str]] | None,
+    part: str = "text_encoder",
 ) -> TextTokenizer:
     """The first tokenizer saved in ``run_dirs``; else a new one.
 
-    ``auto`` is the text encoder's own where it has a ``tag``, and bytes where it is built from
-    sizes alone. ``captions`` are what a trained one learns from.
+    It is that of ``model.PART`` (``text_encoder``, ``decoder``): ``auto`` is the part's own where
+    it has a ``tag``, and bytes where it is built from sizes alone. ``captions`` are what a trained
+    one learns from.
     """
     for folder in run_dirs:
         if is_saved(folder / FOLDER):
             return load(folder / FOLDER)
-    encoder = config.model.text_encoder
-    chosen, key = encoder.tokenizer, "model.text_encoder.tokenizer.name"
+    model = getattr(config.model, part)
+    chosen, key = model.tokenizer, f"model.{part}.tokenizer.name"
     name = chosen.name
     if name == "auto":
-        name = "huggingface" if encoder.tag else "bytes"
+        name = "huggingface" if model.tag else "bytes"
     if name == "huggingface" and chosen.tag is None:
-        chosen = chosen.model_copy(update={"tag": encoder.tag})
+        chosen = chosen.model_copy(update={"tag": model.tag})
     module = registry.find("data/text", name, key=key)
     tokenizer: TextTokenizer = module.build(chosen, captions=captions, folder=None)
     return tokenizer

@@ -113,6 +113,29 @@ class TextTokenizer:
             ids = ids[: max_length - num_trailing] + ids[len(ids) - num_trailing :]
         return ids or [self.pad_id]  # a row of nothing would be NaN in attention
 
+    @property
+    def end_id(self) -> int:
+        """The token that ends a generated text. Raises UserError where there is none."""
+        for role in ("eos", "sep"):
+            i = self.tokenizer.token_to_id(self.tokens.get(role, ""))
+            if i is not None:
+                return int(i)
+        raise UserError(
+            "the tokenizer has no token that ends a text (eos or sep)",
+            key="model.decoder.tokenizer",
+        )
+
+    def raw(self, text: str) -> list[int]:
+        """Ids of a text alone, without the tokenizer's own start and end."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of generated ids up to their end, without special tokens."""
+        end = self.end_id
+        ids = ids[: ids.index(end)] if end in ids else ids
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
     def clean(self, text: str) -> str:
         """The text as it is tokenized: see ``clean``."""
         return clean(text)

@@ -1,7 +1,8 @@
 """Resizing, cropping and mirroring in uint8.
 
-Resizing dominates a naive loader. Here torch's native kernel does it, on the memory that Pillow
-decoded into: antialiased, within two grey levels of Pillow's own and several times its speed.
+Resizing dominates a naive loader. Here torch's native kernel does it, on the memory that the image
+was decoded into: antialiased, within two grey levels of Pillow's own and several times its speed.
+Where ``exact`` is asked for, Pillow does it.
 """
 
 from __future__ import annotations
@@ -10,17 +11,15 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from engine.config import transforms as schema
 from engine.data.transforms.memory import pillow_memory
+from engine.data.transforms.resampling import Box, Size, resample
 from engine.types import BadSample
 
-Size = tuple[int, int]
-Box = tuple[int, int, int, int]
-
+_PILLOWS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _MAX_RESIZED_PIXELS = 1 << 24  # a 1 × 100,000 strip resized by its shorter side would fill memory
 
 
@@ -36,52 +35,88 @@ def _height_width(image: Image.Image | Tensor) -> Size:
 
 
 def to_tensor(image: Image.Image | Tensor) -> Tensor:
-    """uint8 CHW; the memory stays HWC, which is the order that the resize kernel is fastest in."""
+    """uint8 CHW; the memory stays HWC, which is the order that the resize kernel wants."""
     if isinstance(image, Tensor):
         return image
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def resize(
-    image: Image.Image | Tensor, size: Size, interpolation: str, box: Box | None = None
+    image: Image.Image | Tensor,
+    size: Size,
+    interpolation: str,
+    box: Box | None = None,
+    crop: Box | None = None,
 ) -> Tensor:
-    """Antialiased resize of a box (top, left, height, width) to exactly (height, width)."""
+    """Antialiased resize of a box (top, left, height, width) to exactly ``size`` (height, width),
+    and of that only the box ``crop``."""
     image_CHW = pillow_memory(image) if isinstance(image, Image.Image) else image
     if box is not None:
         top, left, height, width = box
         image_CHW = image_CHW[:, top : top + height, left : left + width]
-    if tuple(image_CHW.shape[-2:]) != size:
-        image_CHW = F.interpolate(image_CHW[None], size, mode=interpolation, antialias=True)[0]
-    return image_CHW[:3]
+    image_CHW = resample(image_CHW, size, interpolation, crop)
+    return image_CHW if len(image_CHW) == 3 else image_CHW[:3]
+
+
+def resize_exactly(
+    image: Image.Image | Tensor, size: Size, interpolation: str, box: Box | None = None
+) -> Image.Image:
+    """``resize``, bit for bit as Pillow does it."""
+    if isinstance(image, Tensor):
+        image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    if box is not None:
+        top, left, height, width = box
+        image = image.crop((left, top, left + width, top + height))
+    return image.resize(size[::-1], _PILLOWS[interpolation])
 
 
 class Resize:
-    """To (height, width) exactly, or by the shorter side to an int."""
+    """To (height, width) exactly, or by the shorter side to an int; then cropped about the middle,
+    where ``crop`` says how large."""
 
-    def __init__(self, config: schema.Resize) -> None:
-        self.config = config
+    def __init__(
+        self, config: schema.Resize, *, exact: bool = False, crop: Size | None = None
+    ) -> None:
+        self.config, self.exact, self.crop = config, exact, crop
 
-    def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        return resize(image, self._size(*_height_width(image)), self.config.interpolation)
+    def __call__(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+        size = self._size(*_height_width(image))
+        if self.exact:
+            return resize_exactly(image, size, self.config.interpolation)
+        return resize(image, size, self.config.interpolation, crop=self._middle(size))
 
     def _size(self, height: int, width: int) -> Size:
         if isinstance(self.config.size, tuple):
             return self.config.size
-        scale = self.config.size / min(height, width)
-        long = int(scale * max(height, width))
-        if long * self.config.size > _MAX_RESIZED_PIXELS:
+        short = self.config.size
+        long = short * max(height, width) // min(height, width)
+        if long * short > _MAX_RESIZED_PIXELS:
             raise BadSample("too large", f"{width}×{height} pixels resized by the shorter side")
-        return (self.config.size, long) if height <= width else (long, self.config.size)
+        return (short, long) if height <= width else (long, short)
+
+    def _middle(self, size: Size) -> Box | None:
+        if self.crop is None:
+            return None
+        height, width = self.crop
+        # Rounded as torchvision's center_crop does it.
+        return round((size[0] - height) / 2), round((size[1] - width) / 2), height, width
+
+    def covers(self, crop: Size) -> bool:
+        """Whether this puts out whole images, and a crop of that size lies inside each."""
+        sides = zip(pair(self.config.size), crop, strict=True)
+        return self.crop is None and all(have >= keep for have, keep in sides)
 
 
 class RandomResizeCrop:
     """A crop of random area and aspect ratio, resized (Szegedy et al., 2015)."""
 
-    def __init__(self, config: schema.RandomResizeCrop) -> None:
-        self.config, self.size = config, pair(config.size)
+    def __init__(self, config: schema.RandomResizeCrop, *, exact: bool = False) -> None:
+        self.config, self.size, self.exact = config, pair(config.size), exact
 
-    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+    def __call__(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
         box = self.draw(*_height_width(image))
+        if self.exact:
+            return resize_exactly(image, self.size, self.config.interpolation, box)
         return resize(image, self.size, self.config.interpolation, box)
 
     def draw(self, height: int, width: int) -> Box:
@@ -111,7 +146,8 @@ class RandomFlip:
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         image_CHW = to_tensor(image)
-        return image_CHW.flip(-1) if float(torch.rand(())) < self.p else image_CHW
+        # Rows of one channel are mirrored fastest, and are what is put out in the end.
+        return image_CHW.contiguous().flip(-1) if float(torch.rand(())) < self.p else image_CHW
 
 
 def square(size: Size) -> int | Size:

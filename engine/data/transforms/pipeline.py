@@ -1,4 +1,4 @@
-"""Image transforms by name: PIL image → uint8 CHW tensor of one size.
+"""Image transforms by name: decoded image → uint8 CHW tensor of one size.
 
 Geometry runs on tensors, colour operations on PIL images, where torchvision's are the faster ones.
 Normalisation is the model's, on the device: ``normalize`` is accepted and does nothing here.
@@ -96,23 +96,56 @@ PIECES: dict[str, Callable[[schema.Transforms], Piece]] = {
 
 
 class Pipeline:
-    """The named transforms one after another; random through torch's global generator alone."""
+    """The named transforms one after another; random through torch's global generator alone.
 
-    def __init__(self, pieces: list[Piece], size: Size, decode_size: Size | None) -> None:
-        self.pieces, self.size, self.decode_size = pieces, size, decode_size
+    ``decode_size`` and ``decoder`` say how images are to be decoded for it.
+    """
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """uint8 CHW of ``size``. Raises BadSample for an image that cannot be brought to it."""
+    def __init__(
+        self, pieces: list[Piece], size: Size, decode_size: Size | None, decoder: str = "auto"
+    ) -> None:
+        self.pieces, self.size = pieces, size
+        self.decode_size, self.decoder = decode_size, decoder
+
+    def __call__(self, image: Image.Image | Tensor, out: Tensor | None = None) -> Tensor:
+        """uint8 CHW of ``size``, written to ``out`` where it is given and of that form.
+
+        Raises BadSample for an image that cannot be brought to it.
+        """
         current: Any = image
         for piece in self.pieces:
             current = piece(current)
-        return to_tensor(current).contiguous()
+        image_CHW = to_tensor(current)
+        if out is None or (out.shape, out.dtype) != (image_CHW.shape, image_CHW.dtype):
+            return image_CHW.contiguous()
+        return out.copy_(image_CHW)
 
 
-def build(names: list[str], config: schema.Transforms, key: str) -> Pipeline:
-    """The pipeline of the names at the dotted ``key``. Raises UserError."""
+def build(names: list[str], config: schema.Transforms, key: str, decoder: str = "auto") -> Pipeline:
+    """The pipeline of the names at the dotted ``key``, for ``data.decoder``. Raises UserError."""
     pieces = [_piece(name, config, key) for name in names]
-    return Pipeline(pieces, output_size(names, config, key), _decode_size(names, config))
+    size = output_size(names, config, key)
+    if decoder == "pillow_exact":
+        for piece in pieces:
+            if isinstance(piece, Resize | RandomResizeCrop):
+                piece.exact = True
+        return Pipeline(pieces, size, None, decoder)
+    if names[0] not in PIECES:  # a transform from outside is given what Pillow gives
+        decoder = "pillow"
+    return Pipeline(_fused(names, pieces, config), size, _decode_size(names, config), decoder)
+
+
+def _fused(names: list[str], pieces: list[Piece], config: schema.Transforms) -> list[Piece]:
+    """A resize computes only what a crop right after it keeps."""
+    fused: list[Piece] = []
+    crop = pair(config.center_crop.size)
+    for name, piece in zip(names, pieces, strict=True):
+        before = fused[-1] if fused else None
+        if name == "center_crop" and isinstance(before, Resize) and before.covers(crop):
+            fused[-1] = Resize(before.config, crop=crop)
+        else:
+            fused.append(piece)
+    return fused
 
 
 def _piece(name: str, config: schema.Transforms, key: str) -> Piece:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 import engine.torchvision_ops  # noqa: F401  before timm, which imports torchvision
@@ -43,6 +44,7 @@ class TimmImageEncoder(nn.Module):
         self.trainable = trainable
         # MobileNetV3 and its kin widen the features behind the pooling
         self.width = int(getattr(model, "head_hidden_size", None) or model.num_features)
+        self.token_width = int(model.num_features)
         self.num_prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
         self.requires_grad_(trainable)
         self.train(trainable)
@@ -55,8 +57,18 @@ class TimmImageEncoder(nn.Module):
         """Pooled features [B, width] of normalised images."""
         return self.model(image_BCHW)
 
-    def tokens(self, image_BCHW: Tensor) -> Tensor:
-        """All positions [B, T, D] after the last norm; ``num_prefix_tokens`` (CLS) come first."""
+    def tokens(self, image_BCHW: Tensor, layer: int = -1) -> Tensor:
+        """All positions [B, T, D]; ``num_prefix_tokens`` (CLS) come first.
+
+        ``layer`` counts hidden layers from the end: -1 is the last after its norm, -2 what the
+        layer before it puts out.
+        """
+        if layer < -1:
+            patches_BTD, prefix_BPD = self.model.forward_intermediates(
+                image_BCHW, indices=-layer, norm=False, output_fmt="NLC",
+                intermediates_only=True, return_prefix_tokens=True,
+            )[0]  # fmt: skip
+            return torch.cat([prefix_BPD, patches_BTD], dim=1)
         features = self.model.forward_features(image_BCHW)
         if features.ndim == 4:
             last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"

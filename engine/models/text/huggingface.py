@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
@@ -15,8 +14,7 @@ import engine.torchvision_ops  # noqa: F401  before transformers, which imports 
 import transformers  # isort: skip
 from engine.config import schema
 from engine.errors import UserError
-from engine.models.text.hub import cached_first, only_errors
-from engine.registry import nearest
+from engine.models import pretrained
 
 NAMES = ("huggingface_modelzoo",)
 
@@ -101,76 +99,17 @@ def _name(config: schema.TextEncoder) -> str:
 def _configuration(
     config: schema.TextEncoder, vocab_size: int, pad_id: int | None
 ) -> transformers.PretrainedConfig:
-    """The model's own configuration: the tag's, or a class's defaults, under ``config``'s keys."""
-    options = {key: value for key, value in config.config.items() if key != "model_type"}
-    if config.tag is not None:
-        found = _of_tag(config)
-        _check_options(found, options)
-        for option, value in options.items():
-            setattr(found, option, value)
-    else:
-        found = _text_half(transformers.AutoConfig.for_model(_kind(config)))
-        _check_options(found, options)
-        options.setdefault("vocab_size", vocab_size)
-        if pad_id is not None:
-            options.setdefault("pad_token_id", pad_id)
-        try:  # built anew, since sizes derive from one another
-            with only_errors():  # its default ids of special tokens are of another vocabulary
-                found = type(found)(**options)
-        except (StrictDataclassError, ValueError, TypeError) as error:
-            raise UserError(
-                f"{found.model_type!r} refuses its options: {str(error).splitlines()[-1].strip()}",
-                key=f"{_KEY}.config",
-            ) from error
+    found = pretrained.configuration(
+        config,
+        key=_KEY,
+        what="text encoder",
+        examples="bert, distilbert, t5, gpt2",
+        vocab_size=vocab_size,
+        pad_id=pad_id,
+    )
     if getattr(found, "use_cache", False):
         found.use_cache = False  # keys and values kept for decoding: never read here
     return found
-
-
-def _kind(config: schema.TextEncoder) -> str:
-    """The model_type to start from random weights, checked."""
-    key = f"{_KEY}.config.model_type"
-    if config.pretrained:
-        raise UserError("pretrained needs a tag to load from", key=f"{_KEY}.tag")
-    if "model_type" not in config.config:
-        raise UserError("a text encoder needs a tag (hub id or folder) or a model_type", key=key)
-    kind = config.config["model_type"]
-    kinds = [str(known) for known in transformers.CONFIG_MAPPING]
-    if kind not in kinds:
-        hint = nearest(str(kind), kinds)
-        hint = hint if hint.startswith("did") else "known are bert, distilbert, t5, gpt2 and more"
-        raise UserError(f"transformers has no model_type {kind!r}; {hint}", key=key)
-    return kind
-
-
-def _of_tag(config: schema.TextEncoder) -> transformers.PretrainedConfig:
-    try:
-        found = cached_first(transformers.AutoConfig, config.tag)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unavailable(config, error) from error
-    found = _text_half(found)
-    kind = config.config.get("model_type")
-    if kind not in (None, found.model_type):
-        raise UserError(
-            f"{config.tag!r} is a {found.model_type!r} model, not {kind!r}: leave model_type out",
-            key=f"{_KEY}.config.model_type",
-        )
-    return found
-
-
-def _text_half(found: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
-    return getattr(found, "text_config", None) or found  # of CLIP and its kin
-
-
-def _check_options(found: transformers.PretrainedConfig, options: dict[str, Any]) -> None:
-    known = {*found.to_dict(), *found.attribute_map} - {"model_type", "transformers_version"}
-    for option in options:
-        if option not in known:
-            raise UserError(
-                f"a {found.model_type!r} model has no option {option!r}; "
-                f"{nearest(option, sorted(known))}",
-                key=f"{_KEY}.config.{option}",
-            )
 
 
 def _model(config: schema.TextEncoder, configuration: transformers.PretrainedConfig) -> Any:
@@ -182,27 +121,17 @@ def _model(config: schema.TextEncoder, configuration: transformers.PretrainedCon
     try:
         if config.pretrained:
             options |= {"config": configuration, "dtype": torch.float32}
-            model = cached_first(transformers.AutoModel, config.tag, **options)
+            model = pretrained.cached_first(transformers.AutoModel, config.tag, **options)
         else:
             model = transformers.AutoModel.from_config(configuration, **options)
     except OSError as error:
-        raise _unavailable(config, error) from error
+        raise pretrained.unavailable(config, error, key=_KEY, what="text encoder") from error
     except (ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
         raise UserError(
             f"transformers cannot build {_name(config)} with {config.config}: {error}",
             key=f"{_KEY}.config" if config.config else f"{_KEY}.tag",
         ) from error
     return model.get_encoder() if configuration.is_encoder_decoder else model
-
-
-def _unavailable(config: schema.TextEncoder, error: Exception) -> UserError:
-    said = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError(
-        f"cannot get text encoder {config.tag!r}: {said}; download it where there is network and "
-        "copy the cache (HF_HOME), name a local folder, or describe a model with random weights "
-        "by config.model_type",
-        key=f"{_KEY}.tag",
-    )
 
 
 def _check_sizes(model: Any, config: schema.TextEncoder, vocab_size: int) -> None:

@@ -29,7 +29,7 @@ from engine.errors import UserError
 from engine.train import rng
 from engine.train.precision import Precision
 from engine.train.steps.batches import Feed, Split, num_rows, numbers
-from engine.train.steps.keep_graphs import KeepGraphs
+from engine.train.steps.keep_graphs import KeepGraphs, out_of_memory
 from engine.types import Batch, Features, Task
 
 NAMES = ("clip_bsgs",)
@@ -58,30 +58,48 @@ class DecoupledAccumulation:
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Gradients into ``.grad`` (times the fp16 scaler's scale); returns the losses.
 
-        Raises UserError where not even one sub-batch fits the device's memory.
+        Where memory runs out, fewer graphs are kept. Raises UserError where not even one sub-batch
+        fits the device's memory, or too little is left for the loss that other ranks wait in.
         """
         split = self._split(batch)
         statistics = [(b, b.clone()) for norm in self.norms for b in norm.buffers()]
         while True:
-            self._can_retry = True
+            self._others_wait = False
             try:
                 losses = self.gradients(batch, split, step)
                 break
-            except torch.OutOfMemoryError as error:
-                if not self._can_retry:
-                    raise
-                failure = str(error)  # not the error itself: its traceback holds the graphs
-            if not self.keep.fall_back():
-                raise UserError(
-                    f"a sub-batch of {self.rows} rows a device does not fit into memory: lower "
-                    f"data.batch_size_train ({failure})",
-                    key="data.batch_size_train",
-                )
-            self.model.zero_grad(set_to_none=True)
+            except (RuntimeError, MemoryError) as error:
+                failure = self._out_of_memory(error)
+            self._keep_fewer(failure)
             for buffer, value in statistics:
                 buffer.copy_(value)
         self.keep.finish_step()
         return losses
+
+    def _out_of_memory(self, error: BaseException) -> str:
+        """What it says; anything else, or what cannot be tried again, is raised.
+
+        Not kept is the error itself: its traceback holds the graphs.
+        """
+        if not out_of_memory(error):
+            raise error
+        if self._others_wait:
+            raise UserError(
+                f"memory ran out where other ranks wait, with the graphs of {self.keep.count} "
+                f"sub-batches kept: lower runner.keep_graphs or data.batch_size ({error})",
+                key="runner.keep_graphs",
+            ) from error
+        return str(error)
+
+    def _keep_fewer(self, failure: str) -> None:
+        """Begin the gradients anew with fewer graphs kept."""
+        if not self.keep.fall_back():
+            raise UserError(
+                f"a sub-batch of {self.rows} rows a device does not fit into memory: lower "
+                f"data.batch_size_train ({failure})",
+                key="data.batch_size_train",
+            )
+        self.model.zero_grad(set_to_none=True)
 
     def gradients(self, batch: Batch, split: Split, step: int) -> dict[str, Tensor]:
         """The algorithm."""
@@ -97,29 +115,54 @@ class DecoupledAccumulation:
             kept, done = done[kept_from:], []
 
             # 2. The whole batch's loss, and its gradients at the features
-            self._can_retry = collectives.world() == 1  # other ranks would wait in the loss
+            self._others_wait = collectives.world() > 1
             losses = self.task.losses(whole)
             self.precision.scale(losses["loss"]).backward()
             pulls = {name: split.in_parts(g) for name, g in _gradients(whole.per_sample)}
             once = dict(_gradients(whole.shared))
 
-            # 3. On to the parameters, from the last sub-batch to the first
-            again = self.feed(batch, split.rows[:kept_from][::-1])
-            for j in reversed(range(k)):
-                if kept:
-                    features = kept.pop()
-                else:
-                    with statistics_held(self.norms):
-                        features = self._forward(next(again), step, j, graph=True)
-                ends = [(features.per_sample[name], pull[j]) for name, pull in pulls.items()]
-                if j == 0:
-                    ends += [(features.shared[name], pull) for name, pull in once.items()]
-                outputs, gradients = zip(*(e for e in ends if e[0].requires_grad), strict=True)
-                if j == 0:
-                    reduction.release(self.model, outputs)
-                torch.autograd.backward(outputs, gradients)
-                del features, ends, outputs
+            # 3. On to the parameters; up to the last backward each rank may try again alone
+            self._others_wait = False
+            while True:
+                try:
+                    self._backward(batch, split, step, kept, pulls, once)
+                    break
+                except (RuntimeError, MemoryError) as error:
+                    failure = self._out_of_memory(error)
+                kept.clear()
+                self._keep_fewer(failure)
         return numbers(losses, whole)
+
+    def _backward(
+        self,
+        batch: Batch,
+        split: Split,
+        step: int,
+        kept: list[Features],
+        pulls: dict[str, list[Tensor]],
+        once: dict[str, Tensor],
+    ) -> None:
+        """Gradients at the features on to the parameters, from the last sub-batch to the first.
+
+        ``kept`` are the last sub-batches' features with their graphs, and is emptied on the way.
+        """
+        k = len(split.rows)
+        again = self.feed(batch, split.rows[: k - len(kept)][::-1])
+        for j in reversed(range(k)):
+            if kept:
+                features = kept.pop()
+            else:
+                with statistics_held(self.norms):
+                    features = self._forward(next(again), step, j, graph=True)
+            ends = [(features.per_sample[name], pull[j]) for name, pull in pulls.items()]
+            if j == 0:
+                ends += [(features.shared[name], pull) for name, pull in once.items()]
+            outputs, gradients = zip(*(e for e in ends if e[0].requires_grad), strict=True)
+            if j == 0:
+                self._others_wait = collectives.world() > 1
+                reduction.release(self.model, outputs)
+            torch.autograd.backward(outputs, gradients)
+            del features, ends, outputs
 
     def _forward(self, part: Batch, step: int, j: int, *, graph: bool) -> Features:
         """Features of sub-batch j; its random numbers hang on step, rank and j, not on the pass."""

@@ -91,6 +91,12 @@ class KeepGraphs:
         return _SHARE["cpu"] * available() / processes - self.count * self._graph_bytes * _SLACK
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: on a GPU, or on a CPU whose allocator was refused."""
+    kinds = torch.OutOfMemoryError, MemoryError
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
 def available(root: Path = Path("/")) -> int:
     """Bytes of host memory to be had, by the kernel and by this container's limit."""
     found = [1 << 62]

@@ -3,8 +3,6 @@
 import csv
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.data import table as tables
-from engine.data.table import open_csv
+from engine.data.tables import csv_table
+from engine.data.tables import table as tables
+from engine.data.tables.csv_table import open_csv
 from engine.errors import UserError
 
 _HEADER = ("image", "image_id", "caption", "caption_id")
@@ -87,7 +86,7 @@ def test_byte_order_mark(tmp_path):
 
 def test_many_blocks(tmp_path, monkeypatch):
     """Rows and codes run through the blocks in which the file is read."""
-    monkeypatch.setattr(tables, "_BLOCK_BYTES", 4096)
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 4096)
     rows = [(f"{i // 5}.jpg", str(i // 5), f"caption {i}\nline", str(i)) for i in range(3000)]
     table = _open(_write(tmp_path / "a.csv", rows))
     assert len(table) == 3000
@@ -103,7 +102,7 @@ def test_many_blocks(tmp_path, monkeypatch):
 
 
 def test_caption_ids_count_on_over_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "_BLOCK_BYTES", 4096)
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 4096)
     rows = [(f"{i}.jpg", "some words to fill a block") for i in range(500)]
     table = _open(_write(tmp_path / "a.csv", rows, header=("image", "caption")))
     assert list(table.values("caption_id")) == [str(i) for i in range(500)]
@@ -113,7 +112,7 @@ def test_built_once_and_anew_when_the_file_changes(tmp_path, monkeypatch):
     path = _write(tmp_path / "a.csv", [("a.jpg", "0", "old", "0")])
     first = _open(path)
     with monkeypatch.context() as patch:
-        patch.setattr(tables, "_convert", lambda *_: pytest.fail("built again"))
+        patch.setattr(csv_table, "_convert", lambda *_: pytest.fail("built again"))
         assert _rows(_open(path)) == _rows(first)
     _write(path, [("a.jpg", "0", "new", "0")])
     os.utime(path, ns=(0, 12345))
@@ -171,9 +170,12 @@ def test_harmless_dots(tmp_path):
         (b"\n", "is empty"),
         (b"image,image_id,caption,caption_id\n", "has no rows"),
         (b"picture,caption\na.jpg,b\n", r"no column for the image \(image or.*: picture, caption"),
-        (b"image;caption\na.jpg;b\n", "its columns are: image;caption"),
+        (b"image;words\na.jpg;b\n", r"no column caption or .*its columns are: image, words"),
+        (b"image,scores\na.jpg,b\n", r"no column caption or title or text or question or labels"),
+        ("image,caption\na,b\n".encode("utf-16"), "is UTF-16"),
+        (b'"image,caption\na,b\n', "image,caption"),
+        (b"image,caption\na.jpg," + b"x" * 9_000_000 + b"\n", "cannot read .*straddl"),
         (b"image,caption\na.jpg,b\nc.jpg,d,e\n", "cannot read .*Row #3: Expected 2 columns, got 3"),
-        (b"image,caption\na.jpg,\xff\xfe\n", "cannot read .*UTF8"),
     ],
 )
 def test_unusable_files(tmp_path, content, message):
@@ -189,36 +191,62 @@ def test_missing_file(tmp_path):
         _open(tmp_path / "none.csv")
 
 
-_PRIVATE = """
-import pickle, random, sys
-from pathlib import Path
-from engine.data.table import Table
-
-def private():  # KiB that this process shares with nobody
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
-
-warm = Table(Path(sys.argv[1])); warm.row(0)
-before = private()
-table = Table(Path(sys.argv[1]))
-for _ in range(20_000):
-    table.row(random.randrange(len(table)))
-print(private() - before, len(table))
-"""
+@pytest.mark.parametrize("mark", [",", "\t", ";", "|"])
+def test_separators(tmp_path, mark):
+    rows = [("a.jpg", "one, two; three | four\tfive", "7"), ("b.jpg", "six", "8")]
+    header = ("image", "caption", "image_id")
+    table = _open(_write(tmp_path / "a.csv", rows, header=header, delimiter=mark))
+    assert [(r[0], r[2], r[1]) for r in _rows(table)] == rows
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
-def test_a_worker_holds_next_to_nothing(tmp_path):
-    """Private memory of a process that reads all over 300,000 rows (about 40 MB)."""
-    path = tmp_path / "a.csv"
-    with path.open("w") as file:
-        file.write("image,caption\n")
-        file.writelines(f"{i}.jpg,{'words of a caption ' * 5}{i}\n" for i in range(300_000))
+def test_questions_answers_and_labels(tmp_path):
+    path = _write(
+        tmp_path / "a.csv",
+        [("a.jpg", "What?", "no|a cat|a cat", "cat|sofa"), ("b.jpg", "Who?", "", "")],
+        header=("image", "question", "answers", "labels"),
+    )
     table = _open(path)
-    result = subprocess.run(
-        [sys.executable, "-c", _PRIVATE, str(table.path)],
-        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    grown_kib, length = map(int, result.stdout.split())
-    assert length == 300_000
-    assert grown_kib < 4_000
+    assert table.row(0)["caption"] == "What? a cat"
+    assert table.row(0)["answers"] == ["no", "a cat", "a cat"]
+    assert table.row(0)["labels"] == ["cat", "sofa"]
+    assert table.row(1)["caption"] == "Who?"
+
+
+def test_labels_alone_are_the_caption(tmp_path):
+    path = _write(tmp_path / "a.csv", [("a.jpg", "cat|sofa")], header=("file_name", "labels"))
+    assert _open(path).row(0)["caption"] == "cat, sofa"
+
+
+def test_a_column_that_is_named_has_no_other_meaning(tmp_path):
+    path = _write(tmp_path / "a.csv", [("x.jpg", "yes")], header=("image", "answer"))
+    table = _open(path, names={"labels": "answer", "image_id": "image"})
+    assert table.column_names == ["image", "image_id", "caption", "caption_id", "labels"]
+    assert table.row(0)["labels"] == ["yes"] and table.row(0)["image_id"] == "x.jpg"
+
+
+def test_columns_of_the_same_name(tmp_path):
+    path = _write(tmp_path / "a.csv", [("x.jpg", "1", "2")], header=("image", "caption", "caption"))
+    assert _open(path).row(0)["caption"] == "1"
+
+
+@pytest.mark.parametrize(
+    "row", [b"a.jpg,\xff\xfe,7", b"\xff.jpg,text,7", b"a.jpg,text,\xff"], ids=["text", "name", "id"]
+)
+def test_bytes_that_are_no_text(tmp_path, row):
+    """They spoil their row alone."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(
+        b"image,caption,image_id,b\xe9\nb.jpg,before,1,\n" + row + b",\nc.jpg,after,2,\n"
+    )
+    table = _open(path)
+    assert [table.row(i)["caption"] for i in range(3)] == ["before", None, "after"]
+    assert table.codes("image_id").tolist()[0] != table.codes("image_id").tolist()[2]
+
+
+def test_a_name_with_a_pattern_in_it(tmp_path):
+    """Old tables are removed by name, not by pattern."""
+    for name in ("a[1].csv", "a1.csv"):
+        _open(_write(tmp_path / name, [("a.jpg", "0", name, "0")]))
+    path = _write(tmp_path / "a[1].csv", [("a.jpg", "0", "longer than before", "0")])
+    assert _open(path).row(0)["caption"] == "longer than before"
+    assert len(list((tmp_path / ".engine_cache").glob("*.arrow"))) == 2

@@ -1,0 +1,58 @@
+"""Several datasets counted as one, end to end, as torch's ConcatDataset has it.
+
+    both: {format: concat, parts: [one, other]}
+
+Each part is a dataset name, with its own format and options. To ``data.train_type: debias`` they
+are one dataset, from whose parts a batch is mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import Field
+
+from engine.config.schema import Section
+from engine.data.stream.source import StreamSource
+from engine.data.views.rows import Concatenated
+from engine.errors import UserError
+from engine.types import Source
+
+
+class Config(Section):
+    """Options of ``format: concat``."""
+
+    parts: list[str] = Field(min_length=1)  # names of datasets
+
+
+def build(
+    config: Config, *, name: str, split: str, cache_dir: Path, open_part: Callable[[str], Source]
+) -> Concatenated:
+    """One split of all parts. Raises UserError for a part that cannot be opened, that is listed
+    twice or is streamed, and for parts whose classes differ."""
+    key = f"data.datasets.{name}.parts"
+    twice = next((part for part in config.parts if config.parts.count(part) > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"dataset {name!r} lists its part {twice!r} twice; keep one (repeat: 2 in "
+            f"data.datasets.{twice} shows its rows twice an epoch)",
+            key=key,
+        )
+    parts = [open_part(part) for part in config.parts]
+    if any(isinstance(part, StreamSource) for part in parts):
+        raise UserError(
+            f"dataset {name!r} has streamed parts, which have no rows to count; list them in "
+            "data.train_name instead, or copy their shards to this machine",
+            key=key,
+        )
+    classes = [getattr(part, "classes", None) for part in parts]
+    for part, own in zip(parts, classes, strict=True):
+        if own != classes[0]:
+            raise UserError(
+                f"dataset {name!r} has parts of different classes, {parts[0].name!r} and "
+                f"{part.name!r}, so that one label would mean two things; give them the same class "
+                "folders",
+                key=key,
+            )
+    return Concatenated(name, parts)

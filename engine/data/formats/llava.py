@@ -1,0 +1,69 @@
+"""Conversations about images in a JSON list, as LLaVA's (https://github.com/haotian-liu/LLaVA).
+
+    <root>/train.json  valid.json    [{"id": …, "image": "a.jpg", "conversations": [
+                                        {"from": "human", "value": "<image>\\nWhat is this?"},
+                                        {"from": "gpt", "value": "A cat."}, …]}, …]
+    <root>/train/…  valid/…          the images
+
+JSON lines will do as well. A sample without ``image`` is text alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from engine.config.schema import Section
+from engine.data.tables.annotations import AnnotationSource, Row, open_annotations, row_or_fault
+from engine.data.tables.fields import conversation, identity, image_name, mapping, required
+from engine.data.tables.json_rows import Entry, read_rows
+from engine.data.tables.places import annotation_file, image_folder
+from engine.types import BadSample
+
+
+class Config(Section):
+    """Options of ``format: llava``; files and folders are relative to ``root``."""
+
+    root: Path  # relative to data.data_path; default: the dataset's name
+    train_anno: str = "train.json"
+    valid_anno: str = "valid.json"
+    train_images: str = "train"
+    valid_images: str = "valid"
+    several_images: Literal["first", "refuse"] = "first"  # of a sample whose image is a list
+
+
+def build(config: Config, *, name: str, split: str, cache_dir: Path) -> AnnotationSource:
+    """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
+    anno, folder = config.train_anno, config.train_images
+    if split == "valid":
+        anno, folder = config.valid_anno, config.valid_images
+    path = annotation_file(
+        config.root, anno, dataset=name, option=f"{split}_anno", endings=(".json", ".jsonl")
+    )
+    options = ("llava", config.several_images)
+    table = open_annotations(
+        [path], options, lambda: _rows(path, config.several_images), cache_dir=cache_dir
+    )
+    images = None
+    if table.has_values("image"):
+        images = image_folder(config.root, folder, dataset=name, option=f"{split}_images")
+    return AnnotationSource(name, split, table, images)
+
+
+def _rows(path: Path, several: str) -> Iterator[Row]:
+    for entry in read_rows(path):
+        yield row_or_fault(f"entry {entry.number}", _row, entry, several)
+
+
+def _row(entry: Entry, several: str) -> Row:
+    if entry.fault:
+        raise BadSample("malformed", entry.fault)
+    sample = mapping(entry.value, "the entry")
+    turns = conversation(required(sample, "conversations"))
+    own = sample.get("id")
+    return Row(
+        image=image_name(sample.get("image"), several),
+        caption_id=None if own is None else identity(own, "the id"),
+        turns=turns,
+    )

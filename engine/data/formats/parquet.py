@@ -1,0 +1,108 @@
+"""Parquet tables of images and texts; images as bytes, ``{bytes, path}``, base64 or paths.
+
+    <root>/train*.parquet  val*.parquet    columns image, caption and others (USUAL_NAMES)
+    <root>/…                               the images, where the table holds paths
+
+A Parquet file can be read in groups of rows only: too slow for samples in any order. The columns in
+use are therefore copied once into an Arrow file that is memory-mapped, as large as the images are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from engine.config.schema import Section
+from engine.data.tables.annotations import AnnotationSource, open_annotations
+from engine.data.tables.arrow_images import ArrowImages
+from engine.data.tables.arrow_rows import Columns, choose_columns, holds_bytes, read_rows
+from engine.data.tables.places import annotation_files, image_folder
+from engine.data.tables.table import cached_file
+from engine.errors import UserError
+
+FORM = 1  # of the copied file; raised when its content changes
+_ROWS_OF_BYTES, _ROWS_OF_TEXT = 64, 8192  # written at once
+Column = Literal[
+    "image", "image_id", "caption", "caption_id", "question", "answers", "labels", "label",
+    "conversations", "instruction", "inputs", "outputs",
+]  # fmt: skip
+
+
+class Config(Section):
+    """Options of ``format: parquet``; files and folders are relative to ``root``."""
+
+    root: Path  # relative to data.data_path; default: the dataset's name
+    train: str | list[str] = "train*.parquet"  # a file or a pattern of files, or several
+    valid: str | list[str] = "val*.parquet"
+    images: str = "."  # where paths are looked up
+    columns: dict[Column, str] = Field(default={})  # the table's own names, where unusual
+    base64: bool | None = None  # text in the image column; default: by the column's name
+    several_images: Literal["first", "refuse"] = "first"  # of a cell with more than one
+
+
+def build(config: Config, *, name: str, split: str, cache_dir: Path) -> AnnotationSource:
+    """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
+    paths = annotation_files(
+        config.root,
+        config.valid if split == "valid" else config.train,
+        dataset=name,
+        option=split,
+        endings=(".parquet",),
+    )
+    schema = _schema(paths[0])
+    names = {str(column): own for column, own in config.columns.items()}
+    columns = choose_columns(schema, paths[0], names, config.base64, config.several_images)
+    in_table = holds_bytes(schema, columns)
+    copies = [
+        cached_file(
+            [path],
+            ("parquet", FORM, sorted(columns.own.values())),
+            lambda temporary, path=path: _copy(path, columns, in_table, temporary),  # type: ignore[misc]
+            cache_dir=cache_dir,
+            ending="arrows",
+        )
+        for path in paths
+    ]
+    table = open_annotations(
+        paths, ("parquet", columns), lambda: read_rows(copies, columns), cache_dir=cache_dir
+    )
+    store = ArrowImages(copies, columns.own["image"]) if in_table else None
+    images = image_folder(config.root, config.images, dataset=name, option="images")
+    return AnnotationSource(name, split, table, images, store)
+
+
+def _schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot read {path} as Parquet: {error}") from error
+
+
+def _copy(path: Path, columns: Columns, in_table: bool, target: Path) -> None:
+    """The columns in use of a Parquet file as an Arrow stream."""
+    wanted = list(columns.own.values())
+    schema = _schema(path)
+    if missing := [own for own in wanted if own not in schema.names]:
+        raise UserError(f"{path} has no column {missing[0]!r}, as the split's first file has")
+    plain = pa.schema([_plain(schema.field(own)) for own in wanted], metadata=schema.metadata)
+    with pa.ipc.new_stream(str(target), plain) as writer:
+        for batch in _batches(path, wanted, _ROWS_OF_BYTES if in_table else _ROWS_OF_TEXT):
+            writer.write_batch(batch.select(wanted).cast(plain))
+
+
+def _batches(path: Path, wanted: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+    try:
+        with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+            yield from file.iter_batches(rows, columns=wanted, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot read {path} as Parquet: {error}") from error
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """A column of categories as one of their values."""
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field

@@ -1,0 +1,154 @@
+"""What is in the data of a configuration: counts, histograms, copies, bad samples, a contact sheet.
+
+    python -m engine.data.inspect CFG [section.key=value …] [options]
+
+Prints a table and writes, into --output, ``inspect.html`` (opens without network), a contact sheet
+``sheet_<dataset>_<split>.png`` each, ``copies.jsonl`` and ``bad_samples.jsonl``. Exit codes: 0
+done, 1 a fault, 2 a mistake to mend, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from engine.config.load import Loaded, load_with_places
+from engine.config.schema import Config
+from engine.data import jobs
+from engine.data.inspect import page as inspect_page
+from engine.data.inspect.figures import Findings
+from engine.data.inspect.read import Part, Work
+from engine.data.inspect.scan import scan
+from engine.data.inspect.sheet import COLUMNS, ROWS, write_sheet
+from engine.data.sources import open_source
+from engine.data.views.groups import group_rows
+from engine.errors import UserError
+
+PAGE = "inspect.html"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Inspect; returns the exit code. Raises UserError and FaultError."""
+    arguments = _parse(argv)
+    loaded = load_with_places(arguments.cfg, arguments.overrides)
+    try:
+        _inspect(arguments, loaded.config)
+    except UserError as error:
+        raise UserError(_located(error, loaded), key=error.key) from error
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = jobs.Parser(
+        prog="python -m engine.data.inspect",
+        description="Count, measure and show the datasets that a configuration names.",
+        epilog="Exit codes: 0 done, 1 a fault, 2 a mistake to mend, 130 stopped by Ctrl-C.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("cfg", metavar="CFG", type=Path, help="a run's YAML")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--split", choices=("train", "valid"), help="default: both")
+    parser.add_argument(
+        "--limit", type=jobs.count, metavar="N", help="images of each dataset, evenly spread"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: RUN FOLDER/inspect")
+    parser.add_argument("--jobs", type=jobs.count, default=jobs.default_jobs(), metavar="N")
+    return parser.parse_intermixed_args(argv)
+
+
+def _located(error: UserError, loaded: Loaded) -> str:
+    if not error.key:
+        return str(error)
+    return f"{loaded.where(error.key)}: {error.key}: {error}"
+
+
+def _inspect(arguments: argparse.Namespace, config: Config) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    name = config.data.exp_name or arguments.cfg.stem
+    run_dir = Path(config.ckpt.dir) / name
+    output = arguments.output or run_dir / "inspect"
+    with tempfile.TemporaryDirectory(prefix="inspect-") as scratch:
+        parts = _open_parts(config, arguments.split, arguments.limit, Path(scratch))
+        tokenizer, max_tokens = _tokenizer(config, run_dir)
+        work = Work(parts, tokenizer, config.data.max_image_pixels, config.data.max_caption_chars)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            findings = scan(work, max_tokens, arguments.jobs, console, output)
+            _sheets(output, findings)
+            temporary = output / f".{PAGE}.making"
+            temporary.write_text(inspect_page.page(name, findings), encoding="utf8")
+            temporary.replace(output / PAGE)
+        except OSError as error:
+            raise UserError(f"cannot write into {output}: {error}") from error
+        inspect_page.show(findings, console)
+    console.print(Text(f"report: {output / PAGE}"))
+
+
+def _open_parts(config: Config, split: str | None, limit: int | None, scratch: Path) -> list[Part]:
+    """The datasets of both splits, or of one; which rows are of one image is kept in ``scratch``.
+
+    Raises UserError where the configuration names no datasets.
+    """
+    data, parts = config.data, []
+    wanted: tuple[tuple[Literal["train", "valid"], list[str]], ...] = (
+        ("train", data.train_name),
+        ("valid", data.valid_name),
+    )
+    for each, names in wanted:
+        for name in names if split in (None, each) else ():
+            source = open_source(name, each, data, key=f"data.{each}_name")
+            groups = group_rows(source, scratch)
+            images = _spread(len(groups), limit)
+            shown = frozenset(images[_spread(len(images), COLUMNS * ROWS)].tolist())
+            parts.append(Part(source, groups, images, shown))
+    if not parts:
+        keys = f"data.{split}_name" if split else "data.train_name and data.valid_name"
+        raise UserError(f"there is nothing to inspect: {keys} is empty; name datasets there")
+    return parts
+
+
+def _spread(number: int, limit: int | None) -> np.ndarray:
+    """``limit`` of ``number`` places, evenly spread; all where there is no limit."""
+    if limit is None or limit >= number:
+        return np.arange(number)
+    return np.arange(limit) * number // limit
+
+
+def _tokenizer(config: Config, run_dir: Path) -> tuple[dict, int]:
+    """The state of the tokenizer of the run, or of what it would have, and how much it keeps.
+
+    That of the decoder where the configuration describes one and no text encoder.
+    """
+    from engine.data.text.choose import choose_tokenizer  # imports torch
+
+    described = config.model.model_fields_set
+    of_decoder = "decoder" in described and "text_encoder" not in described
+    part = "decoder" if of_decoder else "text_encoder"
+    data = config.data
+
+    def captions() -> Iterator[str]:
+        for name in data.train_name:
+            yield from open_source(name, "train", data, key="data.train_name").captions()
+
+    tokenizer = choose_tokenizer(config, [run_dir], captions, part)
+    return tokenizer.state(), getattr(config.model, part).max_length
+
+
+def _sheets(output: Path, findings: Findings) -> None:
+    for part, examples in zip(findings.parts, findings.examples, strict=True):
+        if examples:
+            name = re.sub(r"[^\w.-]+", "_", part.title)
+            write_sheet(output / f"sheet_{name}.png", part.title, examples)
+
+
+if __name__ == "__main__":
+    sys.exit(jobs.exit_code(lambda: main(sys.argv[1:])))

@@ -1,0 +1,131 @@
+"""Values of annotation files, whatever they turn out to be, as the engine's own: ids, texts, turns.
+
+Every function takes what a file holds and raises BadSample("malformed", …) where that is something
+else than it should be.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from engine.types import BadSample, Turn
+
+_ROLES = {
+    "human": "human", "user": "human",
+    "gpt": "gpt", "assistant": "gpt", "chatgpt": "gpt", "model": "gpt",
+}  # fmt: skip
+_SHOWN = 60  # characters of a value in a message
+
+
+def malformed(what: str, value: Any, wanted: str) -> BadSample:
+    """The fault of a value that is not what is ``wanted``."""
+    shown = repr(value) if not isinstance(value, list | dict) else f"a {type(value).__name__}"
+    return BadSample("malformed", f"{what} is {shown[:_SHOWN]}, not {wanted}")
+
+
+def required(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a key that must be there."""
+    if name not in row:
+        keys = ", ".join(sorted(map(str, row))) or "none"
+        raise BadSample("malformed", f"no {name!r}; its keys: {keys}"[:300])
+    return row[name]
+
+
+def mapping(value: Any, what: str) -> Mapping[str, Any]:
+    """A JSON object."""
+    if not isinstance(value, dict):
+        raise malformed(what, value, "an object")
+    return value
+
+
+def identity(value: Any, what: str) -> str:
+    """An id, whether written as a string or as a whole number."""
+    if isinstance(value, str):
+        return value
+    # Neither true, nor NaN, nor a number too long to be an id.
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 128:
+        return str(value)
+    raise malformed(what, value if not isinstance(value, int) else type(value), "an id")
+
+
+def string(value: Any, what: str) -> str:
+    """A text."""
+    if not isinstance(value, str):
+        raise malformed(what, value, "a text")
+    return value
+
+
+def strings(value: Any, what: str) -> tuple[str, ...]:
+    """One text or several; none of them where the value is null."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list | tuple):
+        raise malformed(what, value, "a text or a list of texts")
+    return tuple(string(item, what) for item in value)
+
+
+def answers(value: Any, what: str = "answers") -> tuple[str, ...]:
+    """Annotators' answers: a text, a list of texts, or VQA's list of ``{"answer": text}``."""
+    if not isinstance(value, list):
+        return strings(value, what)
+    return tuple(
+        string(required(item, "answer") if isinstance(item, dict) else item, what) for item in value
+    )
+
+
+def image_name(value: Any, which: str = "first") -> str | None:
+    """The name of a sample's image: null and an empty list mean none.
+
+    Of several, the first; BadSample where ``which`` is "refuse".
+    """
+    names = strings(value, "image")
+    if len(names) > 1 and which == "refuse":
+        raise BadSample("several images", f"{len(names)} of them; several_images: first takes one")
+    if names and not names[0]:
+        raise BadSample("missing", "the image's name is empty")
+    return names[0] if names else None
+
+
+def conversation(value: Any) -> tuple[Turn, ...]:
+    """Turns of ``{"from", "value"}`` (LLaVA) or ``{"role", "content"}``, their text unchanged."""
+    if not isinstance(value, list):
+        raise malformed("the conversation", value, "a list of turns")
+    turns = []
+    for number, item in enumerate(value, 1):
+        turn = mapping(item, f"turn {number}")
+        named = "from" if "from" in turn else "role"
+        speaker = string(required(turn, named), f"the speaker of turn {number}").lower()
+        if speaker not in _ROLES:
+            wanted = "one of " + ", ".join(_ROLES)
+            raise malformed(f"the speaker of turn {number}", speaker, wanted)
+        text = required(turn, "value" if named == "from" else "content")
+        turns.append((_ROLES[speaker], string(text, f"turn {number}")))
+    return tuple(turns)
+
+
+def instruction(instruction: Any, inputs: Any, outputs: Any) -> tuple[Turn, ...]:
+    """M3IT's instruction, its input on a line of its own, and the output, as two turns."""
+    asked = [string(instruction, "instruction")]
+    if inputs is not None and string(inputs, "inputs").strip():
+        asked.append(inputs)
+    return (("human", "\n".join(asked)), ("gpt", string(outputs, "outputs")))
+
+
+def first_answer(turns: Iterable[Turn]) -> str:
+    """The first text of ``gpt``; an empty one where it never speaks."""
+    return next((text for role, text in turns if role == "gpt"), "")
+
+
+def most_common(given: Iterable[str]) -> str:
+    """The answer that most annotators gave, the earlier one of a tie."""
+    counts = Counter(answer for answer in given if answer)
+    return counts.most_common(1)[0][0] if counts else ""
+
+
+def question_caption(question: str, given: Iterable[str]) -> str:
+    """A question and its most common answer as one text."""
+    return f"{question} {most_common(given)}".strip() if question.strip() else ""

@@ -1,0 +1,196 @@
+"""The samples of a tar shard: members of one key put together, and a row for each that is lost.
+
+A key is a member's path up to the first dot of its file name, as webdataset has it. Members of a
+sample need not stand together.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+from engine.data.tables.image_root import OUTSIDE
+from engine.data.tar.texts import Text, TextForm, needs_fields, read_texts
+from engine.data.tar.walk import Window, walk
+from engine.types import BadSample, Turn
+
+# Of photographs; a member with any other ending is never read.
+IMAGE_ENDINGS = (
+    "jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff", "avif", "jp2"
+)  # fmt: skip
+MAX_IMAGE_BYTES = 256 << 20
+_MAX_TEXT_BYTES = 16 << 20
+_OUTSIDE = re.compile(OUTSIDE)
+_FAULTY = [Text("")]
+_NO_CAPTION = ("", "\ufeff")  # how a text begins that is empty or has a byte order mark
+
+
+class Row(NamedTuple):
+    """One row of an index; ``cause`` is empty where the sample can be used.
+
+    ``offset`` is -1 without an image, ``more`` is what few samples have, as JSON.
+    """
+
+    key: str
+    image: str  # the member's ending
+    offset: int
+    size: int
+    caption: str
+    image_id: str
+    caption_id: str
+    more: str
+    cause: str
+    detail: str
+
+
+# A sample's members so far: a list, since thousands are made and read in one breath.
+_Group = list[Any]
+_IMAGE, _TEXT, _JSON, _KEY, _OFFSET, _SIZE, _CAUSE, _DETAIL, _AGAIN = range(9)
+# Stands for a key that is new; _AGAIN: the key was there before, with the same member.
+_FULL: _Group = ["", b"", b"", "", -1, 0, "", "", False]
+
+
+def read_samples(descriptor: int, file_size: int, form: TextForm) -> list[Row]:
+    """All rows of a shard in order. Never raises for what the file holds."""
+    window = Window(descriptor)
+    slots = dict.fromkeys(IMAGE_ENDINGS, _IMAGE) | {form.text.lower(): _TEXT, "json": _JSON}
+    known: dict[str, _Group] = {}
+    groups: list[_Group] = []
+    damages: list[tuple[int, str, str]] = []  # groups before it, cause, detail
+    # What names of the sample before begin with; at first what none can begin with.
+    last, length, group = "\udfff", 1, _FULL
+    for name, offset, size, cause, detail in walk(window, file_size):
+        slot = slots.get(name[length:]) if name.startswith(last) else None
+        if slot is None:
+            base = name.rfind("/") + 1
+            dot = name.find(".", base) + 1
+            slot = slots.get(name[dot:].lower()) if dot > base + 1 else None
+            if slot is None:
+                if cause and not name:
+                    damages.append((len(groups), cause, detail))
+                continue
+            last, length = name[:dot], dot
+            group = known.get(last, _FULL)
+        if group[slot] is not None:
+            again = group is not _FULL
+            group = known[last] = [None, None, None, name[: length - 1], -1, 0, "", "", again]
+            groups.append(group)
+        if cause:
+            _fail(group, cause, f"{name}: {detail}")
+            group[slot] = b""
+        elif slot == _IMAGE:
+            group[_IMAGE], group[_OFFSET], group[_SIZE] = name[length:], offset, size
+        elif size <= _MAX_TEXT_BYTES:
+            begin = offset - window.start
+            content = window.bytes[begin : begin + size]
+            group[slot] = content if len(content) == size else window.read(offset, size)
+        else:
+            _fail(group, "too large", f"{name} has {size} bytes")
+            group[slot] = b""
+    return _with_damage(groups, damages, form)
+
+
+def _fail(group: _Group, cause: str, detail: str) -> None:
+    if not group[_CAUSE]:  # the first reason is the one that counts
+        group[_CAUSE], group[_DETAIL] = cause, detail
+
+
+def _with_damage(
+    groups: list[_Group], damages: list[tuple[int, str, str]], form: TextForm
+) -> list[Row]:
+    """The rows of all groups; damage is told by the samples that it cut, else by its own row."""
+    found = [_plain_row(group, form) or _rows(group, form) for group in groups]
+    for before, cause, detail in reversed(damages):
+        beside = range(max(before - 1, 0), min(before + 1, len(groups)))
+        cut = [i for i in beside if found[i][0].cause == cause]
+        for i in beside:
+            if found[i][0].cause and _lacks_members(groups[i]):
+                found[i] = [found[i][0]._replace(cause=cause, detail=detail)]
+                cut.append(i)
+        if not cut:
+            found.insert(before, [fault(cause, detail)])
+            groups.insert(before, _FULL)
+    return [row for rows in found for row in rows]
+
+
+def fault(cause: str, detail: str) -> Row:
+    """The row of what is wrong with a shard as a whole."""
+    return Row("", "", -1, 0, "", "", "", "", cause, detail)
+
+
+def _lacks_members(group: _Group) -> bool:
+    image, text, fields = group[:3]
+    return image is None or (text is None and fields is None)
+
+
+def _plain_row(group: _Group, form: TextForm) -> list[Row] | None:
+    """The row of an image and its text, with or without a JSON that says no more; else None.
+
+    What _rows makes of it too, in a third of the time.
+    """
+    image, text, fields, key, offset, size, cause, _, _ = group
+    if image is None or not text or cause or not key.isalnum():
+        return None
+    try:
+        caption = text.decode().strip()
+    except UnicodeDecodeError:
+        return None
+    if caption[:1] in _NO_CAPTION or (fields and needs_fields(caption, fields, form)):
+        return None
+    return [tuple.__new__(Row, (key, image, offset, size, caption, "", "", "", "", ""))]
+
+
+def _rows(group: _Group, form: TextForm) -> list[Row]:
+    """A row for each caption of a sample, or the one that says why it cannot be used."""
+    image, text, fields, key, offset, size, cause, _, _ = group
+    if not (cause or key.isalnum()) and _OUTSIDE.search(key):
+        _fail(group, "outside root", "its name leads out of the shard")
+    texts = _FAULTY
+    if not group[_CAUSE]:
+        try:
+            if text is None and fields is None:
+                raise BadSample("no caption", f"it has no {form.text} and no json")
+            texts = read_texts(text, fields, form)
+            if image is None and not texts[0].turns:
+                raise BadSample("missing image", "its text is there alone")
+        except BadSample as bad:
+            texts = _FAULTY
+            _fail(group, bad.cause, bad.detail)
+            if group[_AGAIN] and _lacks_members(group):
+                group[_CAUSE], group[_DETAIL] = "duplicate member", f"of a key before; {bad}"
+    cause, detail = group[_CAUSE], group[_DETAIL]
+    return [
+        Row(
+            key, image or "", offset, size, told.caption, told.image_id, told.caption_id,
+            _more(told), cause, detail,
+        )
+        for told in texts
+    ]  # fmt: skip
+
+
+def _more(text: Text) -> str:
+    kept = {name: getattr(text, name) for name in ("turns", "answers", "labels")}
+    kept = {name: value for name, value in kept.items() if value}
+    if text.label is not None:
+        kept["label"] = text.label
+    return json.dumps(kept) if kept else ""
+
+
+class More(NamedTuple):
+    """What a row's ``more`` tells, for its record."""
+
+    label: int | None = None
+    turns: tuple[Turn, ...] = ()
+    answers: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+def parse_more(more: str) -> More:
+    """The values of a row's ``more``, which is empty for most."""
+    if not more:
+        return More()
+    kept = json.loads(more)
+    turns = tuple((speaker, said) for speaker, said in kept.get("turns", ()))
+    answers, labels = (tuple(kept.get(name, ())) for name in ("answers", "labels"))
+    return More(kept.get("label"), turns, answers, labels)

@@ -1,0 +1,217 @@
+"""Captions of a validation set: one for each image, scored against all its references."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.config.schema import Generate
+from engine.data.bad_samples import BadRecord, summary
+from engine.data.loader import valid_batches
+from engine.data.shapes import wording
+from engine.dist import collectives
+from engine.errors import FaultError
+from engine.evals.encode import Encoder, evaluating
+from engine.generate.texts import check, generate_texts
+from engine.metrics.captions import caption_scores, clip_scores
+from engine.types import Source
+
+
+class Judge(Protocol):
+    """A contrastive model that says how well texts fit a source's images."""
+
+    name: str
+
+    def cosines(
+        self, source: Source, rows: Sequence[int], texts: Sequence[Sequence[str]]
+    ) -> list[list[float]]: ...
+
+    def features(
+        self, source: Source, rows: Sequence[int], texts: Sequence[str]
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """An image's generated caption, and those that people gave it."""
+
+    image_id: str
+    row: int  # of the source
+    caption: str
+    references: list[str]
+    candidates: list[str] = field(default_factory=list)  # of best_of_n
+    cosines: list[float] = field(default_factory=list)  # of the candidates, by the ranker
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of a predictions file."""
+        told: dict[str, Any] = {"image_id": self.image_id, "caption": self.caption}
+        if self.references:
+            told["references"] = self.references
+        if self.candidates:
+            told |= {"candidates": self.candidates, "cosines": self.cosines}
+        return told
+
+
+@dataclass(frozen=True, slots=True)
+class Captions:
+    """What an evaluation found: figures, predictions in the order of rows, bad samples."""
+
+    metrics: dict[str, float]
+    predictions: list[Prediction]
+    bad: list[BadRecord]
+
+
+def evaluate(
+    encoder: Encoder,
+    source: Source,
+    section: Generate,
+    *,
+    instruction: str,
+    num_images: int | None = None,
+    ranker: Judge | None = None,
+    scorer: Judge | None = None,
+) -> Captions:
+    """Generate and score; every rank takes part and gets the same figures."""
+    codes = np.asarray(source.column("image_id"))
+    _, first = np.unique(codes, return_index=True)
+    rows = np.sort(first)[:num_images]
+    predictions, bad = speak(encoder, source, rows, section, instruction, ranker)
+    if not predictions:
+        raise FaultError(f"{source.name}: none of the {len(rows)} images is usable: {summary(bad)}")
+    references = _references(source, codes, rows)
+    for prediction in predictions:
+        prediction.references.extend(references[int(codes[prediction.row])])
+    metrics = score(predictions)
+    if scorer is not None:
+        metrics |= _clip_scores(scorer, source, predictions)
+    return Captions(metrics, predictions, bad)
+
+
+def speak(
+    encoder: Encoder,
+    source: Source,
+    rows: np.ndarray,
+    section: Generate,
+    instruction: str,
+    ranker: Judge | None = None,
+) -> tuple[list[Prediction], list[BadRecord]]:
+    """A caption for each of the rows' images, on every rank alike, and what could not be read.
+
+    Of several texts the one that the ranker likes best is taken, of equal ones the first.
+    """
+    check(section)
+    said, bad = _generate(encoder, source, rows, section, instruction)
+    if not said:
+        return [], bad
+    done = sorted(said)
+    cosines: list[list[float]] = [[] for _ in done]
+    if ranker is not None and section.method == "best_of_n":
+        cosines = ranker.cosines(source, done, [said[row] for row in done])
+    predictions = []
+    for row, liked in zip(done, cosines, strict=True):
+        best = max(range(len(liked)), key=liked.__getitem__) if liked else 0
+        several = said[row] if len(said[row]) > 1 else []
+        predictions.append(
+            Prediction(source[row].image_id, row, said[row][best], [], several, liked)
+        )
+    return predictions, bad
+
+
+def _generate(
+    encoder: Encoder, source: Source, rows: np.ndarray, section: Generate, instruction: str
+) -> tuple[dict[int, list[str]], list[BadRecord]]:
+    """Row → its texts, of all ranks; and what could not be read."""
+    task: Any = encoder.task
+    model: Any = encoder.model
+    said: dict[int, list[str]] = {}
+    bad: list[BadRecord] = []
+    batches = valid_batches(
+        source,
+        rows,
+        encoder.transform,
+        task.batch,
+        batch_size=section.batch_size,
+        rank=collectives.rank(),
+        world=collectives.world(),
+        num_workers=encoder.num_workers,
+        limits=encoder.limits,
+    )
+    with evaluating(encoder.model), torch.random.fork_rng():
+        for _, batch, bad_here in batches:
+            bad += bad_here
+            if not batch:
+                continue
+            # Draws hang on which images these are, not on what was drawn before.
+            torch.manual_seed(section.seed * 1_000_003 + int(batch["index_B"][0]))
+            image_BCHW = batch["image_BCHW"].to(encoder.device)
+            with encoder.autocast():
+                texts = generate_texts(
+                    task, model, image_BCHW, [instruction] * len(image_BCHW), section
+                )
+            said |= dict(zip(batch["index_B"].tolist(), texts, strict=True))
+    gathered = collectives.all_gather_json([list(said.items()), [b.to_json() for b in bad]])
+    every = {row: texts for part, _ in gathered for row, texts in part}
+    return every, [BadRecord(**record) for _, records in gathered for record in records]
+
+
+def _references(source: Source, codes: np.ndarray, rows: np.ndarray) -> dict[int, list[str]]:
+    """All captions of the wanted images, by the image's code."""
+    wanted = set(codes[rows].tolist())
+    found: dict[int, list[str]] = defaultdict(list)
+    for code, caption in zip(codes.tolist(), source.captions(), strict=True):
+        if code in wanted and caption:
+            found[code].append(caption)
+    return found
+
+
+def score(predictions: list[Prediction]) -> dict[str, float]:
+    """Caption metrics, exact match and, for drawn scenes, what of the content is right."""
+    candidates = {p.image_id: p.caption for p in predictions}
+    references = {p.image_id: p.references for p in predictions}
+    metrics = dict(caption_scores(candidates, references).corpus)
+    exact = [p.caption.lower() in {r.lower() for r in p.references} for p in predictions]
+    metrics["exact_match"] = 100 * sum(exact) / len(exact)
+    return metrics | scene_scores(predictions)
+
+
+def _clip_scores(scorer: Judge, source: Source, predictions: list[Prediction]) -> dict[str, float]:
+    """CLIPScore, RefCLIPScore and the mean cosine."""
+    texts = [p.caption for p in predictions]
+    references = [r for p in predictions for r in p.references]
+    rows = [p.row for p in predictions]
+    image_ND, text_MD = scorer.features(source, rows, [*texts, *references])
+    ends = np.cumsum([len(p.references) for p in predictions])
+    return clip_scores(
+        image_ND.cpu().numpy(),
+        text_MD[: len(texts)].cpu().numpy(),
+        np.split(text_MD[len(texts) :].cpu().numpy(), ends[:-1]),
+    )
+
+
+def scene_scores(predictions: list[Prediction]) -> dict[str, float]:
+    """Share, in percent, of drawn scenes told right: whole, and colours, shapes, counts, relation.
+
+    Nothing for other data. A text that tells no scene has everything wrong.
+    """
+    pairs = [(wording.read(p.caption), wording.read(p.references[0])) for p in predictions]
+    if any(true is None for _, true in pairs):
+        return {}
+    told = [(s, t) for s, t in pairs if s is not None and t is not None]
+    share = 100 / len(pairs)
+    right = {
+        part: [
+            all(getattr(getattr(s, g), part) == getattr(getattr(t, g), part)
+                for g in ("first", "second"))
+            for s, t in told
+        ]
+        for part in ("colour", "shape", "count", "size")
+    }  # fmt: skip
+    right["relation"] = [said.relation == true.relation for said, true in told]
+    right["scene"] = [said == true for said, true in told]
+    return {f"content_{name}": share * sum(hits) for name, hits in right.items()}

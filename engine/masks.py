@@ -1,0 +1,61 @@
+"""One rule for who may look at whom: image prefixes, captions, prompts and independent labels.
+
+Position i sees position j where
+
+    order_j ≤ order_i   and   segment_j ∈ {0, segment_i}   and both are valid,
+
+with ``order`` the running sum of ``causal`` along the row. Positions of one block (``causal`` 0
+after a block's first) see each other both ways; each position with ``causal`` 1 opens a new step of
+time. Segment 0 is everybody's; other segments see only it and themselves.
+
+    causal text         1 1 1 1 …
+    GIT prefix          0 0 0 0 | 1 1 1 …       image tokens among themselves, text after them
+    independent labels  0 0 0 0 | 1 1 | 1 1 | 1 1   with segments  0 0 0 0 | 0 0 | 1 1 | 2 2
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def visible(
+    causal_BT: Tensor, segment_BT: Tensor | None = None, valid_BT: Tensor | None = None
+) -> Tensor:
+    """bool [B, T, T]: whether row i's query may see column j.
+
+    A row that is not valid sees itself alone, since a softmax over nothing is NaN.
+
+    Args:
+        causal_BT: 1 where a position begins a new step of time, else 0.
+        segment_BT: 0 for what all may see; absent: all 0.
+        valid_BT: 0 for padding; absent: all valid.
+    """
+    order_BT = causal_BT.cumsum(1)
+    sees_BTT = order_BT[:, None, :] <= order_BT[:, :, None]
+    if segment_BT is not None:
+        key, query = segment_BT[:, None, :], segment_BT[:, :, None]
+        sees_BTT = sees_BTT & ((key == 0) | (key == query))
+    if valid_BT is not None:
+        valid_BT = valid_BT.bool()
+        itself_TT = torch.eye(valid_BT.shape[1], dtype=torch.bool, device=valid_BT.device)
+        sees_BTT = (sees_BTT & valid_BT[:, None, :] & valid_BT[:, :, None]) | itself_TT
+    return sees_BTT
+
+
+def additive(sees_BTT: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, 1, T, T] to be added to attention's scores: 0 where it may look, else the least value."""
+    mask_BTT = torch.zeros(sees_BTT.shape, dtype=dtype, device=sees_BTT.device)
+    return mask_BTT.masked_fill_(~sees_BTT, torch.finfo(dtype).min)[:, None]
+
+
+def prefix(num_prefix: int, valid_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """The additive mask of ``num_prefix`` image tokens before a text (GIT, arXiv 2205.14100).
+
+    Image tokens see each other, none of the text; text sees the image and what precedes it.
+    ``valid_BT`` is the text's attention mask; gives [B, 1, N + T, N + T].
+    """
+    image_BN = valid_BT.new_zeros(len(valid_BT), num_prefix)
+    causal_BT = torch.cat([image_BN, torch.ones_like(valid_BT)], dim=1)
+    whole_BT = torch.cat([torch.ones_like(image_BN), valid_BT], dim=1)
+    return additive(visible(causal_BT, valid_BT=whole_BT), dtype)

@@ -1,0 +1,72 @@
+"""An image encoder, a connector and a decoder: a language model that has seen the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.models.decoders.language_model import Decoder
+from engine.types import Batch
+
+
+class VisionLanguage(nn.Module):
+    """Images to tokens to text.
+
+    Args:
+        image_encoder: module whose ``tokens(image_BCHW, layer)`` gives [B, N, D], prefix (class)
+            tokens first, ``num_prefix_tokens`` of them.
+        connector: [B, N, D] → [B, N, decoder.width].
+        decoder: see ``Decoder``.
+        layer: hidden layer of the image encoder, from the end; -1 is the last, after its norm.
+        keep_prefix: whether the encoder's prefix tokens are given to the decoder.
+        label_smoothing: of the loss.
+        mean, std: of the image channels, for values in 0…1.
+    """
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        connector: nn.Module,
+        decoder: Decoder,
+        *,
+        layer: int,
+        keep_prefix: bool,
+        label_smoothing: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.image_encoder, self.connector, self.decoder = image_encoder, connector, decoder
+        self.layer, self.keep_prefix = layer, keep_prefix
+        self.label_smoothing = label_smoothing
+        # in units of uint8, and not saved: they are the configuration's
+        self.register_buffer("mean_C11", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std_C11", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def image_tokens(self, image_BCHW: Tensor) -> Tensor:
+        """Images (uint8, or normalised floats) as the decoder takes them, [B, N, decoder.width]."""
+        if not image_BCHW.is_floating_point():
+            image_BCHW = (image_BCHW.to(self.mean_C11.dtype) - self.mean_C11) / self.std_C11
+        encoder: Any = self.image_encoder
+        tokens_BND = encoder.tokens(image_BCHW, self.layer)
+        if not self.keep_prefix:
+            tokens_BND = tokens_BND[:, encoder.num_prefix_tokens :]
+        return self.connector(tokens_BND)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """``nll_B``: Σ −log p of each row's supervised tokens, and ``tokens_B``, their number."""
+        image_BND = self.image_tokens(batch["image_BCHW"])
+        nll_B = self.decoder.nll(
+            image_BND,
+            batch["input_ids_BT"],
+            batch["attention_mask_BT"],
+            batch["labels_BT"],
+            self.label_smoothing,
+        )
+        return {"nll_B": nll_B, "tokens_B": (batch["labels_BT"] >= 0).sum(1)}

@@ -1,0 +1,154 @@
+"""How well captions fit their images, by a contrastive model: a clip run of ours, or a CLIP.
+
+Each image is encoded once, however many captions are judged; the model reads images its own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
+
+import transformers  # isort: skip
+from engine import registry
+from engine.config import transforms as transform_schema
+from engine.config.load import load
+from engine.data.batch_memory import stack_images
+from engine.data.loader import rank_slice
+from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
+from engine.data.text.tokenizer import load as load_tokenizer
+from engine.data.transforms import pipeline
+from engine.dist import collectives
+from engine.errors import UserError
+from engine.evals.encode import Encoder
+from engine.models.pretrained import cached_first, only_errors
+from engine.train.checkpoint import load_model, open_checkpoint
+from engine.types import Batch, Sample, Source
+
+
+@dataclass
+class Contrast:
+    """A contrastive model over a source's images; ``name`` is what the configuration calls it."""
+
+    name: str
+    encoder: Encoder
+
+    def cosines(
+        self, source: Source, rows: Sequence[int], texts: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """cos(image of the row, each of its texts); every rank gets the same figures."""
+        image_ND, text_MD = self.features(source, rows, [t for row in texts for t in row])
+        places = np.cumsum([0, *map(len, texts)])
+        return [
+            (text_MD[start:end] @ image_D).tolist()
+            for image_D, start, end in zip(image_ND, places[:-1], places[1:], strict=True)
+        ]
+
+    def features(
+        self, source: Source, rows: Sequence[int], texts: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """L2-normed features of the rows' images [N, D], in order, and of the texts [M, D]."""
+        encoded = self.encoder.images(source, np.asarray(rows))
+        at = {int(row): place for place, row in enumerate(encoded.rows)}
+        image_ND = encoded.features[[at[int(row)] for row in rows]]
+        mine = rank_slice(list(texts), collectives.rank(), collectives.world())
+        text_MD = self.encoder.texts(mine)
+        return nn.functional.normalize(image_ND, dim=-1), nn.functional.normalize(text_MD, dim=-1)
+
+
+def open_contrast(
+    name: str,
+    *,
+    key: str,
+    device: torch.device,
+    batch_size: int,
+    num_workers: int | None,
+    autocast: Callable[[], Any],
+    warn: Callable[[str], None],
+) -> Contrast:
+    """The model called ``name``: a run's folder, else a hub id or folder of a CLIP. UserError."""
+    parts = _of_run(Path(name), key, warn) if _is_run(Path(name)) else _of_hub(name, key)
+    task, model, transform = parts
+    model = model.to(device).eval().requires_grad_(False)
+    encoder = Encoder(
+        task, model, transform, device, batch_size=batch_size, num_workers=num_workers,
+        autocast=autocast,
+    )  # fmt: skip
+    return Contrast(name, encoder)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file()
+
+
+def _of_run(path: Path, key: str, warn: Callable[[str], None]) -> tuple[Any, nn.Module, Any]:
+    config = load(path / "config.yaml")
+    if not (path / TOKENIZER_FOLDER).is_dir():
+        raise UserError(f"{path} has no tokenizer: it is no run of --task=clip", key=key)
+    tokenizer = load_tokenizer(path / TOKENIZER_FOLDER)
+    task = registry.find("tasks", "clip").build(config, lambda: tokenizer)
+    model = task.build_model()
+    load_model(model, open_checkpoint(path, key=key, warn=warn).model(), key=key)
+    names, form = config.transforms.valid_transforms, config.transforms
+    return task, model, pipeline.build(names, form, key=key)
+
+
+def _of_hub(name: str, key: str) -> tuple[Any, nn.Module, Any]:
+    try:
+        with only_errors():
+            model = cached_first(transformers.AutoModel, name, dtype=torch.float32)
+            tokenizer = cached_first(transformers.AutoTokenizer, name)
+            reader = cached_first(transformers.AutoImageProcessor, name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{name!r} is neither the folder of a clip run nor a CLIP that can be loaded: "
+            f"{(str(error).splitlines() or [type(error).__name__])[0]}",
+            key=key,
+        ) from error
+    if not hasattr(model, "get_image_features"):
+        raise UserError(f"{name!r} is a {model.config.model_type!r} model, no CLIP", key=key)
+    size = model.config.vision_config.image_size
+    form = transform_schema.Transforms(
+        resize=transform_schema.Resize(size=size, interpolation="bicubic"),
+        center_crop=transform_schema.Crop(size=size),
+    )
+    return (
+        HubTask(tokenizer, reader.image_mean, reader.image_std),
+        model,
+        pipeline.build(["resize", "center_crop"], form, key=key),
+    )
+
+
+class HubTask:
+    """A CLIP of transformers, spoken to as evaluations speak to a task."""
+
+    def __init__(self, tokenizer: Any, mean: list[float], std: list[float]) -> None:
+        self.tokenizer = tokenizer
+        self.mean, self.std = (255 * torch.tensor(x).view(-1, 1, 1) for x in (mean, std))
+
+    def batch(self, samples: list[Sample]) -> Batch:
+        """uint8 images; the texts are not asked for."""
+        return {"image_BCHW": stack_images(samples)}
+
+    def tokenize(self, texts: list[str]) -> Batch:
+        """Ids and mask, cut at the model's longest."""
+        found = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        return {"input_ids_BT": found["input_ids"], "attention_mask_BT": found["attention_mask"]}
+
+    def encode(self, model: Any, batch: Batch, modality: str) -> Tensor:
+        """Projected features [B, D]."""
+        if modality == "image":
+            mean, std = (x.to(batch["image_BCHW"].device) for x in (self.mean, self.std))
+            found = model.get_image_features(pixel_values=(batch["image_BCHW"] - mean) / std)
+        else:
+            found = model.get_text_features(
+                input_ids=batch["input_ids_BT"], attention_mask=batch["attention_mask_BT"]
+            )
+        return getattr(found, "pooler_output", found)

@@ -1,0 +1,140 @@
+"""What every mode starts from: the run's folder, tokenizer, task, model and evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine import registry
+from engine.config.schema import Config
+from engine.data.sources import open_source
+from engine.data.text.choose import choose_tokenizer
+from engine.data.text.tokenizer import TextTokenizer
+from engine.dist import collectives
+from engine.evals.run import Evaluations
+from engine.logs.progress import Progress
+from engine.models.towers import load_tower
+from engine.train.checkpoint import Checkpoint, CheckpointStore, load_model, open_checkpoint
+from engine.train.lars import LARS
+from engine.train.precision import Precision
+from engine.train.signals import StopRequest
+
+
+@dataclass
+class Setup:
+    """What every mode starts from; the parts are made when first asked for."""
+
+    task_name: str
+    config: Config
+    device: torch.device
+    stop: StopRequest
+    warn: Callable[[str], None] = field(default=lambda text: Progress().message(f"warning: {text}"))
+
+    @cached_property
+    def run_dir(self) -> Path:
+        """Where the run writes: ``ckpt.dir/data.exp_name``."""
+        return Path(self.config.ckpt.dir) / (self.config.data.exp_name or self.task_name)
+
+    @cached_property
+    def precision(self) -> Precision:
+        return Precision.choose(self.config.dist, self.device)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint | None:
+        """Where the run goes on: ``ckpt.resume``, else the newest in the run's own folder."""
+        ckpt = self.config.ckpt
+        found: Checkpoint | None = None
+        if collectives.rank() == 0:  # checks every byte, which once is enough
+            if ckpt.resume:
+                found = open_checkpoint(ckpt.resume, key="ckpt.resume", warn=self.warn)
+            elif ckpt.auto_resume:
+                store = CheckpointStore(self.run_dir / "checkpoints", writer=False)
+                found = store.latest(self.warn)
+        place = collectives.broadcast_json(str(found.path) if found else None)
+        if found is None and place is not None:
+            path = Path(place)
+            found = (
+                Checkpoint(path, None) if path.is_file() else Checkpoint.read(path, contents=False)
+            )
+        return found
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """That of the checkpoint's run or of this one, else a new one; rank 0's on every rank."""
+        homes = [self.run_dir]
+        if self.checkpoint is not None and self.checkpoint.step is not None:
+            homes.insert(0, self.checkpoint.path.parents[1])
+        state = None
+        if collectives.rank() == 0:
+            part = getattr(registry.find("tasks", self.task_name), "TEXT_PART", "text_encoder")
+            state = choose_tokenizer(self.config, homes, self._captions, part).state()
+        return TextTokenizer.from_state(collectives.broadcast_json(state))
+
+    def _captions(self) -> Iterator[str]:
+        data = self.config.data
+        for name in data.train_name:
+            yield from open_source(name, "train", data, key="data.train_name").captions()
+
+    @cached_property
+    def task(self) -> Any:
+        # a task without texts never asks for the tokenizer, and none is made
+        return registry.find("tasks", self.task_name).build(self.config, lambda: self.tokenizer)
+
+    def build_model(self) -> nn.Module:
+        """The task's model on the device, with the weights that the configuration names."""
+        model = self.config.model
+        torch.manual_seed(self.config.runner.seed)
+        module = self.task.build_model()
+        for part, init in (
+            ("image_encoder", model.image_encoder.init),
+            ("text_encoder", model.text_encoder.init),
+        ):
+            if init:
+                key = f"model.{part}.init"
+                tensors = open_checkpoint(init, key=key, warn=self.warn).model()
+                load_tower(getattr(module, part), tensors, part, key=key)
+        if model.init:
+            tensors = open_checkpoint(model.init, key="model.init", warn=self.warn).model()
+            load_model(module, tensors, key="model.init")
+        groups = self.config.optim.groups
+        if adapted := [group.pattern for group in groups if group.train == "lora"]:
+            from engine.models.adapters import add_lora  # peft takes a while to import
+
+            first = [group.train for group in groups].index("lora")
+            add_lora(module, adapted, [g.pattern for g in groups[:first]], model.lora)
+        if self.config.runner.compile:
+            module.compile(dynamic=True)
+        return module.to(self.device, self.precision.weights)
+
+    @cached_property
+    def evaluate(self) -> Evaluations:
+        """A function of a module that gives its figures."""
+        return Evaluations(
+            self.config,
+            self.task,
+            self.device,
+            self.precision.autocast,
+            self.warn if collectives.rank() == 0 else lambda text: None,
+            probe_optimizer=LARS if self.config.eval.linear_probe.method == "lars" else None,
+            stopped=lambda: collectives.any_true(self.stop.requested),
+            open_judge=self._open_judge,
+        )
+
+    def _open_judge(self, name: str, key: str) -> Any:
+        from engine.ranking import open_contrast
+
+        return open_contrast(
+            name,
+            key=key,
+            device=self.device,
+            batch_size=self.config.data.batch_size_val,
+            num_workers=self.config.data.num_workers,
+            autocast=self.precision.autocast,
+            warn=self.warn,
+        )

@@ -1,0 +1,52 @@
+"""What the tests of formats share: a folder of images, a source of it, what becomes of its rows."""
+
+import io
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from engine import registry
+from engine.types import BadSample, Record
+
+
+def picture(number: int = 0) -> bytes:
+    """A PNG of one colour."""
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (number, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def folder(root: Path, *names: str) -> Path:
+    """Images of these names below ``root``."""
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(picture(number))
+    return root
+
+
+def put(path: Path, value) -> Path:
+    """A JSON file; a list of lines where the name ends in ``.jsonl``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.suffix == ".jsonl"
+    text = "\n".join(map(json.dumps, value)) if lines else json.dumps(value)
+    path.write_text(text, encoding="utf8")
+    return path
+
+
+def opened(form: str, root: Path, split: str = "train", **options):
+    """A split of ``root`` in the format ``form``, its tables kept in ``root`` too."""
+    module = registry.find("data/formats", form)
+    config = module.Config(root=root, **options)
+    return module.build(config, name="mine", split=split, cache_dir=root / "cache")
+
+
+def rows(source) -> list[Record | str]:
+    """Every row, or the cause why it cannot be used."""
+    found: list[Record | str] = []
+    for index in range(len(source)):
+        try:
+            found.append(source[index])
+        except BadSample as bad:
+            found.append(bad.cause)
+    return found

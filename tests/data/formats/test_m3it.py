@@ -1,0 +1,112 @@
+"""Instructions with their images in base64, as M3IT has them."""
+
+import base64
+import pickle
+
+import pytest
+
+from engine.errors import UserError
+from tests.data.formats.folders import opened, picture, put, rows
+
+
+def _text(number=0):
+    return base64.b64encode(picture(number)).decode()
+
+
+def _sample(images=None, **more):
+    sample = {"instruction": "Describe.", "inputs": "", "outputs": "A red square.", **more}
+    return sample if images is None else {**sample, "image_base64_str": images}
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.json"])
+def test_rows(tmp_path, name):
+    samples = [
+        _sample(_text(1)),
+        _sample([_text(2)], inputs="Is it blue?", outputs="No."),
+        _sample(instruction="Say hello.", outputs="Hello."),
+    ]
+    put(tmp_path / name, samples)
+    source = opened("m3it", tmp_path, train_anno=name)
+    first, second, third = rows(source)
+    assert (first.image, first.caption) == (picture(1), "A red square.")
+    assert first.turns == (("human", "Describe."), ("gpt", "A red square."))
+    assert second.image == picture(2)
+    assert second.turns == (("human", "Describe.\nIs it blue?"), ("gpt", "No."))
+    assert third.image is None and third.caption == "Hello."
+    assert len(set(source.column("image_id").tolist())) == 3
+    assert rows(pickle.loads(pickle.dumps(source))) == [first, second, third]
+
+
+def test_images_are_not_copied(tmp_path):
+    """The table holds places in the file, not images."""
+    big = base64.b64encode(b"x" * 3_000_000).decode()
+    put(tmp_path / "train.jsonl", [_sample(big), _sample([big])])
+    source = opened("m3it", tmp_path)
+    assert [len(record.image) for record in rows(source)] == [3_000_000] * 2
+    assert source.table.path.stat().st_size < 50_000
+
+
+def test_files_of_several_tasks(tmp_path):
+    for task in ("vqa", "caption"):
+        put(tmp_path / task / "train.jsonl", [_sample(_text(len(task)), outputs=task)])
+        put(tmp_path / task / "val.jsonl", [_sample(_text(9), outputs="held out")])
+    found = rows(opened("m3it", tmp_path, train_anno="*/train.jsonl"))
+    assert [r.caption for r in found] == ["caption", "vqa"]
+    assert [r.image for r in found] == [picture(7), picture(3)]
+    files = ["vqa/train.jsonl", "caption/train.jsonl"]
+    assert [r.caption for r in rows(opened("m3it", tmp_path, train_anno=files))] == files_tasks(
+        files
+    )
+    assert len(opened("m3it", tmp_path, "valid", valid_anno="**/val.jsonl")) == 2
+
+
+def files_tasks(files):
+    return [file.partition("/")[0] for file in files]
+
+
+def test_several_images(tmp_path):
+    put(tmp_path / "train.jsonl", [_sample([_text(1), _text(2)]), _sample(_text(3)), _sample([])])
+    assert [r.image for r in rows(opened("m3it", tmp_path))] == [picture(1), picture(3), None]
+    assert rows(opened("m3it", tmp_path, several_images="refuse"))[0] == "several images"
+
+
+def test_entries_that_are_something_else(tmp_path):
+    samples = [
+        _sample(_text(1)), 1, None, [], {}, _sample(5), _sample([5]), _sample({"a": 1}),
+        _sample(outputs=7), _sample(outputs=None), _sample(instruction=[]), _sample(inputs=7.5),
+        _sample(id=float("nan")), _sample(""), _sample("a"), _sample(outputs="\ud800"),
+        _sample(outputs=" "),
+    ]  # fmt: skip
+    put(tmp_path / "train.jsonl", samples)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('\n{"instruction": \n' + "[" * 100_000 + "\n")
+    found = rows(opened("m3it", tmp_path))
+    assert found[0].image == picture(1)
+    assert found[1:13] == ["malformed"] * 12
+    assert found[13:17] == ["missing", "corrupt", "not text", "no caption"]
+    assert found[17:] == ["malformed"] * 2
+
+
+def test_a_file_that_changes_under_a_run(tmp_path):
+    path = put(tmp_path / "train.jsonl", [_sample(_text(1)), _sample(_text(2))])
+    source = opened("m3it", tmp_path)
+    path.write_text("{}")
+    assert rows(source) == ["unreadable"] * 2
+    path.unlink()
+    assert rows(pickle.loads(pickle.dumps(source))) == ["unreadable"] * 2
+
+
+def test_mistakes_are_named(tmp_path):
+    put(tmp_path / "sub" / "val.jsonl", [_sample(_text(1))])
+    with pytest.raises(UserError, match=r"no files train\.jsonl in .*: sub/val\.jsonl") as caught:
+        opened("m3it", tmp_path)
+    assert caught.value.key == "data.datasets.mine.train_anno"
+    for pattern in ("../*.jsonl", "/etc/passwd"):
+        with pytest.raises(UserError, match="must name files inside"):
+            opened("m3it", tmp_path, train_anno=pattern)
+    put(tmp_path / "train.jsonl", [{"question": "x", "answer": "y"}])
+    with pytest.raises(UserError, match=r"no 'instruction'; its keys: answer, question"):
+        opened("m3it", tmp_path)
+    (tmp_path / "train.jsonl.gz").write_bytes(b"x")
+    with pytest.raises(UserError, match="unpack it first"):
+        opened("m3it", tmp_path, train_anno="train.jsonl.gz")
