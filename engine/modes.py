@@ -9,6 +9,7 @@ from torch import nn
 from engine import registry
 from engine.config.dump import resolved_yaml
 from engine.data.bad_samples import BadSamples
+from engine.data.tar.damage import known_damage
 from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
 from engine.dist import collectives
 from engine.errors import UserError
@@ -29,6 +30,9 @@ def train(setup: Setup) -> None:
     """Train to the end, or go on from where the run stopped."""
     config, rank = setup.config, collectives.rank()
     plan = make_plan(config, collectives.world())
+    for told in (text for source in plan.sources for text in known_damage(source)):
+        if rank == 0:
+            setup.warn(told)
     if config.eval.epoch_interval is not None:
         setup.evaluate.check()
     checkpoint, text = setup.checkpoint, resolved_yaml(config)

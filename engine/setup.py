@@ -17,6 +17,7 @@ from engine.data.sources import open_source
 from engine.data.text.choose import choose_tokenizer
 from engine.data.text.tokenizer import TextTokenizer
 from engine.dist import collectives
+from engine.errors import UserError
 from engine.evals.run import Evaluations
 from engine.logs.progress import Progress
 from engine.models.towers import load_tower
@@ -104,7 +105,13 @@ class Setup:
             load_model(module, tensors, key="model.init")
         groups = self.config.optim.groups
         if adapted := [group.pattern for group in groups if group.train == "lora"]:
-            from engine.models.adapters import add_lora  # peft takes a while to import
+            try:
+                from engine.models.adapters import add_lora  # peft takes a while to import
+            except ImportError as error:
+                raise UserError(
+                    f"train: lora needs peft ({error}): pip install -e .[caption]",
+                    key="optim.groups",
+                ) from error
 
             first = [group.train for group in groups].index("lora")
             add_lora(module, adapted, [g.pattern for g in groups[:first]], model.lora)

@@ -110,7 +110,7 @@ class ShardSource:
         with pa.memory_map(str(self.summary)) as file:
             self._shards = pa.ipc.open_file(file).get_batch(0)
         self._ends = array("q", np.cumsum(self.blocks).tolist())
-        self._indexes = _Recent(self._open_index, _OPEN_INDEXES)
+        self.indexes = _Recent(self._open_index, _OPEN_INDEXES)
         self._files = _Recent(self._open_shard, _OPEN_SHARDS)
 
     def __getstate__(self) -> tuple[Any, ...]:
@@ -123,7 +123,12 @@ class ShardSource:
     @property
     def blocks(self) -> np.ndarray:
         """int64 [shards]: rows of each shard; a block is read fastest as a whole."""
-        return np.asarray(self._shards.column("rows").to_numpy())
+        return self._shards.column("rows").to_numpy()
+
+    @property
+    def faults(self) -> np.ndarray:
+        """int64 [shards]: rows of each shard that are known to be lost."""
+        return self._shards.column("faults").to_numpy()
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -133,7 +138,7 @@ class ShardSource:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)} in {self.name}")
         shard = bisect_right(self._ends, index)
-        opened = self._indexes[shard]
+        opened = self.indexes[shard]
         row = opened.rows[index - opened.start]
         place = f"{opened.shown}/{row.key}"
         if row.cause:
@@ -200,19 +205,19 @@ class ShardSource:
     def _codes(self, name: str) -> np.ndarray:
         numbers = range(len(self._ends))
         if name == "label":
-            return np.concatenate([self._indexes[shard].labels() for shard in numbers])
-        if any(self._indexes[shard].gives(name) for shard in numbers):
-            ids = pa.chunked_array([self._indexes[shard].ids(name) for shard in numbers])
+            return np.concatenate([self.indexes[shard].labels() for shard in numbers])
+        if any(self.indexes[shard].gives(name) for shard in numbers):
+            ids = pa.chunked_array([self.indexes[shard].ids(name) for shard in numbers])
             chunks = ids.dictionary_encode().chunks
             return np.concatenate([chunk.indices.to_numpy() for chunk in chunks]).astype(np.int64)
         if name == "caption_id":
             return np.arange(len(self))
-        return np.cumsum(np.concatenate([self._indexes[n].new_images() for n in numbers])) - 1
+        return np.cumsum(np.concatenate([self.indexes[n].new_images() for n in numbers])) - 1
 
     def captions(self) -> Iterator[str]:
         """All captions in order, without their images; empty ones for rows that are lost."""
         for shard in range(len(self._ends)):
-            captions = self._indexes[shard].rows.batch.column("caption")
+            captions = self.indexes[shard].rows.batch.column("caption")
             for start in range(0, len(captions), _CAPTIONS):
                 yield from captions.slice(start, _CAPTIONS).to_pylist()
 

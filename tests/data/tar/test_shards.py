@@ -15,9 +15,11 @@ import pytest
 
 from engine.data.tar import build as tar_build
 from engine.data.tar import shards as tar_shards
+from engine.data.tar.damage import known_damage
 from engine.data.tar.index import TarIndex
 from engine.data.tar.shards import open_shards
 from engine.data.tar.texts import TextForm
+from engine.data.views.rows import Concatenated, Subset
 from engine.errors import FaultError, UserError
 from engine.types import BadSample
 from tests.data.tar.tar_files import pairs, picture, write_tar
@@ -382,3 +384,15 @@ def test_an_index_is_read_as_arrow_reads_it(tmp_path):
     ]
     with pytest.raises(IndexError):
         index[5]
+
+
+def test_damage_is_told_before_anything_is_read(tmp_path):
+    shards(tmp_path, [20, 20])
+    whole = (tmp_path / "00001.tar").read_bytes()
+    (tmp_path / "00001.tar").write_bytes(whole[: len(whole) // 2])
+    found = source(tmp_path)
+    (told,) = known_damage(Subset(Concatenated("both", [found]), 5, 0))
+    assert told.startswith(f"web: 1 of {len(found)} samples are lost in 1 of 2 shards")
+    assert "00001.tar" in told and "truncated shard" in told
+    (tmp_path / "00001.tar").write_bytes(whole)
+    assert known_damage(source(tmp_path)) == []
