@@ -61,7 +61,8 @@ class BadSample(Exception):
     """A sample that cannot be used: ``cause`` is one word or two for counting, ``detail`` the rest.
 
     Causes: missing, empty file, not an image, truncated, corrupt, too large, no caption, no image,
-    outside root, unreadable, malformed, no answer, not text, caption too long, prompt too long, several images.
+    outside root, unreadable, malformed, no answer, not text, caption too long, prompt too long,
+    several images.
     """
 
     def __init__(self, cause: str, detail: str = "") -> None:

@@ -17,6 +17,24 @@ BERT = {
     "intermediate_size": 64,
 }  # fmt: skip
 
+T5 = {
+    "model_type": "t5", "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2,
+    "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+LANGUAGE = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32}
+DECODERS = {  # tiny ones of the recipes' families
+    "gcc_lora_base_attn_ffn.yaml": T5,
+    "git_opt350m.yaml": {
+        "model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 16,
+        "do_layer_norm_before": False, **LANGUAGE,
+    },
+    "git_llama2_7b.yaml": {"model_type": "llama", "intermediate_size": 64, **LANGUAGE},
+    "git_mpt_7b.yaml": {"model_type": "mpt", "d_model": 32, "n_layers": 1, "n_heads": 2},
+}  # fmt: skip
+CLIP_VISION = {
+    "model_type": "clip_vision_model", "intermediate_size": 64, "patch_size": 32, **LANGUAGE,
+}  # fmt: skip
+
 
 def small(path: Path, folder: Path) -> list[str]:
     """Overrides that leave the recipe alone and shrink data, towers and length."""
@@ -37,7 +55,20 @@ def small(path: Path, folder: Path) -> list[str]:
         "ckpt.dir": str(folder / "output"),
         "log.tensorboard": False,
     }
-    if config.model.image_encoder.pretrained:
+    if config.model.image_encoder.init:
+        changed["model.image_encoder.init"] = None
+    if path.name in DECODERS:
+        changed |= {
+            "dist.precision": "fp32",
+            "model.image_encoder.pretrained": False,
+            "model.image_encoder.embedding_dim": None,
+            "model.image_encoder.param": CLIP_VISION,
+            "model.decoder.tag": None,
+            "model.decoder.pretrained": False,
+            "model.decoder.config": DECODERS[path.name],
+            "model.decoder.tokenizer.name": "bytes",
+        }
+    elif config.model.image_encoder.pretrained:
         changed |= {
             "model.image_encoder.pretrained": False,
             "model.image_encoder.embedding_dim": None,
@@ -91,6 +122,28 @@ RECIPES = {
         "loss.name": "Sigmoid", "loss.sigmoid_loss.scale": 10.0, "loss.sigmoid_loss.bias": -10.0,
         "data.train_type": "shuffle",
     },
+    "gcc_lora_base_attn_ffn.yaml": {
+        "model.decoder.name": "t5_cross", "model.decoder.tag": "google/flan-t5-base",
+        "model.connector.name": "linear", "model.connector.keep_cls": True,
+        "model.lora": {"rank": 8, "alpha": 8.0, "rank_stabilised": True, "dropout": 0.1},
+        "data.batch_size": 128, "optim.lr.init": 4e-5, "optim.lr.warmup_proportion": 0.2,
+        "optim.lr.name": "linear_schedule_with_warmup", "optim.name": "torch.optim.AdamW",
+        "optim.grad_clip": 1.0, "dist.precision": "bf16", "generate.num_beams": 10,
+        "generate.method": "beam", "model.image_encoder.tag": "openai/clip-vit-base-patch16",
+    },
+    **{
+        f"git_{name}.yaml": {
+            "model.decoder.name": "causal", "model.decoder.tag": tag,
+            "model.connector.name": "linear_norm", "model.connector.keep_cls": True,
+            "model.lora": {"rank": 8, "alpha": 32.0, "rank_stabilised": False, "dropout": 0.01},
+            "data.prompt.template": "instruction_answer", "dist.precision": "fp16",
+            "optim.lr.init": 5e-5, "model.image_encoder.tag": "openai/clip-vit-base-patch16",
+        }
+        for name, tag in {
+            "opt350m": "facebook/opt-350m", "llama2_7b": "meta-llama/Llama-2-7b-hf",
+            "mpt_7b": "mosaicml/mpt-7b",
+        }.items()
+    },
     "lit.yaml": {
         "model.image_encoder.trainable": False, "model.image_encoder.pretrained": True,
         "model.text_encoder.trainable": True, "loss.name": "NCE",
@@ -100,7 +153,8 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_what_they_are_called(name):
-    config = load(ROOT / "configs/clip" / name).model_dump(mode="json")
+    (path,) = (ROOT / "configs").glob(f"*/{name}")
+    config = load(path).model_dump(mode="json")
     for key, value in RECIPES[name].items():
         found = config
         for part in key.split("."):
@@ -119,3 +173,25 @@ def test_lit_leaves_the_image_tower_as_it_is(tmp_path, capsys):
     assert not any(name.startswith("image_encoder.") for name in changed)
     assert any(name.startswith("text_encoder.") for name in changed)
     assert "image_projection.weight" in changed
+
+
+ADAPTED = {  # adapters of one layer of the tiny model: pairs of matrices
+    "gcc_lora_base_attn_ffn.yaml": 2 * 4 + 3,  # self- and cross-attention, feed-forward
+    "git_opt350m.yaml": 3,
+    "git_llama2_7b.yaml": 3,
+    "git_mpt_7b.yaml": 1,  # one matrix for q, k and v
+}
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_recipes_adapt_the_layers_they_name(name, tmp_path, capsys):
+    path = ROOT / "configs/caption" / name
+    arguments = ["--task=caption", f"--cfg={path}", *small(path, tmp_path)]
+    assert launcher.main([*arguments, "eval.epoch_interval=null"]) == 0, capsys.readouterr().err
+    (folder,) = (tmp_path / "output").iterdir()
+    saved = load_file(folder / "adapters" / "adapter_model.safetensors")
+    adapters = [key for key in saved if ".lora_" in key]
+    assert len(adapters) == 2 * ADAPTED[name]
+    rest = {key.split(".")[0] for key in saved if ".lora_" not in key}
+    assert rest == {"connector"}
+    assert all(key.startswith("decoder.") for key in adapters)

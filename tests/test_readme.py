@@ -49,8 +49,10 @@ def test_launch_command(checkout, command):
         timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    if "--mode=check" not in command:
-        assert "text_to_image_R@1" in done.stdout
+    if "--mode=generate" in command:
+        assert "16 captions" in done.stdout
+    elif "--mode=check" not in command:
+        assert ("CIDEr" if "--task=caption" in command else "text_to_image_R@1") in done.stdout
 
 
 @pytest.mark.parametrize("command", TOOLS)

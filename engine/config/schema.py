@@ -131,7 +131,7 @@ class Data(Section):
     debias: DebiasSampling = DebiasSampling()
     max_bad_fraction: Fraction = 0.01  # of the samples read
     max_image_pixels: PositiveInt = 178_956_970  # Pillow's bound for a decompression bomb
-    # Of JPEGs; auto: simplejpeg if installed. pillow_exact: Pillow also resizes, several times slower.
+    # Of JPEGs; auto: simplejpeg if it is installed. pillow_exact: Pillow resizes, too, at a price.
     decoder: Literal["auto", "simplejpeg", "pillow", "pillow_exact"] = "auto"
     max_caption_chars: PositiveInt = 100_000  # a longer caption is a bad sample
     prompt: Prompt = Prompt()

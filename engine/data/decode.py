@@ -47,7 +47,7 @@ def decode_by(
     is installed; all else comes from Pillow. Raises BadSample.
     """
     if decoder == "simplejpeg" or (decoder == "auto" and jpeg.simplejpeg is not None):
-        data = image if isinstance(image, bytes) else _read(image)
+        data = image if isinstance(image, bytes) else read_file(image)
         header = jpeg.read_header(data)
         if header is not None:
             if bad := jpeg.too_large(header.height, header.width, max_pixels):
@@ -65,7 +65,7 @@ def decode(image: bytes | Path, *, max_pixels: int, target: Size | None = None) 
     A JPEG of at least twice ``target`` (height, width) is decoded at the half, quarter or eighth
     scale that still covers it. Transparency becomes white. Raises BadSample.
     """
-    data = image if isinstance(image, bytes) else _read(image)
+    data = image if isinstance(image, bytes) else read_file(image)
     if not data:
         raise BadSample("empty file", "0 bytes")
     with warnings.catch_warnings(), _bomb_bound(max_pixels):
@@ -80,10 +80,14 @@ def decode(image: bytes | Path, *, max_pixels: int, target: Size | None = None) 
         except MemoryError as error:
             raise BadSample("too large", "not enough memory to decode it") from error
         except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
-            raise BadSample(_cause(data, error), f"{type(error).__name__}: {error}") from error
+            detail = f"{type(error).__name__}: {error}"
+            if isinstance(error, UnidentifiedImageError):  # it names an object in memory
+                detail = f"begins with {data[:16]!r}; formats read are {', '.join(_KNOWN)}"
+            raise BadSample(_cause(data, error), detail) from error
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """All bytes of a plain file. Raises BadSample."""
     try:
         # Without waiting for the other end, should it be a pipe; that and a device may never end.
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -7,6 +7,7 @@ not a single warning on the way. Everything else is Pillow's, which then says wh
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -23,9 +24,10 @@ except ImportError:  # Pillow does it all, a little slower
 
 ORIENTATION = 0x0112  # EXIF 2.32, section 4.6.4
 # Markers, ITU-T T.81 table B.1
-_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, Huffman-coded
+_FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive, Huffman-coded
 _OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
-_ALONE = (0x01, *range(0xD0, 0xDA))  # markers without a length, which no header holds
+_ALONE = (0x01, *range(0xD0, 0xDA))  # without a length, and not to be met in a header
+_UNEXPECTED = frozenset(_OTHER_FRAMES + _ALONE)
 _SCAN, _APP1, _FILL = 0xDA, 0xE1, 0xFF
 
 
@@ -43,27 +45,26 @@ def read_header(data: bytes) -> Header | None:
         return None
     at, end, frame, exif = 2, len(data) - 4, None, b""
     while at < end:
-        marker = data[at + 1]
-        if data[at] != _FILL:
+        before, marker, length = data[at], data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if before != _FILL:
             return None
         if marker == _FILL:  # any number of them may stand before a marker
             at += 1
             continue
         if marker == _SCAN:
-            return None if frame is None else Header(*frame, _orientation(exif))
-        if marker in _ALONE or marker in _OTHER_FRAMES:
-            return None
-        length = data[at + 2] << 8 | data[at + 3]
-        body = data[at + 4 : at + 2 + length]
+            return None if frame is None else Header(*frame, _orientation(exif) if exif else 1)
         if marker in _FRAMES:
-            frame = None if frame else _frame(body)
+            frame = None if frame else _frame(data[at + 4 : at + 2 + length])
             if frame is None:
                 return None
         elif marker == _APP1:
+            body = data[at + 4 : at + 2 + length]
             if body.startswith(b"Exif\0\0") and not exif:
                 exif = body
             elif body.startswith(b"Exif\0\0") or b"tiff:Orientation" in body:
                 return None
+        elif marker in _UNEXPECTED:
+            return None
         at += 2 + length
     return None
 
@@ -77,12 +78,12 @@ def _frame(body: bytes) -> tuple[int, int] | None:
 
 
 def _orientation(exif: bytes) -> int:
-    if not exif:
-        return 1
     try:
-        read = Image.Exif()
-        read.load(exif)
-        value = read.get(ORIENTATION, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read = Image.Exif()
+            read.load(exif)
+            value = read.get(ORIENTATION, 1)
     except Exception:  # damaged EXIF says nothing about the pixels
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1

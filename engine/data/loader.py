@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from engine.data.bad_samples import BadRecord, summary
 from engine.data.batch_memory import allocate
 from engine.data.permutation import Indices, hash64
-from engine.data.reader import Limits, Reader, Transform
+from engine.data.reader import Fetched, Limits, Reader, Transform
 from engine.data.workers import Workers
 from engine.errors import FaultError, UserError
 from engine.types import Batch, Sample, Source
@@ -26,6 +26,7 @@ from engine.types import Batch, Sample, Source
 Loaded = tuple[int, Batch, list[BadRecord]]
 Collate = Callable[[list[Sample]], Batch]
 
+_FETCHED = 8  # rows read at once, whose encoded images are in memory together
 _LARGE_BATCH = 512  # rows; of larger batches each worker prepares one ahead, not two
 
 
@@ -77,11 +78,11 @@ class _Steps(Dataset):
         bad: list[BadRecord] = []
         size = self.reader.size
         images_BCHW = allocate((len(rows), 3, *size)) if size else None
-        for dataset, row in rows.tolist():
+        for fetched in self._fetched(step, epoch, rows):
             if self.workers.closing:
                 break
             out = None if images_BCHW is None else images_BCHW[len(samples)]
-            read = self.reader.read(step, epoch, dataset, row, out)
+            read = self.reader.decode(fetched, out)
             if isinstance(read, Sample):
                 samples.append(read)
             else:
@@ -94,6 +95,13 @@ class _Steps(Dataset):
             hash64(self.reader.seed or 0, epoch, step, first.dataset, first.index, 1)
         )
         return step, self.collate(samples), bad
+
+    def _fetched(self, step: int, epoch: int, rows: Indices) -> Iterator[Fetched | BadRecord]:
+        """The rows a few at a time: between two images to decode, code for reading is slow, being
+        out of the processor's caches."""
+        for first in range(0, len(rows), _FETCHED):
+            places = rows[first : first + _FETCHED].tolist()
+            yield from [self.reader.fetch(step, epoch, dataset, row) for dataset, row in places]
 
 
 def _only(items: list[Any]) -> Any:

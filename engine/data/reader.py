@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.config.schema import Data
 from engine.data.bad_samples import BadRecord
-from engine.data.decode import decode_by
+from engine.data.decode import decode_by, read_file
 from engine.data.permutation import hash64
 from engine.data.transforms.pipeline import Pipeline
 from engine.data.views.rows import Draw, origin
@@ -53,6 +54,19 @@ def limits_of(data: Data, task: Any) -> Limits:
 Transform = Callable[..., Tensor]  # a Pipeline, or of a PIL image alone
 
 
+class Fetched(NamedTuple):
+    """A row whose image is still encoded."""
+
+    step: int
+    source: str
+    number: int  # of the row in that source, where ``dataset`` and ``row`` name it in a view
+    dataset: int
+    row: int
+    seed: int
+    record: Record
+    data: bytes | None
+
+
 class Reader:
     """Rows → samples; the randomness of each depends on (seed, epoch, dataset, row) alone.
 
@@ -81,6 +95,10 @@ class Reader:
 
         Reseeds torch's global CPU generator, which the caller restores.
         """
+        return self.decode(self.fetch(step, epoch, dataset, row), out)
+
+    def fetch(self, step: int, epoch: int, dataset: int, row: int) -> Fetched | BadRecord:
+        """The first half of ``read``, up to the image's bytes."""
         seed = hash64(self.seed or 0, epoch, dataset, row) >> 1  # 63 bits: any generator takes it
         draw = None if self.seed is None else Draw(self.seed, epoch)
         # Of a view, where the row lies in the dataset itself: what a message has to name.
@@ -90,18 +108,27 @@ class Reader:
             record = source[number]
             key = record.key
             self.limits.check(record)
-            image = None
-            if record.image is not None:
-                torch.default_generator.manual_seed(seed)
-                pixels = decode_by(
-                    self.decoder,
-                    record.image,
-                    max_pixels=self.limits.max_pixels,
-                    target=self.target,
-                )
-                image = self.transform(pixels) if out is None else self.transform(pixels, out)
+            image = record.image
+            data = read_file(image) if isinstance(image, Path) else image
         except BadSample as bad:
             return BadRecord(step, source.name, number, key, bad.cause, bad.detail)
+        return Fetched(step, source.name, number, dataset, row, seed, record, data)
+
+    def decode(self, fetched: Fetched | BadRecord, out: Tensor | None = None) -> Sample | BadRecord:
+        """The second half."""
+        if isinstance(fetched, BadRecord):
+            return fetched
+        step, source, number, dataset, row, seed, record, data = fetched
+        image = None
+        if data is not None:
+            torch.default_generator.manual_seed(seed)
+            try:
+                pixels = decode_by(
+                    self.decoder, data, max_pixels=self.limits.max_pixels, target=self.target
+                )
+                image = self.transform(pixels) if out is None else self.transform(pixels, out)
+            except BadSample as bad:
+                return BadRecord(step, source, number, record.key, bad.cause, bad.detail)
         return Sample(
             image,
             record.caption,

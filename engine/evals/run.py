@@ -19,6 +19,7 @@ from engine.data.transforms import pipeline
 from engine.errors import UserError
 from engine.evals import linear_probe, prompts, retrieval, zero_shot
 from engine.evals.encode import Encoder
+from engine.generate import texts as generate_texts
 from engine.logs.report import Example
 from engine.types import Metrics, Record, Source
 
@@ -67,6 +68,10 @@ class Evaluations:
         if "text" in self.task.modalities:
             for name in config.eval.zero_shot:
                 self._classes(name)
+        if "caption" in self.task.modalities and config.data.valid_name:
+            generate_texts.check(config.generate)
+            for role in ("ranker", "scorer"):
+                self.judge(role)
         if (probe := config.eval.linear_probe).train:
             self._labelled(probe.train, "train")
             self._labelled(probe.valid or probe.train, "valid")

@@ -29,6 +29,12 @@ _PART = f"(?:[dDoOlL]{_ANY_APOSTROPHE}{_ALNUM})?{_ALNUM}+"  # O'Brien, also insi
 _THING = f"{_PART}(?:[-_\u058a\u2010\u2011]{_PART})*"
 _HYPHENATED = r"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z0-9\xad]+))+"
 _SLASHED = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}"
+_TAG = (
+    rf"<(?:[!?][A-Za-z-][^>\r\n]*|/[A-Za-z][A-Za-z0-9_:.-]*{_SPACE}*"
+    rf"|[A-Za-z][A-Za-z0-9_:.-]*(?:{_SPACE}+[A-Za-z][A-Za-z0-9_:.-]*"
+    rf"(?:{_SPACE}*={_SPACE}*(?:\"[^\"\r\n]*\"|'[^'\r\n]*'))?)*{_SPACE}*(?:/{_SPACE}*)?)>"
+)
+_COMPANY = "[A-Z]+(?:(?:&(?i:amp);|[+&])[A-Z]+)+"
 _CLITIC = f"{_TYPESET}(?i:[msd]|re|ve|ll)"
 _NOT = f"[nN]{_ANY_APOSTROPHE}[tT]"
 _LEFT = "`\u2018\u201b\u2039\x91"
@@ -83,6 +89,7 @@ def _constant(pattern: str, token: str) -> Rule:
     return re.compile(pattern), lambda _: token
 
 
+_STARTER = _any_of(words.SENTENCE_STARTERS)
 _ABBREVIATION = f"(?:{_any_of(words.ABBREVIATIONS)}|[Pp]?[Pp]t[ye]s?)"
 
 _WORDS = [
@@ -104,24 +111,32 @@ _WORDS = [
         _any_of(words.WITH_ANY_APOSTROPHE).replace("'", _ANY_APOSTROPHE),
         f"[{LETTERS}]+[aeiouyAEIOUY]{_ANY_APOSTROPHE}[aeiouA-Z][{LETTERS}]*",
         f"(?i:ol|[djl]|dunkin|somethin){_TYPESET}",
-        f"(?P<t>[yY]{_TYPESET})[A-Za-z]",
+        f"(?P<t>[yY]{_TYPESET})[{LETTERS}]",
         _WORD,
-        rf"(?P<t>{_ABBREVIATION}\.)[\s\S][\s\S]",
-        rf"{_ABBREVIATION}\.",
-        rf"(?:{_any_of(words.TITLES)}|[mM](?:fg|tg))\.",
-        r"[pP][hH]\.[dD]\.",
-        rf"(?P<t>(?:{_any_of(words.BEFORE_NUMBERS)})\.){_SPACE}?\d",
-        rf"(?P<t>[A-Za-z])\.{_ANY_SPACE}+(?:{_any_of(words.SENTENCE_STARTERS)}){_ANY_SPACE}",
-        r"[A-Za-z](?:\.[A-Za-z])*\.",
-        rf"(?P<t>(?:{_THING}|{_WORD})\.)[,;:\u3001]",
-        _THING,
-        _HYPHENATED,
-        _SLASHED,
-        r"[A-Z]+(?:(?:&(?i:amp);|[+&])[A-Z]+)+",
-        r"[cC]\+\+|[cCfF]#",
-        rf"(?P<t>{_ALNUM}+(?:\.{_ALNUM}+)*\.(?:{_any_of(words.FILE_ENDINGS)}))(?:{_ANY_SPACE}|[.,!?])",
     ),
 ]
+
+_ABBREVIATED = _rules(
+    _plain,
+    rf"(?P<t>{_ABBREVIATION}\.)[\s\S][\s\S]",
+    rf"{_ABBREVIATION}\.",
+    rf"(?:{_any_of(words.TITLES)}|[mM](?:fg|tg))\.",
+    rf"(?P<t>(?:{_any_of(words.BEFORE_NUMBERS)})\.){_ANY_SPACE}?\d",
+    rf"(?P<t>[A-Za-z])\.{_ANY_SPACE}+(?:{_STARTER}|{_TAG}){_ANY_SPACE}",
+    r"[A-Za-z](?:\.[A-Za-z])*\.",
+    rf"(?P<t>(?:{_THING}|{_WORD}|{_HYPHENATED}|{_COMPANY})\.)[,;:\u3001]",
+    _THING,
+    _HYPHENATED,
+    _SLASHED,
+    _COMPANY,
+    r"[cC]\+\+|[cCfF]#",
+)
+
+_FILES = _rules(
+    _as_is,
+    rf"(?P<t>{_LETTER_OR_DIGIT}+(?:\.{_LETTER_OR_DIGIT}+)*\.(?:{_any_of(words.FILE_ENDINGS)}))"
+    rf"(?:{_ANY_SPACE}|[.,!?])",
+)
 
 _NUMBERS = [
     *_rules(
@@ -143,22 +158,16 @@ _NUMBERS = [
 
 _ADDRESSES = _rules(
     _as_is,
-    rf"https?://[^{_NOT_IN_URL}]+[^{_NOT_IN_URL}.!?,-]",
-    rf"(?:www\.(?:[^{_NOT_IN_URL}.!?,]+\.)+[a-zA-Z]{{2,4}}"
+    rf"(?i:https?)://[^{_NOT_IN_URL}]+[^{_NOT_IN_URL}.!?,-]",
+    rf"(?:(?i:www)\.(?:[^{_NOT_IN_URL}.!?,]+\.)+[a-zA-Z]{{2,4}}"
     rf"|(?:[^{_NOT_IN_URL}`'.!?,-_$]+\.)+(?i:com|net|org|edu))"
-    rf"(?:/[^{_NOT_IN_URL}]+[^{_NOT_IN_URL}.!?,-])?",
+    rf"(?:/[^ \t\n\f\r\"<>|()]+[^{_NOT_IN_URL}.!?,-])?",
     rf"<?[a-zA-Z0-9][^{_NOT_IN_URL}\xa0]*@(?:[^{_NOT_IN_URL}.\xa0]+\.)*[^{_NOT_IN_URL}.\xa0]+>?",
     "@[A-Za-z_][A-Za-z0-9_]*",
     f"#{_LETTER}+",
 )
 
-_MARKUP = _rules(
-    _spaced,
-    rf"<(?:[!?][A-Za-z-][^>\r\n]*|/[A-Za-z][A-Za-z0-9_:.-]*{_SPACE}*"
-    rf"|[A-Za-z][A-Za-z0-9_:.-]*(?:{_SPACE}+[A-Za-z][A-Za-z0-9_:.-]*"
-    rf"(?:{_SPACE}*={_SPACE}*(?:\"[^\"\r\n]*\"|'[^'\r\n]*'))?)*{_SPACE}*(?:/{_SPACE}*)?)>",
-    r"&#\d+;|&(?i:ht|tl|ur|lr|qc|ql|qr|odq|cdq);",
-)
+_MARKUP = _rules(_spaced, _TAG) + _rules(_as_is, r"&#\d+;|&(?i:ht|tl|ur|lr|qc|ql|qr|odq|cdq);")
 
 _FACES = _rules(
     _bracketed,
@@ -205,5 +214,5 @@ _WRITTEN = [
 ]
 
 RULES: list[Rule] = [
-    *_MARKUP, *_WORDS, *_NUMBERS, *_ADDRESSES, *_FACES, *_PUNCTUATION, *_WRITTEN
+    *_MARKUP, *_WORDS, *_ADDRESSES, *_ABBREVIATED, *_FILES, *_NUMBERS, *_FACES, *_PUNCTUATION, *_WRITTEN
 ]  # fmt: skip

@@ -7,10 +7,10 @@ in any case; a capital is required where one is written.
 
 # the full stop belongs to the token, whether or not it ends the sentence as well
 ABBREVIATIONS = """
-    al ala apr ariz Ark assn aug Az bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak dec
-    Del esq est etc ext feb fla fri ga Ill inc ind intl jan jr jul jun kan kans ky La ltd mar Mass
-    md mich minn Miss mo mon mont neb nev nov oct okla Ore Pa penn plc rd rt sep sept seq sq sr sys
-    tel tenn Tex thu thurs tue tues univ va vt Wash wed wis wisc wyo"""
+    al ala apr ariz Ark assn aug Az bancorp bhd bldg blvd bros calif co colo conn corp cos ct
+    dak dec Del esq est etc ext feb fla fri ga Ill inc ind intl jan jr jul jun kan kans ky La
+    ltd mar Mass md mich minn Miss mo mon mont neb nev nov oct okla Ore Pa penn ph\\.d plc rd rt
+    sep sept seq sq sr sys tel tenn Tex thu thurs tue tues univ va vt Wash wed wis wisc wyo"""
 
 # stand before a name, so never end a sentence
 TITLES = """
@@ -23,9 +23,9 @@ BEFORE_NUMBERS = "art ca fig figs no nos op pp prop"
 
 # after an initial, these begin a sentence
 SENTENCE_STARTERS = """
-    A About According Additionally After An As At But Earlier He Her Here However If In It Last Many
-    More Now Once One Other Our She Since So Some Such That The Their Then There These They This We
-    What When While Yet You"""
+    A About According Additionally After An As At But Earlier He Her Here However If In It Last
+    Many More Mr\\. Ms\\. Now Once One Other Our She Since So Some Such That The Their Then
+    There These They This We What When While Yet You"""
 
 # two tokens without anything between
 JOINED = "can.not gon.na got.ta lem.me gim.me wan.na"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
 import transformers  # isort: skip
 from engine.errors import UserError
 from engine.registry import nearest
+
+_POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
 
 
 class Section(Protocol):
@@ -23,35 +27,47 @@ class Section(Protocol):
     pretrained: bool
 
 
+def text_half(found: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
+    """The language model's part of a configuration of CLIP and its kin."""
+    return getattr(found, "text_config", None) or found
+
+
+def vision_half(found: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
+    """The image encoder's part of a configuration of CLIP and its kin."""
+    return getattr(found, "vision_config", None) or found
+
+
+def vocabulary(vocab_size: int, pad_id: int | None) -> dict[str, Any]:
+    """A tokenizer's sizes as a language model's options."""
+    pad = {} if pad_id is None else {"pad_token_id": pad_id}
+    return {"vocab_size": vocab_size, **pad}
+
+
 def configuration(
     section: Section,
     *,
     key: str,
     what: str,
     examples: str,
-    vocab_size: int,
-    pad_id: int | None,
-    more: dict[str, Any] | None = None,
+    more: dict[str, Any],
+    half: Callable[[Any], Any] = text_half,
 ) -> transformers.PretrainedConfig:
     """The model's own configuration: the tag's, or a class's defaults, under ``section.config``.
 
-    ``more`` are defaults that the caller wants where the class knows them and ``config`` does not
-    say otherwise. Raises UserError at ``key``; ``what`` names the part, ``examples`` some kinds.
+    ``more`` are defaults of a model from sizes alone, where ``config`` does not say otherwise;
+    ``half`` takes the part out of a configuration of CLIP and its kin. Raises UserError at ``key``;
+    ``what`` names the part, ``examples`` some kinds.
     """
     options = {name: value for name, value in section.config.items() if name != "model_type"}
     if section.tag is not None:
-        found = _of_tag(section, key, what)
+        found = _of_tag(section, key, what, half)
         _check_options(found, options, key)
         for option, value in options.items():
             setattr(found, option, value)
         return found
-    found = text_half(transformers.AutoConfig.for_model(_kind(section, key, what, examples)))
+    found = half(transformers.AutoConfig.for_model(_kind(section, key, what, examples)))
     _check_options(found, options, key)
-    options.setdefault("vocab_size", vocab_size)
-    if pad_id is not None:
-        options.setdefault("pad_token_id", pad_id)
-    for option, value in (more or {}).items():
-        options.setdefault(option, value)
+    options = more | options
     try:  # built anew, since sizes derive from one another
         with only_errors():  # its default ids of special tokens are of another vocabulary
             return type(found)(**options)
@@ -78,12 +94,14 @@ def _kind(section: Section, key: str, what: str, examples: str) -> str:
     return kind
 
 
-def _of_tag(section: Section, key: str, what: str) -> transformers.PretrainedConfig:
+def _of_tag(
+    section: Section, key: str, what: str, half: Callable[[Any], Any]
+) -> transformers.PretrainedConfig:
     try:
         found = cached_first(transformers.AutoConfig, section.tag)
     except (OSError, ValueError, KeyError) as error:
         raise unavailable(section, error, key=key, what=what) from error
-    found = text_half(found)
+    found = half(found)
     kind = section.config.get("model_type")
     if kind not in (None, found.model_type):
         raise UserError(
@@ -91,11 +109,6 @@ def _of_tag(section: Section, key: str, what: str) -> transformers.PretrainedCon
             key=f"{key}.config.model_type",
         )
     return found
-
-
-def text_half(found: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
-    """The language model's part of a configuration of CLIP and its kin."""
-    return getattr(found, "text_config", None) or found
 
 
 def _check_options(found: transformers.PretrainedConfig, options: dict[str, Any], key: str) -> None:
@@ -129,6 +142,16 @@ def cached_first(auto: Any, tag: str | None, **options: Any) -> Any:
         return auto.from_pretrained(tag, local_files_only=True, trust_remote_code=False, **options)
     except OSError:
         return auto.from_pretrained(tag, trust_remote_code=False, **options)
+
+
+def max_positions(model: nn.Module) -> int | None:
+    """Tokens that the model has learned positions for; None where positions are computed."""
+    for name, module in model.named_modules():
+        if _POSITIONS.search(name) and isinstance(module, nn.Embedding):
+            # RoBERTa counts from behind the padding index, BART from a fixed offset
+            unused = module.padding_idx + 1 if module.padding_idx is not None else 0
+            return module.num_embeddings - max(unused, getattr(module, "offset", 0))
+    return None
 
 
 @contextmanager

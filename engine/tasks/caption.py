@@ -24,6 +24,7 @@ from engine.dist import collectives
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
 from engine.models import connectors
+from engine.models.idle import freeze_idle
 from engine.models.vision_language import VisionLanguage
 from engine.types import BadSample, Batch, Features, Record, Sample
 
@@ -54,12 +55,11 @@ class CaptionTask:
     def build_model(self) -> VisionLanguage:
         """Image encoder, connector and decoder, on the CPU."""
         model, transforms = self.config.model, self.config.transforms
-        size = model.image_encoder.image_size or square(
-            output_size(transforms.train_transforms, transforms)
-        )
+        size = output_size(transforms.train_transforms, transforms)
         image = registry.find(
             "models/image", model.image_encoder.name, key="model.image_encoder.name"
-        ).build(model.image_encoder, image_size=size)
+        ).build(model.image_encoder, image_size=model.image_encoder.image_size or square(size))
+        freeze_idle(image, model.connector.layer, size)
         decoder = registry.find(
             "models/decoders", model.decoder.name, key="model.decoder.name"
         ).build(

@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -325,3 +326,14 @@ def flow(value):
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
         return ".inf" if value > 0 else "-.inf"
     return json.dumps(value)
+
+
+def test_a_decoder_that_is_not_installed_is_named_with_the_remedy(write, monkeypatch):
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    (line,) = faults(write("data: {decoder: simplejpeg}"))
+    assert line.startswith("run.yaml:1: data.decoder: simplejpeg cannot be imported")
+    assert "pip install 'vision-language-engine[fast]'" in line
+    for other in ("auto", "pillow", "pillow_exact"):
+        assert load(write(f"data: {{decoder: {other}}}")).data.decoder == other
+    (line,) = faults(write("data: {decoder: turbo}"))
+    assert "data.decoder" in line and "'simplejpeg'" in line

@@ -114,6 +114,14 @@ def test_first_frame_of_an_animation(format):
     assert decode(data, max_pixels=BOUND).getpixel((4, 4)) == RED
 
 
+def test_values_that_are_no_number_become_black():
+    grey = np.full((6, 8), 0.5, np.float32)
+    grey[:3] = np.nan
+    image = decode(encoded(Image.fromarray(grey), "TIFF"), max_pixels=BOUND)
+    assert image.getpixel((0, 0)) == (0, 0, 0)
+    assert image.getpixel((0, 5)) == (128, 128, 128)
+
+
 # orientation
 
 
@@ -195,6 +203,17 @@ def test_missing_and_unreadable_files(tmp_path):
     assert cause(tmp_path / ("n" * 300)) == "unreadable"
 
 
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path, flags):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "locked.jpg").write_bytes(encoded(photograph(), "JPEG"))
+    monkeypatch.setattr("os.open", refuse)  # whoever runs the tests may read everything
+    with pytest.raises(BadSample, match=r"Permission denied.*locked\.jpg") as error:
+        decode(tmp_path / "locked.jpg", max_pixels=BOUND)
+    assert error.value.cause == "unreadable"
+
+
 def test_a_pipe_does_not_block(tmp_path):
     import os
 
@@ -213,7 +232,9 @@ def test_empty_file(tmp_path):
     [b"<html>not found</html>", b"\0" * 100, b"x", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0"],
 )
 def test_not_an_image(data):
-    assert cause(data) == "not an image"
+    with pytest.raises(BadSample, match=r"begins with b'.*formats read are JPEG, PNG") as error:
+        decode(data, max_pixels=BOUND)
+    assert error.value.cause == "not an image"
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP"])

@@ -28,20 +28,22 @@ def config(**sections):
     return Transforms.model_validate(sections)
 
 
-def run(names, image, seed=0, **sections):
+def run(names, image, decoder="auto", seed=0, **sections):
     torch.manual_seed(seed)
-    return pipeline.build(names, config(**sections), KEY)(image)
+    return pipeline.build(names, config(**sections), KEY, decoder)(image)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(40, 30), (30, 40), (200, 10)])
 def test_resize_equals_torchvisions_and_nearly_pillows(image, interpolation, size):
-    out = run(["resize"], image, resize={"size": size, "interpolation": interpolation})
+    section = {"size": size, "interpolation": interpolation}
+    out = run(["resize"], image, resize=section)
     mode = v2.InterpolationMode(interpolation)
     tensor = v2.functional.pil_to_tensor(image)
     assert torch.equal(out, v2.functional.resize(tensor, list(size), mode, antialias=True))
     pillow = v2.functional.pil_to_tensor(v2.functional.resize(image, list(size), mode))
     assert (out.int() - pillow.int()).abs().max() <= 2
+    assert torch.equal(run(["resize"], image, "pillow_exact", resize=section), pillow)
 
 
 @pytest.mark.parametrize("shape", [(120, 90), (90, 120), (91, 133), (50, 50)])
@@ -148,7 +150,7 @@ def test_output_is_contiguous_uint8_of_the_size_foretold(image, names):
         "color_jitter": {"hue": 0.1, "p": 0.5},
     }
     for seed in range(4):
-        out = run(names, image, seed, **sections)
+        out = run(names, image, seed=seed, **sections)
         assert out.dtype == torch.uint8
         assert out.is_contiguous()
         assert tuple(out.shape) == (3, *pipeline.output_size(names, config(**sections)))
@@ -159,10 +161,10 @@ def test_random_pieces_change_the_image_and_repeat_by_seed(image, name):
     names, sections = ["resize", name], {"resize": {"size": (64, 64)}, "random_flip": {"p": 1.0},
                                          "random_erasing": {"p": 1.0}}  # fmt: skip
     plain = run(["resize"], image, **sections)
-    outs = [run(names, image, seed, **sections) for seed in range(6)]
+    outs = [run(names, image, seed=seed, **sections) for seed in range(6)]
     assert any(not torch.equal(out, plain) for out in outs)
     assert all(
-        torch.equal(out, run(names, image, seed, **sections)) for seed, out in enumerate(outs)
+        torch.equal(out, run(names, image, seed=seed, **sections)) for seed, out in enumerate(outs)
     )
 
 

@@ -1,7 +1,7 @@
 """Resizing, cropping and mirroring in uint8.
 
 Resizing dominates a naive loader. Here torch's native kernel does it, on the memory that the image
-was decoded into: antialiased, within two grey levels of Pillow's own and several times its speed.
+was decoded into: antialiased, within two grey levels of Pillow's own, several times its speed.
 Where ``exact`` is asked for, Pillow does it.
 """
 

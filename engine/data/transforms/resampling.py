@@ -1,9 +1,9 @@
 """One antialiased resize of uint8 pixels by torch's native kernel, which wants HWC memory.
 
-The kernel's two passes are called one by one. The vertical one is the cheaper, and shrinks what the
-other has to read, so that it comes first where it shrinks; of a result that is to be cropped, what
-lies below the crop or right of it is never computed. Pixels are within two grey levels of Pillow's,
-and 0.1 on average.
+Left to itself torch gives back CHW, whose making takes a third of the whole time. Here memory stays
+HWC until the pixels are written to their batch; and of a result that is to be cropped, what lies
+below the crop or right of it is never computed. Pixels are torch's own, bit for bit, and within two
+grey levels of Pillow's: less than 0.05 on average.
 """
 
 from __future__ import annotations
@@ -27,14 +27,21 @@ def resample(image_CHW: Tensor, size: Size, interpolation: str, crop: Box | None
     """An image of 3 or 4 channels brought to ``size`` (height, width); of that only the box
     ``crop`` (top, left, height, width), if given. Memory of HWC order is read without a copy; that
     of the result is in this order, and may have gaps."""
-    operation = _OPERATIONS[interpolation]
-    top, left, height, width = crop or (0, 0, *size)
     image_1CHW = _channels_last(image_CHW)
-    if image_1CHW.shape[2] > size[0]:
-        image_1CHW = _rows(operation, image_1CHW, size[0], top, height)
-        return _columns(operation, image_1CHW, size[1], left, width)[0]
-    image_1CHW = _columns(operation, image_1CHW, size[1], left, width)
-    return _rows(operation, _channels_last(image_1CHW[0]), size[0], top, height)[0]
+    given = tuple(image_CHW.shape[1:])
+    top, left, height, width = crop or (0, 0, *size)
+    if given != size:
+        # Where the result began is fixed by the scale, where it ends is not.
+        end = _end(given[0], size[0], top + height), _end(given[1], size[1], left + width)
+        scale = size[0] / given[0], size[1] / given[1]
+        image_1CHW = _OPERATIONS[interpolation](image_1CHW, end, False, *scale)
+    return image_1CHW[0, :, top : top + height, left : left + width]
+
+
+def _end(given: int, whole: int, wanted: int) -> int:
+    """How many pixels to compute of ``whole``, the first ``wanted`` being of use."""
+    # As many as there were would look to the kernel like nothing to do.
+    return whole if wanted == given else wanted
 
 
 def _channels_last(image_CHW: Tensor) -> Tensor:
@@ -44,26 +51,3 @@ def _channels_last(image_CHW: Tensor) -> Tensor:
     if image_CHW.stride() != strides[1:]:
         image_CHW = image_CHW.permute(1, 2, 0).contiguous()
     return image_CHW.as_strided((1, channels, height, width), strides)
-
-
-def _rows(
-    operation: Callable[..., Tensor], image_1CHW: Tensor, whole: int, first: int, number: int
-) -> Tensor:
-    """The vertical pass to ``whole`` rows, of which ``number`` from ``first`` on are wanted."""
-    height, width = image_1CHW.shape[2:]
-    if height != whole:
-        # As many rows as there were would look to the kernel like nothing to do.
-        end = first + number if first + number != height else whole
-        image_1CHW = operation(image_1CHW, (end, width), False, whole / height, None)
-    return image_1CHW.narrow(2, first, number)
-
-
-def _columns(
-    operation: Callable[..., Tensor], image_1CHW: Tensor, whole: int, first: int, number: int
-) -> Tensor:
-    """The horizontal pass, likewise."""
-    height, width = image_1CHW.shape[2:]
-    if width != whole:
-        end = first + number if first + number != width else whole
-        image_1CHW = operation(image_1CHW, (height, end), False, None, whole / width)
-    return image_1CHW.narrow(3, first, number)

@@ -146,7 +146,7 @@ def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> Cau
     if section.tag is None:
         config.bos_token_id = config.eos_token_id = eos_id
     model = lm.load(transformers.AutoModelForCausalLM, section, config)
-    lm.check_vocabulary(model, section, vocab_size)
+    lm.check_sizes(model, section, vocab_size)
     lm.checkpoint_activations(model, section)
     width = model.get_input_embeddings().embedding_dim
     start = config.bos_token_id if config.bos_token_id is not None else eos_id

@@ -90,7 +90,11 @@ def configuration_of(
 ) -> transformers.PretrainedConfig:
     """The decoder's configuration. Raises UserError for one of the other family."""
     found = pretrained.configuration(
-        section, key=KEY, what="decoder", examples=examples, vocab_size=vocab_size, pad_id=pad_id
+        section,
+        key=KEY,
+        what="decoder",
+        examples=examples,
+        more=pretrained.vocabulary(vocab_size, pad_id),
     )
     if bool(found.is_encoder_decoder) != encoder_decoder:
         other = "causal" if encoder_decoder else "t5_cross"
@@ -102,14 +106,21 @@ def configuration_of(
     return found
 
 
-def check_vocabulary(model: Any, section: Section, vocab_size: int) -> None:
-    """Raises UserError where the tokenizer has ids that the model has no row for."""
+def check_sizes(model: Any, section: Section, vocab_size: int) -> None:
+    """Raises UserError where ids or positions are asked for that the model has no row for."""
     known = model.get_input_embeddings().num_embeddings
     if known < vocab_size:
         raise UserError(
             f"the tokenizer has {vocab_size} ids but decoder {name(section)} knows only {known}; "
             "use the model's own tokenizer, or a larger vocab_size",
             key=f"{KEY}.tokenizer",
+        )
+    limit = pretrained.max_positions(model)
+    if limit is not None and section.max_length > limit:
+        raise UserError(
+            f"max_length {section.max_length} is more than the {limit} positions of decoder "
+            f"{name(section)}",
+            key=f"{KEY}.max_length",
         )
 
 

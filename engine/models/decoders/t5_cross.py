@@ -67,7 +67,7 @@ def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> T5C
         config.decoder_start_token_id = pad_id
     config.eos_token_id = eos_id
     model = lm.load(transformers.AutoModelForSeq2SeqLM, section, config)
-    lm.check_vocabulary(model, section, vocab_size)
+    lm.check_sizes(model, section, vocab_size)
     model.encoder.requires_grad_(False)  # its last norm, which nothing runs through
     lm.checkpoint_activations(model.decoder, section)
     return T5CrossDecoder(model, config.d_model, config.decoder_start_token_id)

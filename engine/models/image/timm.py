@@ -19,6 +19,7 @@ import engine.torchvision_ops  # noqa: F401  before timm, which imports torchvis
 import timm  # isort: skip
 from engine.config import schema
 from engine.errors import UserError
+from engine.models.image_size import wrong_size
 from engine.registry import nearest
 
 NAMES = ("timm_modelzoo",)
@@ -55,7 +56,14 @@ class TimmImageEncoder(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Pooled features [B, width] of normalised images."""
+        self._check_size(image_BCHW)
         return self.model(image_BCHW)
+
+    def _check_size(self, image_BCHW: Tensor) -> None:
+        patches = getattr(self.model, "patch_embed", None)
+        size = getattr(patches, "img_size", None)
+        if size and getattr(patches, "strict_img_size", False) and image_BCHW.shape[2:] != size:
+            raise wrong_size(image_BCHW, size)
 
     def tokens(self, image_BCHW: Tensor, layer: int = -1) -> Tensor:
         """All positions [B, T, D]; ``num_prefix_tokens`` (CLS) come first.
@@ -63,6 +71,7 @@ class TimmImageEncoder(nn.Module):
         ``layer`` counts hidden layers from the end: -1 is the last after its norm, -2 what the
         layer before it puts out.
         """
+        self._check_size(image_BCHW)
         if layer < -1:
             patches_BTD, prefix_BPD = self.model.forward_intermediates(
                 image_BCHW, indices=-layer, norm=False, output_fmt="NLC",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from engine.models import pretrained
 NAMES = ("huggingface_modelzoo",)
 
 _KEY = "model.text_encoder"
-_POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
 
 
 class HuggingfaceTextEncoder(nn.Module):
@@ -104,8 +102,7 @@ def _configuration(
         key=_KEY,
         what="text encoder",
         examples="bert, distilbert, t5, gpt2",
-        vocab_size=vocab_size,
-        pad_id=pad_id,
+        more=pretrained.vocabulary(vocab_size, pad_id),
     )
     if getattr(found, "use_cache", False):
         found.use_cache = False  # keys and values kept for decoding: never read here
@@ -142,20 +139,10 @@ def _check_sizes(model: Any, config: schema.TextEncoder, vocab_size: int) -> Non
             f"{table.num_embeddings}; use the model's own tokenizer, or a larger vocab_size",
             key=f"{_KEY}.tokenizer",
         )
-    limit = max_positions(model)
+    limit = pretrained.max_positions(model)
     if limit is not None and config.max_length > limit:
         raise UserError(
             f"max_length {config.max_length} is more than the {limit} positions of text encoder "
             f"{_name(config)}",
             key=f"{_KEY}.max_length",
         )
-
-
-def max_positions(model: nn.Module) -> int | None:
-    """Tokens that the model has learned positions for; None where positions are computed."""
-    for name, module in model.named_modules():
-        if _POSITIONS.search(name) and isinstance(module, nn.Embedding):
-            # RoBERTa counts from behind the padding index, BART from a fixed offset
-            unused = module.padding_idx + 1 if module.padding_idx is not None else 0
-            return module.num_embeddings - max(unused, getattr(module, "offset", 0))
-    return None

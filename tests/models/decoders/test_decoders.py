@@ -38,7 +38,7 @@ FAMILIES = list(SIZES)
 def make(family: str, seed: int = 0):
     torch.manual_seed(seed)
     name = "t5_cross" if family == "t5_cross" else "causal"
-    section = Section(name=name, config=SIZES[family])
+    section = Section(name=name, config=SIZES[family], max_length=24)
     decoder = find("models/decoders", name).build(
         section, vocab_size=VOCABULARY, pad_id=0, eos_id=1
     )

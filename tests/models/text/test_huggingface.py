@@ -9,10 +9,10 @@ import torch
 
 from engine.config import schema
 from engine.errors import UserError
+from engine.models.pretrained import max_positions
 from engine.models.text.huggingface import (
     HuggingfaceTextEncoder,
     build,
-    max_positions,
     pool_tokens,
 )
 from engine.registry import find

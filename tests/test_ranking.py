@@ -1,0 +1,190 @@
+"""Judges of captions: a clip run of ours, a CLIP of transformers, and what is neither."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import launch as launcher
+from engine.captioning import Folder
+from engine.config.load import load
+from engine.data.text.tokenizer import load as load_tokenizer
+from engine.data.transforms.pipeline import build as build_transform
+from engine.errors import UserError
+from engine.evals import captions
+from engine.ranking import open_contrast
+from engine.registry import find
+from engine.train.checkpoint import load_model, open_checkpoint
+from tests.end_to_end.conftest import TINY
+
+import transformers  # isort: skip  the engine has made its import safe
+
+KEY = "generate.ranker.model"
+SIZE = 32
+TEXTS = [["a red dot", "two blue cats"], ["nothing"], ["two", "a red dot", "two"]]
+
+
+def judge(name):
+    return open_contrast(
+        str(name), key=KEY, device=torch.device("cpu"), batch_size=2, num_workers=0,
+        autocast=nullcontext, warn=lambda text: None,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Three images that need no resizing, as a source."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        pixels = rng.integers(256, size=(SIZE, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{name}.png")
+    return Folder(root)
+
+
+def pixels(source):
+    """Images as uint8 BCHW."""
+    arrays = [np.asarray(Image.open(source[row].image)) for row in range(len(source))]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a short clip run."""
+    output = tmp_path_factory.mktemp("clip")
+    flags = [f"data.data_path={output / 'data'}", f"ckpt.dir={output}", "epoch=1",
+             "eval.epoch_interval=null"]  # fmt: skip
+    assert launcher.main(["--task=clip", f"--cfg={TINY}", *flags]) == 0
+    return output / "tiny"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A CLIP of transformers from random weights, saved in a folder with what it reads by."""
+    folder = tmp_path_factory.mktemp("hub")
+    words = ["<pad>", "<end>", "a", "red", "dot", "two", "blue", "cats", "nothing"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", model_max_length=8
+    )
+    fast.save_pretrained(folder)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+             "num_attention_heads": 2}  # fmt: skip
+    text = {**sizes, "vocab_size": 9, "max_position_embeddings": 8, "pad_token_id": 0,
+            "bos_token_id": 1, "eos_token_id": 1}  # fmt: skip
+    vision = {**sizes, "image_size": SIZE, "patch_size": 16}
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    transformers.CLIPModel(config).eval().save_pretrained(folder)
+    size = {"height": SIZE, "width": SIZE}
+    reader = transformers.CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=size)
+    reader.save_pretrained(folder)
+    return folder
+
+
+def assert_cosines(got, image_ND, text_of):
+    for image_D, said, texts in zip(image_ND, got, TEXTS, strict=True):
+        text_MD = torch.cat([text_of(text) for text in texts])
+        want = F.cosine_similarity(image_D[None], text_MD)
+        torch.testing.assert_close(torch.tensor(said), want, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_run_of_ours_gives_its_models_cosines(run, images):
+    config = load(run / "config.yaml")
+    tokenizer = load_tokenizer(run / "tokenizer")
+    task = find("tasks", "clip").build(config, lambda: tokenizer)
+    model = task.build_model().eval()
+    load_model(model, open_checkpoint(run, key=KEY, warn=print).model(), key=KEY)
+    transform = build_transform(
+        config.transforms.valid_transforms, config.transforms, key="transforms"
+    )
+    image_BCHW = torch.stack(
+        [transform(Image.open(images[row].image)) for row in range(len(images))]
+    )
+    image_ND = model({"image_BCHW": image_BCHW})["image_BD"]
+    got = judge(run).cosines(images, [0, 1, 2], TEXTS)
+    assert_cosines(got, image_ND, lambda text: model(task.tokenize([text]))["text_BD"])
+
+
+@torch.no_grad()
+def test_a_clip_of_transformers_gives_its_own_cosines(hub, images):
+    model = transformers.CLIPModel.from_pretrained(hub).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(hub)
+    reader = transformers.AutoImageProcessor.from_pretrained(hub)
+    values = reader(images=list(pixels(images)), return_tensors="pt")["pixel_values"]
+
+    def projected(found):
+        return getattr(found, "pooler_output", found)
+
+    def text_of(text):
+        return projected(model.get_text_features(**tokenizer(text, return_tensors="pt")))
+
+    got = judge(hub).cosines(images, [0, 1, 2], TEXTS)
+    assert_cosines(got, projected(model.get_image_features(pixel_values=values)), text_of)
+    # rows in another order, and some of them
+    turned = judge(hub).cosines(images, [2, 0], [TEXTS[2], TEXTS[0]])
+    for one, other in zip(turned, (got[2], got[0]), strict=True):
+        torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_is_encoded_once_however_many_texts(hub, images, monkeypatch):
+    opened = judge(hub)
+    rows = []
+    encode = opened.encoder.task.encode
+
+    def counted(model, batch, modality):
+        if modality == "image":
+            rows.append(len(batch["image_BCHW"]))
+        return encode(model, batch, modality)
+
+    monkeypatch.setattr(opened.encoder.task, "encode", counted)
+    opened.cosines(images, [0, 1, 2], [["a", "two", "red", "dot", "a"]] * 3)
+    assert sum(rows) == 3
+
+
+def test_of_equal_texts_the_first_is_taken(hub, images, monkeypatch):
+    said = {0: ["two", "a", "two"], 1: ["a", "a", "a"], 2: ["red dot", "red", "dot"]}
+    monkeypatch.setattr(captions, "_generate", lambda *args: (said, []))
+    section = load(TINY).generate.model_copy(update={"method": "best_of_n", "num_samples": 3})
+
+    class Ties:
+        name = "ties"
+
+        def cosines(self, source, rows, texts):
+            return [[0.5, 0.2, 0.5], [0.1, 0.1, 0.1], [-0.3, -0.2, -0.2]]
+
+    rows = np.arange(3)
+    found, _ = captions.speak(None, images, rows, section, "", Ties())
+    assert [p.candidates.index(p.caption) for p in found] == [0, 0, 1]
+    assert [p.caption for p in found] == ["two", "a", "red"]
+    # and equal texts have equal cosines, wherever they stand
+    (liked,) = judge(hub).cosines(images, [0], [["two", "a", "two"]])
+    assert liked[0] == pytest.approx(liked[2], abs=1e-6)
+
+
+def test_what_is_no_judge_is_told_in_one_line(tmp_path, run):
+    def told(path):
+        with pytest.raises(UserError) as caught:
+            judge(path)
+        assert caught.value.key == KEY and len(str(caught.value).splitlines()) == 1
+        return str(caught.value)
+
+    (tmp_path / "empty").mkdir()
+    assert "neither the folder of a clip run nor a CLIP" in told(tmp_path / "empty")
+    other = tmp_path / "bert"
+    transformers.BertModel(
+        transformers.BertConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        )
+    ).save_pretrained(other)
+    assert "CLIP" in told(other)
+    caption = tmp_path / "caption"
+    caption.mkdir()
+    (caption / "config.yaml").write_text((run / "config.yaml").read_text())
+    assert "no run of --task=clip" in told(caption)
