@@ -1,12 +1,17 @@
 """Fixtures for all tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # before torch is imported anywhere: many test processes share few cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# a job in a shell's background ignores Ctrl-C, and so would every process that a test starts
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -153,6 +153,9 @@ def _start(shared: Any, counter: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one
     if sys.platform == "linux":  # also where the first was killed
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        parent = multiprocessing.parent_process()
+        if parent is not None and os.getppid() != parent.pid:  # it was, before it could be said
+            os._exit(1)
 
 
 def _call(work: Callable[[Any, Any, Tick], Any], item: Any) -> Any:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ Tokens = Mapping[str, list[str]]  # id → its token strings
 
 _STANFORD = "stanford-corenlp-3.4.1.jar"
 _SPICE_NEEDS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-_TIMEOUT_SECONDS = 3600
+_TIMEOUT_SECONDS = 1800
 _ENVIRONMENT = {"LC_ALL": "C.UTF-8"}  # decimal points, and UTF-8 in and out
 
 
@@ -62,10 +63,13 @@ def meteor(references: Tokens, candidates: Tokens) -> tuple[float, list[float]]:
     try:
         corpus, items = scorer.compute_score(references, candidates)
     except (OSError, ValueError) as error:
-        told = scorer.meteor_p.poll()
-        raise JavaError(f"METEOR failed (exit code {told}): {error}") from error
+        raise JavaError(f"METEOR failed: {error}") from error
     finally:
-        if scorer.lock.locked():  # else it waits for itself when it is deleted
+        scorer.meteor_p.kill()
+        for pipe in (scorer.meteor_p.stdin, scorer.meteor_p.stdout, scorer.meteor_p.stderr):
+            with suppress(OSError):  # what was left unread goes with it
+                pipe.close()
+        if scorer.lock.locked():  # else the scorer waits for itself when it is deleted
             scorer.lock.release()
     return _number(corpus), [_number(item) for item in items]
 

@@ -30,9 +30,9 @@ _THING = f"{_PART}(?:[-_\u058a\u2010\u2011]{_PART})*"
 _HYPHENATED = r"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z0-9\xad]+))+"
 _SLASHED = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}"
 _TAG = (
-    rf"<(?:[!?][A-Za-z-][^>\r\n]*|/[A-Za-z][A-Za-z0-9_:.-]*{_SPACE}*"
-    rf"|[A-Za-z][A-Za-z0-9_:.-]*(?:{_SPACE}+[A-Za-z][A-Za-z0-9_:.-]*"
-    rf"(?:{_SPACE}*={_SPACE}*(?:\"[^\"\r\n]*\"|'[^'\r\n]*'))?)*{_SPACE}*(?:/{_SPACE}*)?)>"
+    r"<(?:[!?][A-Za-z-][^>\r\n]*|/[A-Za-z][A-Za-z0-9_:.-]*[ \xa0]*"
+    r"|[A-Za-z][A-Za-z0-9_:.-]*(?:[ \xa0]+[A-Za-z][A-Za-z0-9_:.-]*"
+    r"(?:[ \xa0]*=[ \xa0]*(?:\"[^\"\r\n]*\"|'[^'\r\n]*'))?)*[ \xa0]*(?:/[ \xa0]*)?)>"
 )
 _COMPANY = "[A-Z]+(?:(?:&(?i:amp);|[+&])[A-Z]+)+"
 _CLITIC = f"{_TYPESET}(?i:[msd]|re|ve|ll)"
@@ -72,7 +72,7 @@ def _plain(token: str) -> str:
 
 def _spaced(token: str) -> str:
     """Spaces inside of a token do not part it."""
-    return re.sub(_SPACE, "\xa0", token)
+    return token.replace(" ", "\xa0")
 
 
 def _bracketed(token: str) -> str:
@@ -162,7 +162,8 @@ _ADDRESSES = _rules(
     rf"(?:(?i:www)\.(?:[^{_NOT_IN_URL}.!?,]+\.)+[a-zA-Z]{{2,4}}"
     rf"|(?:[^{_NOT_IN_URL}`'.!?,-_$]+\.)+(?i:com|net|org|edu))"
     rf"(?:/[^ \t\n\f\r\"<>|()]+[^{_NOT_IN_URL}.!?,-])?",
-    rf"<?[a-zA-Z0-9][^{_NOT_IN_URL}\xa0]*@(?:[^{_NOT_IN_URL}.\xa0]+\.)*[^{_NOT_IN_URL}.\xa0]+>?",
+    rf"(?:<|&lt;)?[a-zA-Z0-9][^{_NOT_IN_URL}\xa0]*"
+    rf"@(?:[^{_NOT_IN_URL}.\xa0]+\.)*[^{_NOT_IN_URL}.\xa0]+>?",
     "@[A-Za-z_][A-Za-z0-9_]*",
     f"#{_LETTER}+",
 )
@@ -214,5 +215,6 @@ _WRITTEN = [
 ]
 
 RULES: list[Rule] = [
-    *_MARKUP, *_WORDS, *_ADDRESSES, *_ABBREVIATED, *_FILES, *_NUMBERS, *_FACES, *_PUNCTUATION, *_WRITTEN
+    *_MARKUP, *_WORDS, *_ADDRESSES, *_ABBREVIATED, *_FILES, *_NUMBERS, *_FACES, *_PUNCTUATION,
+    *_WRITTEN,
 ]  # fmt: skip

@@ -93,7 +93,7 @@ LINES = [
     ("", ""),
 ]
 # pieces that the rules tell apart, from which random lines are made
-PIECES = """
+PIECES = r"""
     a B1 dog The U.S. Mr. Inc. etc. no. 5 1,000 1/2 5:30 3.5 '90s '88 o'clock O'Neil can't I'm
     's y'all gonna 'tis x-ray and/or a_b AT&T C++ :) ^_^ <b> http://a.bc/d a.com x@y.z #tag
     @me “x” ‘y’ don’t é ½ £ $ % & * -- ... ( ) [ ] ! ? , . ; : - ' " ` / \ + = ~ | < > … — ° ²

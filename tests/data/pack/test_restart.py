@@ -81,6 +81,9 @@ def test_a_shard_that_cannot_be_read_back_is_a_fault(tmp_path, monkeypatch):
     assert issubclass(FaultError, RuntimeError)
 
 
+NUMBER = 150  # enough not to be done before the signal comes
+
+
 def _start(source, dest):
     words = ["-m", "engine.data.pack", str(source), str(dest), "--to=webdataset"]
     return subprocess.Popen(
@@ -98,22 +101,23 @@ def _after_some_shards(process, folder, number):
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_packing_goes_on(tmp_path, sent):
-    source = csv_folder(tmp_path / "a", number=60)
+    source = csv_folder(tmp_path / "a", number=NUMBER)
     folder = tmp_path / "b" / "train"
     process = _start(source, tmp_path / "b")
     _after_some_shards(process, folder, 5)
     os.kill(process.pid, sent)
     out, err = process.communicate(timeout=60)
     kept = len(list(folder.glob("*_stats.json")))
-    assert 5 <= kept < 60
+    assert 5 <= kept < NUMBER
     if sent == signal.SIGINT:
         assert process.returncode == 130 and out == ""
-        assert f"stopped: {kept} of 60 shards of train are finished" in err
+        assert f"stopped: {kept} of {NUMBER} shards of train are finished" in err
         assert "Traceback" not in err
     time.sleep(0.2)  # the workers end with their parent
     assert len(list(folder.glob("*_stats.json"))) == kept
     again = run(source, tmp_path / "b", "--to=webdataset", "--shard-size=1")
     assert f"({kept} kept from before)" in again
     assert not list(folder.glob(".*.making"))
-    fresh = run(source, tmp_path / "c", "--to=webdataset", "--shard-size=100")
+    whole = f"--shard-size={NUMBER}"
+    fresh = run(source, tmp_path / "c", "--to=webdataset", whole)
     assert digests(fresh) == digests(again)
