@@ -145,8 +145,9 @@ class HubTask:
     def encode(self, model: Any, batch: Batch, modality: str) -> Tensor:
         """Projected features [B, D]."""
         if modality == "image":
-            mean, std = (x.to(batch["image_BCHW"].device) for x in (self.mean, self.std))
-            found = model.get_image_features(pixel_values=(batch["image_BCHW"] - mean) / std)
+            image_BCHW = batch["image_BCHW"].contiguous()  # from the loader's BHWC memory
+            mean, std = (x.to(image_BCHW.device) for x in (self.mean, self.std))
+            found = model.get_image_features(pixel_values=(image_BCHW - mean) / std)
         else:
             found = model.get_text_features(
                 input_ids=batch["input_ids_BT"], attention_mask=batch["attention_mask_BT"]

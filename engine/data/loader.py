@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from engine.data.bad_samples import BadRecord, summary
-from engine.data.batch_memory import allocate
+from engine.data.batch_memory import allocate_images
 from engine.data.permutation import Indices, hash64
 from engine.data.reader import Fetched, Limits, Reader, Transform
 from engine.data.workers import Workers
@@ -77,7 +77,7 @@ class _Steps(Dataset):
         samples: list[Sample] = []
         bad: list[BadRecord] = []
         size = self.reader.size
-        images_BCHW = allocate((len(rows), 3, *size)) if size else None
+        images_BCHW = allocate_images(len(rows), size) if size else None
         for fetched in self._fetched(step, epoch, rows):
             if self.workers.closing:
                 break

@@ -87,7 +87,9 @@ class DualEncoder(nn.Module):
         """Images as the encoder takes them: less the mean, over the standard deviation."""
         if image_BCHW.is_floating_point():
             return image_BCHW
-        return image_BCHW.to(self.mean_C11.dtype).sub_(self.mean_C11).div_(self.std_C11)
+        # The loader's memory is BHWC; which convolution is chosen would hang on that.
+        image_BCHW = image_BCHW.to(self.mean_C11.dtype, memory_format=torch.contiguous_format)
+        return image_BCHW.sub_(self.mean_C11).div_(self.std_C11)
 
     @torch.no_grad()
     def constrain(self) -> None:

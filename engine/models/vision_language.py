@@ -52,7 +52,9 @@ class VisionLanguage(nn.Module):
     def image_tokens(self, image_BCHW: Tensor) -> Tensor:
         """Images (uint8, or normalised floats) as the decoder takes them, [B, N, decoder.width]."""
         if not image_BCHW.is_floating_point():
-            image_BCHW = (image_BCHW.to(self.mean_C11.dtype) - self.mean_C11) / self.std_C11
+            dtype, memory = self.mean_C11.dtype, torch.contiguous_format  # whatever came in
+            image_BCHW = image_BCHW.to(dtype, memory_format=memory)
+            image_BCHW = (image_BCHW - self.mean_C11) / self.std_C11
         encoder: Any = self.image_encoder
         tokens_BND = encoder.tokens(image_BCHW, self.layer)
         if not self.keep_prefix:

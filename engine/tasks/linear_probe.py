@@ -34,7 +34,9 @@ class FrozenTower(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Features [B, D] of ``image_BCHW``."""
-        image_BCHW = batch["image_BCHW"].to(self.mean_C11.dtype)
+        image_BCHW = batch["image_BCHW"].to(
+            self.mean_C11.dtype, memory_format=torch.contiguous_format
+        )
         return self.image_encoder(image_BCHW.sub_(self.mean_C11).div_(self.std_C11))
 
 

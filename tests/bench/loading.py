@@ -186,7 +186,8 @@ def compare(what: str, root: Path, paths: list[Path], repeats: int) -> Iterator[
             difference = work["ours"]().float() - 255 * work["peer"]()
             assert difference.abs().mean() <= 1.0, difference.abs().mean()
         found = in_turns(work, number, repeats)
-        for side, mark in (("bare", "≥ 0.55"), ("peer", "≥ 3")):
+        # Random crops of Flickr8k's small images are enlarged, which is not decoding's affair.
+        for side, mark in (("bare", "" if is_train else "≥ 0.55"), ("peer", "≥ 3")):
             ratios = [a / b for a, b in zip(found["ours"], found[side], strict=True)]
             low, middle, high = statistics.quantiles(ratios, n=4)
             other = {"limit" if side == "bare" else "peer": statistics.median(found[side])}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from engine.config.schema import Transforms
 from engine.data import batch_memory, loader
-from engine.data.batch_memory import allocate, stack_images
+from engine.data.batch_memory import allocate, allocate_images, stack_images
 from engine.data.samplers import shuffle
 from engine.data.transforms import pipeline
 from engine.errors import FaultError
@@ -81,7 +81,7 @@ def test_augmentation_hangs_on_seed_epoch_and_row_alone():
 def test_images_are_written_to_their_place():
     for _, batch, bad in batches(0):
         image_BCHW = batch["image_BCHW"]
-        assert image_BCHW.is_contiguous()
+        assert image_BCHW.is_contiguous(memory_format=torch.channels_last)
         assert len(image_BCHW) == 8 - len(bad)
         assert image_BCHW.untyped_storage().nbytes() == 8 * 3 * 24 * 24  # bad ones leave no hole
     assert any(bad for _, _, bad in batches(0))
@@ -90,8 +90,8 @@ def test_images_are_written_to_their_place():
 def test_workers_share_what_they_write(monkeypatch):
     shared = []
     monkeypatch.setattr(batch_memory, "get_worker_info", lambda: True)
-    made = allocate((4, 3, 8, 8))
-    assert made.is_shared() and made.shape == (4, 3, 8, 8) and made.dtype == torch.uint8
+    made = allocate_images(4, (8, 6))
+    assert made.is_shared() and made.shape == (4, 3, 8, 6) and made.dtype == torch.uint8
     for i in range(3):
         made[i] = i
         shared.append(sample(made[i], i))
@@ -99,6 +99,35 @@ def test_workers_share_what_they_write(monkeypatch):
     assert stacked.data_ptr() == made.data_ptr()
     assert stacked.is_shared()
     assert [int(image.unique()) for image in stacked] == [0, 1, 2]
+
+
+def test_a_large_batch_in_this_process():
+    for number in (27, 28, 64):  # about the size from which on pages are large
+        made = allocate_images(number, (224, 224))
+        assert made.is_contiguous(memory_format=torch.channels_last)
+        made.fill_(7)
+        assert int(made.sum()) == 7 * number * 3 * 224 * 224
+        for images in (made, made.contiguous()):
+            stacked = stack_images([sample(image) for image in images])
+            assert stacked.data_ptr() == images.data_ptr()
+            assert stacked.shape == images.shape and stacked.stride() == images.stride()
+
+
+def test_memory_of_either_order_is_written_to():
+    """From Pillow's four channels, a decoder's three, and planes."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8))
+    transform = pipeline.build(
+        ["resize", "center_crop"],
+        Transforms.model_validate({"resize": {"size": 28}, "center_crop": {"size": 24}}),
+        "k",
+    )
+    pixels_HWC = torch.from_numpy(np.array(image))
+    for form in (image, pixels_HWC.permute(2, 0, 1), pixels_HWC.permute(2, 0, 1).contiguous()):
+        expected = transform(form)
+        for out in (torch.empty_like(expected), allocate_images(1, (24, 24))[0]):
+            assert transform(form, out) is out
+            assert torch.equal(out, expected)
+            assert torch.equal(expected, transform(image))
 
 
 def test_other_images_are_stacked():

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from engine.data.bad_samples import BadRecord
-from engine.data.batch_memory import allocate
+from engine.data.batch_memory import allocate_images
 from engine.data.loader import Collate, Loaded
 from engine.data.permutation import hash64
 from engine.data.reader import Limits, Reader, Transform
@@ -141,7 +141,7 @@ class _Reading:
         samples: list[Sample] = []
         bad: list[BadRecord] = []
         number, size = 0, self._to.reader.size
-        images_BCHW = allocate((self._to.batch_size, 3, *size)) if size else None
+        images_BCHW = allocate_images(self._to.batch_size, size) if size else None
         while len(samples) < self._to.batch_size and len(bad) < _MAX_BAD:
             if self._to.workers.closing:
                 break

@@ -146,8 +146,7 @@ class RandomFlip:
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         image_CHW = to_tensor(image)
-        # Rows of one channel are mirrored fastest, and are what is put out in the end.
-        return image_CHW.contiguous().flip(-1) if float(torch.rand(())) < self.p else image_CHW
+        return image_CHW.flip(-1) if float(torch.rand(())) < self.p else image_CHW
 
 
 def square(size: Size) -> int | Size:

@@ -118,7 +118,11 @@ class Pipeline:
         image_CHW = to_tensor(current)
         if out is None or (out.shape, out.dtype) != (image_CHW.shape, image_CHW.dtype):
             return image_CHW.contiguous()
-        return out.copy_(image_CHW)
+        if image_CHW.stride(0) == 1 and image_CHW.stride(2) == len(image_CHW):
+            return out.copy_(image_CHW)
+        for channel, values_HW in zip(out, image_CHW, strict=True):  # half the time of all at once
+            channel.copy_(values_HW)
+        return out
 
 
 def build(names: list[str], config: schema.Transforms, key: str, decoder: str = "auto") -> Pipeline:
