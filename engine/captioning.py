@@ -16,7 +16,6 @@ from engine.evals.captions import Prediction, speak
 from engine.logs.progress import Progress
 from engine.logs.report import Example, write_gallery
 from engine.setup import Setup
-from engine.train.checkpoint import load_model
 from engine.types import Record
 
 SUFFIXES = (
@@ -59,14 +58,7 @@ def generate(setup: Setup) -> None:
     """Caption ``generate.input`` with the run's checkpoint. Raises UserError."""
     section = setup.config.generate
     source = _folder(section.input)
-    checkpoint = setup.checkpoint
-    if checkpoint is None:
-        raise UserError(
-            f"there is no checkpoint in {setup.run_dir}: train first, or name one by ckpt.resume",
-            key="ckpt.resume",
-        )
-    module = setup.build_model()
-    load_model(module, checkpoint.model(), key="ckpt.resume")
+    module, _ = setup.trained_model()
     evaluations = setup.evaluate
     predictions, bad = speak(
         evaluations.encoder(module),

@@ -12,7 +12,6 @@ from engine.data.bad_samples import BadSamples
 from engine.data.tar.damage import known_damage
 from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
 from engine.dist import collectives
-from engine.errors import UserError
 from engine.logs.progress import Progress
 from engine.logs.report import write_report
 from engine.logs.run_log import open_log
@@ -20,7 +19,7 @@ from engine.models.parameters import format_table, parameter_table
 from engine.models.towers import load_tower
 from engine.setup import Setup
 from engine.train import optim
-from engine.train.checkpoint import CheckpointStore, load_model
+from engine.train.checkpoint import CheckpointStore
 from engine.train.loop import Training
 from engine.train.plan import Plan, make_plan, order_key
 from engine.train.state import TrainState, make_state
@@ -113,14 +112,7 @@ def greeting(setup: Setup, plan: Plan, state: TrainState) -> str:
 
 def evaluate(setup: Setup) -> None:
     """Score a checkpoint on every ``data.valid_name`` and labelled set, and print the table."""
-    checkpoint = setup.checkpoint
-    if checkpoint is None:
-        raise UserError(
-            f"there is no checkpoint in {setup.run_dir}: train first, or name one by ckpt.resume",
-            key="ckpt.resume",
-        )
-    module = setup.build_model()
-    load_model(module, checkpoint.model(), key="ckpt.resume")
+    module, checkpoint = setup.trained_model()
     report_figures(setup, module, checkpoint.step, str(checkpoint.path))
 
 

@@ -119,6 +119,19 @@ class Setup:
             module.compile(dynamic=True)
         return module.to(self.device, self.precision.weights)
 
+    def trained_model(self) -> tuple[nn.Module, Checkpoint]:
+        """The model with the weights of the run's checkpoint. UserError where it has none."""
+        checkpoint = self.checkpoint
+        if checkpoint is None:
+            raise UserError(
+                f"there is no checkpoint in {self.run_dir}: train first, or name one by "
+                "ckpt.resume",
+                key="ckpt.resume",
+            )
+        module = self.build_model()
+        load_model(module, checkpoint.model(), key="ckpt.resume")
+        return module, checkpoint
+
     @cached_property
     def evaluate(self) -> Evaluations:
         """A function of a module that gives its figures."""

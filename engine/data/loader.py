@@ -89,12 +89,7 @@ class _Steps(Dataset):
                 bad.append(read)
         if not samples:
             return step, {}, bad
-        # Random choices of the collate: repeatable, and unlike those of other ranks.
-        first = samples[0]
-        torch.default_generator.manual_seed(
-            hash64(self.reader.seed or 0, epoch, step, first.dataset, first.index, 1)
-        )
-        return step, self.collate(samples), bad
+        return step, seeded(self.collate, samples, self.reader.seed or 0, epoch, step), bad
 
     def _fetched(self, step: int, epoch: int, rows: Indices) -> Iterator[Fetched | BadRecord]:
         """The rows a few at a time: between two images to decode, code for reading is slow, being
@@ -102,6 +97,17 @@ class _Steps(Dataset):
         for first in range(0, len(rows), _FETCHED):
             places = rows[first : first + _FETCHED].tolist()
             yield from [self.reader.fetch(step, epoch, dataset, row) for dataset, row in places]
+
+
+def seeded(collate: Collate, samples: list[Sample], *place: int) -> Batch:
+    """The batch of the samples at ``place``, from (seed, epoch, step).
+
+    Random choices of the collate come from torch's global generator, which the caller restores:
+    repeatable, and unlike those of other ranks.
+    """
+    first = samples[0]
+    torch.default_generator.manual_seed(hash64(*place, first.dataset, first.index, 1))
+    return collate(samples)
 
 
 def _only(items: list[Any]) -> Any:

@@ -133,6 +133,43 @@ def unavailable(section: Section, error: Exception, *, key: str, what: str) -> U
     )
 
 
+@contextmanager
+def building(section: Section, *, key: str, what: str, options: str = "config") -> Iterator[None]:
+    """Turns what transformers raises within the block into UserErrors; its warnings are held back.
+
+    ``options`` is the key under which the sizes of ``section.config`` were written.
+    """
+    try:
+        with only_errors():
+            yield
+    except OSError as error:
+        raise unavailable(section, error, key=key, what=what) from error
+    except (ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
+        raise UserError(
+            f"transformers cannot build {name(section)} with {section.config}: "
+            f"{(str(error).splitlines() or [type(error).__name__])[0]}",
+            key=f"{key}.{options}" if section.config else f"{key}.tag",
+        ) from error
+
+
+def name(section: Section) -> str:
+    """How a message calls the model."""
+    return repr(section.tag or section.config.get("model_type"))
+
+
+def checkpoint_activations(model: Any, section: Section, *, key: str, what: str) -> None:
+    """Recompute activations in backward. Raises UserError for a model that cannot."""
+    try:
+        # its name before transformers 5.23 is a deprecated one today
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(
+            f"{what} {name(section)} has no gradient checkpointing; set it to false",
+            key=f"{key}.gradient_checkpointing",
+        ) from error
+
+
 def cached_first(auto: Any, tag: str | None, **options: Any) -> Any:
     """Load without asking the hub where that suffices: offline its retries take most of a minute.
 

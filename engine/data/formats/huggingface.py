@@ -10,37 +10,26 @@ import glob
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from engine import registry
-from engine.config.schema import Section
 from engine.data.tables.annotations import AnnotationSource, open_annotations
 from engine.data.tables.arrow_images import ArrowImages, open_stream
 from engine.data.tables.arrow_rows import choose_columns, holds_bytes, read_rows
 from engine.data.tables.image_root import ImageRoot
 from engine.data.tables.places import check_root, image_folder, listed
+from engine.data.tables.table_options import TableOptions
 from engine.errors import UserError
 from engine.types import BadSample, Source
 
 _SPLITS = {"train": ("train",), "valid": ("validation", "valid", "val", "dev")}
-Column = Literal[
-    "image", "image_id", "caption", "caption_id", "question", "answers", "labels", "label",
-    "conversations", "instruction", "inputs", "outputs",
-]  # fmt: skip
 
 
-class Config(Section):
+class Config(TableOptions):
     """Options of ``format: huggingface``; folders are relative to ``root``."""
 
-    root: Path  # relative to data.data_path; default: the dataset's name
     train: str | None = None  # the split's name there; default: train
     valid: str | None = None  # default: validation, valid, val or dev
-    images: str = "."  # where paths are looked up
-    columns: dict[Column, str] = Field(default={})  # the table's own names, where unusual
-    base64: bool | None = None  # text in the image column; default: by the column's name
-    several_images: Literal["first", "refuse"] = "first"  # of a cell with more than one
 
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source:

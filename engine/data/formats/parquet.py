@@ -11,38 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
 
-from engine.config.schema import Section
 from engine.data.tables.annotations import AnnotationSource, open_annotations
 from engine.data.tables.arrow_images import ArrowImages
 from engine.data.tables.arrow_rows import Columns, choose_columns, holds_bytes, read_rows
 from engine.data.tables.places import annotation_files, image_folder
 from engine.data.tables.table import cached_file
+from engine.data.tables.table_options import TableOptions
 from engine.errors import UserError
 
 FORM = 1  # of the copied file; raised when its content changes
 _ROWS_OF_BYTES, _ROWS_OF_TEXT = 64, 8192  # written at once
-Column = Literal[
-    "image", "image_id", "caption", "caption_id", "question", "answers", "labels", "label",
-    "conversations", "instruction", "inputs", "outputs",
-]  # fmt: skip
 
 
-class Config(Section):
+class Config(TableOptions):
     """Options of ``format: parquet``; files and folders are relative to ``root``."""
 
-    root: Path  # relative to data.data_path; default: the dataset's name
     train: str | list[str] = "train*.parquet"  # a file or a pattern of files, or several
     valid: str | list[str] = "val*.parquet"
-    images: str = "."  # where paths are looked up
-    columns: dict[Column, str] = Field(default={})  # the table's own names, where unusual
-    base64: bool | None = None  # text in the image column; default: by the column's name
-    several_images: Literal["first", "refuse"] = "first"  # of a cell with more than one
 
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> AnnotationSource:

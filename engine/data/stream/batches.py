@@ -12,8 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from engine.data.bad_samples import BadRecord
 from engine.data.batch_memory import allocate_images
-from engine.data.loader import Collate, Loaded
-from engine.data.permutation import hash64
+from engine.data.loader import Collate, Loaded, seeded
 from engine.data.reader import Limits, Reader, Transform
 from engine.data.stream.order import Course, Order, Taken
 from engine.data.stream.shard import WHOLE_SHARD, Item
@@ -155,11 +154,7 @@ class _Reading:
                 bad.append(read)
         if not samples:
             return step, {}, bad
-        first = samples[0]
-        torch.default_generator.manual_seed(
-            hash64(self._to.order.seed, number, step, first.dataset, first.index, 1)
-        )
-        return step, self._to.collate(samples), bad
+        return step, seeded(self._to.collate, samples, self._to.order.seed, number, step), bad
 
     def _read(self, step: int, taken: Taken, out: Tensor | None) -> Sample | BadRecord:
         dataset, shard = self._to.pool.locate(taken.shard)

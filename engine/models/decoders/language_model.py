@@ -63,26 +63,11 @@ class Decoder(nn.Module):
 
 def load(auto: Any, section: Section, configuration: Any) -> Any:
     """The model of ``configuration``, with the tag's weights if ``pretrained``. UserError."""
-    try:
+    with pretrained.building(section, key=KEY, what="decoder"):
         if not section.pretrained:
-            with pretrained.only_errors():
-                return auto.from_config(configuration)
+            return auto.from_config(configuration)
         options = {"config": configuration, "dtype": torch.float32}
-        with pretrained.only_errors():
-            return pretrained.cached_first(auto, section.tag, **options)
-    except OSError as error:
-        raise pretrained.unavailable(section, error, key=KEY, what="decoder") from error
-    except (ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
-        raise UserError(
-            f"transformers cannot build decoder {name(section)} with {section.config}: "
-            f"{str(error).splitlines()[0]}",
-            key=f"{KEY}.config" if section.config else f"{KEY}.tag",
-        ) from error
-
-
-def name(section: Section) -> str:
-    """How a message calls the decoder."""
-    return repr(section.tag or section.config.get("model_type"))
+        return pretrained.cached_first(auto, section.tag, **options)
 
 
 def configuration_of(
@@ -111,15 +96,15 @@ def check_sizes(model: Any, section: Section, vocab_size: int) -> None:
     known = model.get_input_embeddings().num_embeddings
     if known < vocab_size:
         raise UserError(
-            f"the tokenizer has {vocab_size} ids but decoder {name(section)} knows only {known}; "
-            "use the model's own tokenizer, or a larger vocab_size",
+            f"the tokenizer has {vocab_size} ids but decoder {pretrained.name(section)} knows only "
+            f"{known}; use the model's own tokenizer, or a larger vocab_size",
             key=f"{KEY}.tokenizer",
         )
     limit = pretrained.max_positions(model)
     if limit is not None and section.max_length > limit:
         raise UserError(
             f"max_length {section.max_length} is more than the {limit} positions of decoder "
-            f"{name(section)}",
+            f"{pretrained.name(section)}",
             key=f"{KEY}.max_length",
         )
 
@@ -128,12 +113,4 @@ def checkpoint_activations(model: Any, section: Section) -> None:
     """Recompute activations in backward, where ``gradient_checkpointing`` asks for it."""
     if not section.gradient_checkpointing:
         return
-    try:
-        # its name before transformers 5.23 is a deprecated one today
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    except ValueError as error:
-        raise UserError(
-            f"decoder {name(section)} has no gradient checkpointing; set it to false",
-            key=f"{KEY}.gradient_checkpointing",
-        ) from error
+    pretrained.checkpoint_activations(model, section, key=KEY, what="decoder")

@@ -107,23 +107,18 @@ def build(
     alone = "model_type" in config.param and not config.pretrained
     section = _Section(None if alone else config.tag, config.param, config.pretrained)
     model = _model(section, _configuration(section, image_size))
-    encoder = HuggingfaceImageEncoder(model, _pool(model, config.pool, _name(section)),
+    encoder = HuggingfaceImageEncoder(model, _pool(model, config.pool, pretrained.name(section)),
                                       config.trainable)  # fmt: skip
     if config.embedding_dim not in (None, encoder.width):
         raise UserError(
-            f"image encoder {_name(section)} puts out vectors of {encoder.width} numbers, not "
-            f"{config.embedding_dim}; set {_KEY}.embedding_dim: {encoder.width} or leave it out",
+            f"image encoder {pretrained.name(section)} puts out vectors of {encoder.width} "
+            f"numbers, not {config.embedding_dim}; set {_KEY}.embedding_dim: {encoder.width} or "
+            "leave it out",
             key=f"{_KEY}.embedding_dim",
         )
     if config.gradient_checkpointing and config.trainable:
-        # its name before transformers 5.23 is a deprecated one today
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        pretrained.checkpoint_activations(model, section, key=_KEY, what="image encoder")
     return encoder
-
-
-def _name(section: _Section) -> str:
-    return repr(section.tag or section.config.get("model_type"))
 
 
 def _configuration(
@@ -160,22 +155,13 @@ def _model(section: _Section, configuration: transformers.PretrainedConfig) -> A
     mapped: Any = transformers.MODEL_MAPPING.get(type(configuration), None)
     if isinstance(mapped, type) and "add_pooling_layer" in inspect.signature(mapped).parameters:
         options["add_pooling_layer"] = False  # made for a pretext, and random in most files
-    try:
-        with pretrained.only_errors():
-            if not section.pretrained:
-                return transformers.AutoModel.from_config(configuration, **options)
-            model, told = pretrained.cached_first(
-                transformers.AutoModel, section.tag, config=configuration, dtype=torch.float32,
-                output_loading_info=True, **options,
-            )  # fmt: skip
-    except OSError as error:
-        raise pretrained.unavailable(section, error, key=_KEY, what="image encoder") from error
-    except (ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
-        raise UserError(
-            f"transformers cannot build {_name(section)} with {section.config}: "
-            f"{str(error).splitlines()[0]}",
-            key=f"{_KEY}.param" if section.config else f"{_KEY}.tag",
-        ) from error
+    with pretrained.building(section, key=_KEY, what="image encoder", options="param"):
+        if not section.pretrained:
+            return transformers.AutoModel.from_config(configuration, **options)
+        model, told = pretrained.cached_first(
+            transformers.AutoModel, section.tag, config=configuration, dtype=torch.float32,
+            output_loading_info=True, **options,
+        )  # fmt: skip
     if missing := sorted(told["missing_keys"]):
         warnings.warn(
             f"the pretrained weights of {section.tag!r} lack {', '.join(missing[:4])}: these start "

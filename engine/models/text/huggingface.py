@@ -73,25 +73,14 @@ def build(
     encoder = HuggingfaceTextEncoder(model, config.pool, config.trainable)
     if config.embedding_dim not in (None, encoder.width):
         raise UserError(
-            f"text encoder {_name(config)} puts out vectors of {encoder.width} numbers, not "
-            f"{config.embedding_dim}; set {_KEY}.embedding_dim: {encoder.width} or leave it out",
+            f"text encoder {pretrained.name(config)} puts out vectors of {encoder.width} "
+            f"numbers, not {config.embedding_dim}; set {_KEY}.embedding_dim: {encoder.width} or "
+            "leave it out",
             key=f"{_KEY}.embedding_dim",
         )
     if config.gradient_checkpointing and config.trainable:
-        try:
-            # its name before transformers 5.23 is a deprecated one today
-            enable = getattr(model, "activation_checkpointing_enable", None)
-            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-        except ValueError as error:
-            raise UserError(
-                f"text encoder {_name(config)} has no gradient checkpointing; set it to false",
-                key=f"{_KEY}.gradient_checkpointing",
-            ) from error
+        pretrained.checkpoint_activations(model, config, key=_KEY, what="text encoder")
     return encoder
-
-
-def _name(config: schema.TextEncoder) -> str:
-    return repr(config.tag or config.config.get("model_type"))
 
 
 def _configuration(
@@ -115,19 +104,12 @@ def _model(config: schema.TextEncoder, configuration: transformers.PretrainedCon
     mapped: Any = transformers.MODEL_MAPPING.get(type(configuration), None)
     if isinstance(mapped, type) and "add_pooling_layer" in inspect.signature(mapped).parameters:
         options["add_pooling_layer"] = False
-    try:
+    with pretrained.building(config, key=_KEY, what="text encoder"):
         if config.pretrained:
             options |= {"config": configuration, "dtype": torch.float32}
             model = pretrained.cached_first(transformers.AutoModel, config.tag, **options)
         else:
             model = transformers.AutoModel.from_config(configuration, **options)
-    except OSError as error:
-        raise pretrained.unavailable(config, error, key=_KEY, what="text encoder") from error
-    except (ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
-        raise UserError(
-            f"transformers cannot build {_name(config)} with {config.config}: {error}",
-            key=f"{_KEY}.config" if config.config else f"{_KEY}.tag",
-        ) from error
     return model.get_encoder() if configuration.is_encoder_decoder else model
 
 
@@ -135,14 +117,14 @@ def _check_sizes(model: Any, config: schema.TextEncoder, vocab_size: int) -> Non
     table = model.get_input_embeddings()
     if table.num_embeddings < vocab_size:
         raise UserError(
-            f"the tokenizer has {vocab_size} ids but text encoder {_name(config)} knows only "
-            f"{table.num_embeddings}; use the model's own tokenizer, or a larger vocab_size",
+            f"the tokenizer has {vocab_size} ids but text encoder {pretrained.name(config)} knows "
+            f"only {table.num_embeddings}; use the model's own tokenizer, or a larger vocab_size",
             key=f"{_KEY}.tokenizer",
         )
     limit = pretrained.max_positions(model)
     if limit is not None and config.max_length > limit:
         raise UserError(
             f"max_length {config.max_length} is more than the {limit} positions of text encoder "
-            f"{_name(config)}",
+            f"{pretrained.name(config)}",
             key=f"{_KEY}.max_length",
         )
