@@ -2,63 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from engine.data.bad_samples import BadSamples, summary
 from engine.dist import collectives
 from engine.errors import UserError
-from engine.evals.captions import Prediction, speak
+from engine.evals.captions import speak
+from engine.evals.gallery import spoken
+from engine.evals.input_images import Folder, open_folder
+from engine.evals.predictions import Prediction
 from engine.logs.progress import Progress
-from engine.logs.report import Example, write_gallery
+from engine.logs.report import write_gallery
+from engine.logs.samples import lines, results, write_whole
 from engine.setup import Setup
-from engine.types import Record
 
-SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".avif", ".jp2"
-)  # fmt: skip
+BAD = "bad_samples.jsonl"
 _NUM_SHOWN = 200  # images on the page
-
-
-class Folder:
-    """The images below a folder, by their sorted relative paths; no captions."""
-
-    split = "input"
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.name = root, root.name
-        self.paths = sorted(
-            str((Path(folder) / file).relative_to(root))
-            for folder, _, files in os.walk(root)
-            for file in files
-            if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-        )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Record:
-        path = self.paths[index]
-        return Record(path, self.root / path, "", path, str(index))
-
-    def column(self, name: str) -> np.ndarray:
-        """int64 [rows]: every image is its own."""
-        return np.arange(len(self))
-
-    def captions(self) -> Iterator[str]:
-        """One empty text an image."""
-        return iter([""] * len(self))
 
 
 def generate(setup: Setup) -> None:
     """Caption ``generate.input`` with the run's checkpoint. Raises UserError."""
+    if "caption" not in setup.task.modalities:
+        raise UserError(
+            f"--mode=generate speaks about images, which --task={setup.task_name} does not learn; "
+            "take --task=caption"
+        )
     section = setup.config.generate
-    source = _folder(section.input)
+    source = open_folder(section.input)
+    folder = Path(section.output) if section.output else setup.run_dir / "captions"
     module, _ = setup.trained_model()
+    if collectives.rank() == 0:
+        _prepare(folder)
+        for closed in source.closed:
+            setup.warn(f"left out: {closed}")
     evaluations = setup.evaluate
     predictions, bad = speak(
         evaluations.encoder(module),
@@ -68,43 +48,46 @@ def generate(setup: Setup) -> None:
         setup.config.data.prompt.instruction,
         evaluations.judge("ranker"),
     )
+    if not predictions:
+        raise UserError(
+            f"none of the {len(source)} images in {source.root} can be read: {summary(bad)}",
+            key="generate.input",
+        )
     if collectives.rank() != 0:
         return
-    folder = Path(section.output) if section.output else setup.run_dir / "captions"
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder, source, predictions)
-    say = Progress().message
     if bad:
-        BadSamples(folder / "bad_samples.jsonl", 1.0).add(bad, seen=len(source))
-        say(f"warning: {len(bad)} images left out: {summary(bad)}")
-    say(f"{len(predictions)} captions: {folder / 'captions.jsonl'}, {folder / 'captions.html'}")
-
-
-def _folder(name: str | None) -> Folder:
-    if name is None:
-        raise UserError("--mode=generate needs a folder of images: input=DIR", key="generate.input")
-    root = Path(name)
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}", key="generate.input")
-    source = Folder(root)
-    if not len(source):
-        raise UserError(
-            f"{root} holds no images; known endings: {' '.join(SUFFIXES)}", key="generate.input"
-        )
-    return source
-
-
-def write(folder: Path, source: Folder, predictions: list[Prediction]) -> None:
-    """``captions.jsonl``, the COCO results form ``captions_coco.json``, and ``captions.html``."""
-    lines = [json.dumps(p.to_json(), ensure_ascii=False) for p in predictions]
-    (folder / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf8")
-    coco = [{"image_id": p.image_id, "caption": p.caption} for p in predictions]
-    (folder / "captions_coco.json").write_text(
-        json.dumps(coco, ensure_ascii=False, indent=0), encoding="utf8"
+        BadSamples(folder / BAD, 1.0).add(bad, seen=len(source))
+        setup.warn(f"{_number(bad, 'image')} left out: {summary(bad)}")
+    write(folder, source, predictions, setup.config.data.max_image_pixels)
+    Progress().message(
+        f"{_number(predictions, 'caption')}: {folder / 'captions.jsonl'}, "
+        f"{folder / 'captions.html'}"
     )
-    shown = predictions[:_NUM_SHOWN]
-    examples = [
-        Example((source.root / p.image_id).read_bytes(), [p.image_id], [(p.caption, None)])
-        for p in shown
-    ]
-    write_gallery(folder / "captions.html", f"Captions of {source.root}", examples)
+
+
+def _number(things: Sequence[Any], name: str) -> str:
+    return f"{len(things):,} {name}{'s' if len(things) != 1 else ''}"
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder that is written to, before hours of work are done for it. UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / BAD).unlink(missing_ok=True)
+        write_whole(folder / "captions.jsonl", "")
+    except OSError as error:
+        raise UserError(
+            f"no captions can be written to {folder}: {error.strerror}", key="generate.output"
+        ) from error
+
+
+def write(folder: Path, source: Folder, predictions: list[Prediction], max_pixels: int) -> None:
+    """``captions.jsonl``, the COCO results form ``captions_coco.json``, and ``captions.html``."""
+    rows = [prediction.to_json() for prediction in predictions]
+    write_whole(folder / "captions.jsonl", lines(rows))
+    write_whole(folder / "captions_coco.json", results(rows))
+    shown = [spoken(source, prediction, max_pixels) for prediction in predictions[:_NUM_SHOWN]]
+    section = _number(predictions, "image")
+    if len(shown) < len(predictions):
+        section = f"The first {len(shown)} of {section}"
+    write_gallery(folder / "captions.html", f"Captions of {source.root}", section, shown)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from engine import registry
 from engine.config.dump import resolved_yaml
 from engine.data.loader import train_batches
 from engine.data.reader import limits_of
 from engine.data.stream.loader import StreamLoader
 from engine.data.transforms import pipeline
 from engine.dist import collectives
-from engine.models.memory import count_flops, estimate_memory
-from engine.models.parameters import format_table, parameter_table
-from engine.modes import build_state
+from engine.models.memory import Memory, count_flops, estimate_memory
+from engine.models.parameters import format_table
+from engine.modes import build_state, check_dist
 from engine.setup import Setup
 from engine.train.plan import Plan, make_plan
+from engine.types import Batch, Sample
 
 _SAMPLED = 16  # samples that the estimates are made from
 _GIB = 2**30
@@ -26,15 +29,18 @@ _GIB = 2**30
 def check(setup: Setup) -> None:
     """Print the resolved configuration, parameters, data plan, and what a step will cost."""
     config = setup.config
+    check_dist(setup)
     plan = make_plan(config, collectives.world())
-    state = build_state(setup, plan)
-    batch = sample_batch(setup, plan)
+    state = build_state(setup, plan, shares=False)
+    seen = _Seen(setup.task.batch)
+    batch = sample_batch(setup, plan, seen)
     lines = [
         resolved_yaml(config),
         "# parameters",
-        format_table(parameter_table(state.module, state.optimizer.param_groups)),
+        format_table(state.parameters),
         "\n# data",
         *data_plan(setup, plan),
+        *told_sample(setup, seen.samples[0]),
         "\n# cost",
         *cost(setup, plan, state, batch),
     ]
@@ -59,7 +65,29 @@ def data_plan(setup: Setup, plan: Plan) -> list[str]:
     ]
 
 
-def sample_batch(setup: Setup, plan: Plan) -> dict[str, Any]:
+class _Seen:
+    """A task's collate that remembers what it was given."""
+
+    def __init__(self, collate: Callable[[list[Sample]], Batch]) -> None:
+        self.collate = collate
+        self.samples: list[Sample] = []
+
+    def __call__(self, samples: list[Sample]) -> Batch:
+        self.samples = samples
+        return self.collate(samples)
+
+
+def told_sample(setup: Setup, sample: Sample) -> list[str]:
+    """What a task that speaks makes of a sample: what it is given, and what it learns to say."""
+    told = getattr(setup.task, "told", None)
+    if told is None:
+        return []
+    prompt, target = told(sample)
+    images = 0 if sample.image is None else 1 + len(sample.more_images)
+    return [f"\n# a sample, with {images} image(s)", f"prompt: {prompt!r}", f"target: {target!r}"]
+
+
+def sample_batch(setup: Setup, plan: Plan, collate: _Seen) -> dict[str, Any]:
     """The first few samples of the first step, as a batch on the CPU."""
     transforms = setup.config.transforms
     transform = pipeline.build(
@@ -69,13 +97,13 @@ def sample_batch(setup: Setup, plan: Plan) -> dict[str, Any]:
         decoder=setup.config.data.decoder,
     )
     if plan.streamed:
-        return streamed_batch(setup, plan, transform)
+        return streamed_batch(setup, plan, transform, collate)
     _, batch, _ = next(
         train_batches(
             plan.sources,
             _First(plan.sampler, _SAMPLED),
             transform,
-            setup.task.batch,
+            collate,
             first_step=0,
             total_steps=1,
             steps_per_epoch=1,
@@ -89,12 +117,12 @@ def sample_batch(setup: Setup, plan: Plan) -> dict[str, Any]:
     return batch
 
 
-def streamed_batch(setup: Setup, plan: Plan, transform: Any) -> dict[str, Any]:
+def streamed_batch(setup: Setup, plan: Plan, transform: Any, collate: _Seen) -> dict[str, Any]:
     """A few samples that are not waited for until a whole shuffle window has come."""
     loader = StreamLoader(
         [replace(source, window=_SAMPLED) for source in plan.streamed],
         transform,
-        setup.task.batch,
+        collate,
         batch_size=_SAMPLED,
         first_step=0,
         total_steps=1,
@@ -136,6 +164,7 @@ def cost(setup: Setup, plan: Plan, state: Any, batch: dict[str, Any]) -> list[st
         global_rows=data.batch_size,
         dim=setup.config.model.projection.dim,
     )
+    memory = shared_out(setup, memory)
     parts = ("weights", "gradients", "optimizer", "activations", "loss")
     told = ", ".join(f"{part} {getattr(memory, part) / _GIB:.2f}" for part in parts)
     return [
@@ -143,3 +172,14 @@ def cost(setup: Setup, plan: Plan, state: Any, batch: dict[str, Any]) -> list[st
         f"{pair * samples * plan.epochs / 1e12:.2f} TFLOP in all",
         f"memory of a device, estimated: {memory.total / _GIB:.2f} GiB ({told})",
     ]
+
+
+def shared_out(setup: Setup, memory: Memory) -> Memory:
+    """What of ``memory`` is left on one device where ``dist.name`` divides it among the ranks."""
+    dist = setup.config.dist
+    part = registry.find("dist", dist.name, key="dist.name")
+    if not hasattr(part, "shares"):
+        return memory
+    divided = part.shares(setup.config, setup.precision.name)
+    whole = {name: getattr(memory, name) for name in divided}
+    return replace(memory, **{name: size // collectives.world() for name, size in whole.items()})

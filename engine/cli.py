@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from engine.config.load import Loaded, load_with_places
 from engine.errors import UserError
 from engine.flags import Arguments
+
+if TYPE_CHECKING:  # torch is imported when the configuration is known to be sound
+    from engine.setup import Setup
 
 
 def main(arguments: Arguments) -> int:
@@ -39,6 +44,18 @@ def _work(arguments: Arguments, loaded: Loaded) -> int:
             setup = modes.Setup(arguments.task, loaded.config, device, stop)
             if arguments.mode == "check":
                 check.check(setup)
+            elif arguments.mode == "export":
+                from engine import exporting
+
+                exporting.export(setup)
+            elif _answers(arguments, setup):
+                from engine import answering  # with transformers, which takes a while to import
+
+                answering.generate(setup)
+            elif (arguments.mode, arguments.task) == ("generate", "recognize"):
+                from engine import recognizing
+
+                recognizing.generate(setup)
             elif arguments.mode == "generate":
                 from engine import captioning  # with its scorers, which take a while to import
 
@@ -52,3 +69,9 @@ def _work(arguments: Arguments, loaded: Loaded) -> int:
         finally:
             shutdown()
     return 0
+
+
+def _answers(arguments: Arguments, setup: Setup) -> bool:
+    """Whether questions are to be answered: a template of --task=vqa may speak captions."""
+    asked = (arguments.mode, arguments.task) == ("generate", "vqa")
+    return asked and "answer" in setup.task.modalities

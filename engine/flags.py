@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.errors import UserError
 
-MODES = ("train", "eval", "generate", "check")
+MODES = ("train", "eval", "generate", "export", "check")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,8 @@ def _parser(tasks: Sequence[str]) -> _Parser:
         choices=MODES,
         default="train",
         help="train (default); eval: score a checkpoint; generate: texts for a "
-        "folder of images (input=DIR); check: show the resolved run and stop",
+        "folder of images (input=DIR) or a file of questions (input=FILE); export: weights for "
+        "other programs; check: show the resolved run and stop",
     )
     parser.add_argument("--exp_name", help="name of the run's folder, instead of data.exp_name")
     nodes = parser.add_argument_group("processes (torchrun sets these itself)")

@@ -20,7 +20,12 @@ from torch import Tensor
 
 
 def visible(
-    causal_BT: Tensor, segment_BT: Tensor | None = None, valid_BT: Tensor | None = None
+    causal_BT: Tensor,
+    segment_BT: Tensor | None = None,
+    valid_BT: Tensor | None = None,
+    *,
+    unseen_BT: Tensor | None = None,
+    last: int | None = None,
 ) -> Tensor:
     """bool [B, T, T]: whether row i's query may see column j.
 
@@ -30,16 +35,22 @@ def visible(
         causal_BT: 1 where a position begins a new step of time, else 0.
         segment_BT: 0 for what all may see; absent: all 0.
         valid_BT: 0 for padding; absent: all valid.
+        unseen_BT: 1 for what nobody may see, not even itself; absent: nothing is.
+        last: the last so many queries alone, [B, last, T], of rows that are all valid.
     """
     order_BT = causal_BT.cumsum(1)
-    sees_BTT = order_BT[:, None, :] <= order_BT[:, :, None]
+    asked = slice(None if last is None else -last, None)
+    sees_BTT = order_BT[:, None, :] <= order_BT[:, asked, None]
     if segment_BT is not None:
-        key, query = segment_BT[:, None, :], segment_BT[:, :, None]
+        key, query = segment_BT[:, None, :], segment_BT[:, asked, None]
         sees_BTT = sees_BTT & ((key == 0) | (key == query))
+    if unseen_BT is not None:
+        sees_BTT = sees_BTT & ~unseen_BT.bool()[:, None, :]
     if valid_BT is not None:
         valid_BT = valid_BT.bool()
         itself_TT = torch.eye(valid_BT.shape[1], dtype=torch.bool, device=valid_BT.device)
-        sees_BTT = (sees_BTT & valid_BT[:, None, :] & valid_BT[:, :, None]) | itself_TT
+        known_BTT = valid_BT[:, None, :] & valid_BT[:, :, None]
+        sees_BTT = (sees_BTT & known_BTT) | (itself_TT & ~valid_BT[:, :, None])
     return sees_BTT
 
 
@@ -49,13 +60,18 @@ def additive(sees_BTT: Tensor, dtype: torch.dtype) -> Tensor:
     return mask_BTT.masked_fill_(~sees_BTT, torch.finfo(dtype).min)[:, None]
 
 
-def prefix(num_prefix: int, valid_BT: Tensor, dtype: torch.dtype) -> Tensor:
+def prefix(
+    num_prefix: int, valid_BT: Tensor, dtype: torch.dtype, image_valid_BN: Tensor | None = None
+) -> Tensor:
     """The additive mask of ``num_prefix`` image tokens before a text (GIT, arXiv 2205.14100).
 
     Image tokens see each other, none of the text; text sees the image and what precedes it.
-    ``valid_BT`` is the text's attention mask; gives [B, 1, N + T, N + T].
+    ``valid_BT`` is the text's attention mask, ``image_valid_BN`` says which image tokens are there
+    (absent: all of them); gives [B, 1, N + T, N + T].
     """
     image_BN = valid_BT.new_zeros(len(valid_BT), num_prefix)
     causal_BT = torch.cat([image_BN, torch.ones_like(valid_BT)], dim=1)
-    whole_BT = torch.cat([torch.ones_like(image_BN), valid_BT], dim=1)
+    if image_valid_BN is None:
+        image_valid_BN = torch.ones_like(image_BN)
+    whole_BT = torch.cat([image_valid_BN.to(valid_BT.dtype), valid_BT], dim=1)
     return additive(visible(causal_BT, valid_BT=whole_BT), dtype)

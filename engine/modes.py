@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from pathlib import Path
+from urllib.parse import quote
 
+import torch
 from torch import nn
 
 from engine import registry
@@ -12,22 +16,27 @@ from engine.data.bad_samples import BadSamples
 from engine.data.tar.damage import known_damage
 from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
 from engine.dist import collectives
+from engine.evals.encode import check_size
 from engine.logs.progress import Progress
 from engine.logs.report import write_report
-from engine.logs.run_log import open_log
+from engine.logs.run_log import RunLog, open_log
+from engine.logs.samples import FOLDER as SAMPLES_FOLDER
+from engine.logs.samples import write_samples
 from engine.models.parameters import format_table, parameter_table
 from engine.models.towers import load_tower
 from engine.setup import Setup
 from engine.train import optim
-from engine.train.checkpoint import CheckpointStore
+from engine.train.checkpoint import CheckpointStore, load_model
 from engine.train.loop import Training
 from engine.train.plan import Plan, make_plan, order_key
 from engine.train.state import TrainState, make_state
+from engine.types import Metrics
 
 
 def train(setup: Setup) -> None:
     """Train to the end, or go on from where the run stopped."""
     config, rank = setup.config, collectives.rank()
+    check_dist(setup)
     plan = make_plan(config, collectives.world())
     for told in (text for source in plan.sources for text in known_damage(source)):
         if rank == 0:
@@ -40,14 +49,7 @@ def train(setup: Setup) -> None:
         warn_of_mixed_statistics(setup, state.module)
     if checkpoint is not None:
         state.restore(checkpoint, order_key(config, plan))
-    store = CheckpointStore(
-        setup.run_dir / "checkpoints", config.ckpt.keep_last, writer=rank == 0
-    )  # from here on the run writes: whatever is wrong with its configuration was said before
-    if rank == 0:
-        (setup.run_dir / "config.yaml").write_text(text, encoding="utf8")
-        rows = parameter_table(state.module, state.optimizer.param_groups)
-        (setup.run_dir / "parameters.txt").write_text(format_table(rows) + "\n", encoding="utf8")
-        setup.tokenizer.save(setup.run_dir / TOKENIZER_FOLDER)
+    store = open_run(setup, state, text)  # what is wrong with the configuration was said before
     bad = BadSamples(
         setup.run_dir / "bad_samples.jsonl", config.data.max_bad_fraction, write=rank == 0
     )
@@ -57,7 +59,7 @@ def train(setup: Setup) -> None:
         log.message(greeting(setup, plan, state))
         training = Training(
             config, text, setup.task, plan, state, store, bad, log, setup.stop, setup.device,
-            evaluate=lambda: setup.evaluate(state.module),
+            evaluate=lambda: evaluate_and_show(setup, state, log),
         )  # fmt: skip
         metrics = training.run()
         if setup.stop.requested:
@@ -66,24 +68,94 @@ def train(setup: Setup) -> None:
                 "the same command goes on from there"
             )
         elif not metrics and config.eval.epoch_interval is not None:  # nothing was left to train
-            log.row({"step": state.step, **setup.evaluate(state.module)})
+            log.row({"step": state.step, **evaluate_and_show(setup, state, log)})
         log.message(f"run folder: {setup.run_dir}")
+    close_run(setup, state)
+
+
+def open_run(setup: Setup, state: TrainState, text: str) -> CheckpointStore:
+    """From here on the run writes: what it was made with, and the place of its checkpoints."""
+    run_dir, rank = setup.run_dir, collectives.rank()
+    store = CheckpointStore(run_dir / "checkpoints", setup.config.ckpt.keep_last, writer=rank == 0)
     if rank == 0:
-        if any(group.train == "lora" for group in config.optim.groups):
-            from engine.models.adapters import save_adapters
+        (run_dir / "config.yaml").write_text(text, encoding="utf8")
+        table = format_table(state.parameters)
+        (run_dir / "parameters.txt").write_text(table + "\n", encoding="utf8")
+        setup.tokenizer.save(run_dir / TOKENIZER_FOLDER)
+    return store
 
-            save_adapters(state.module, setup.run_dir / "adapters", config.model.lora)
-        write_report(setup.run_dir, gallery=setup.evaluate.gallery)
+
+def close_run(setup: Setup, state: TrainState) -> None:
+    """Adapters on their own, and the report."""
+    config, rank = setup.config, collectives.rank()
+    if any(group.train == "lora" for group in config.optim.groups):
+        from engine.models.adapters import save_adapters
+
+        with state.parallel.whole():
+            if rank == 0:
+                save_adapters(state.module, setup.run_dir / "adapters", config.model.lora)
+    if rank == 0:
+        write_report(setup.run_dir, galleries=setup.evaluate.galleries)
 
 
-def build_state(setup: Setup, plan: Plan) -> TrainState:
-    """The model, wrapped for the world it runs in, and its optimizer."""
-    module = setup.build_model()
+def evaluate_and_show(setup: Setup, state: TrainState, log: RunLog) -> Metrics:
+    """The figures of the model as it is; its predictions and examples on the way."""
+    with state.parallel.whole():
+        metrics = setup.evaluate(state.module)
+    save_predictions(setup, f"step_{state.step}")
+    for dataset, examples in setup.evaluate.galleries.items():
+        log.examples(state.step, dataset, examples)
+    return metrics
+
+
+def save_predictions(setup: Setup, label: str) -> None:
+    """What the latest evaluation generated, in the run folder's ``samples``."""
+    if collectives.rank() != 0:
+        return
+    for dataset, predictions in setup.evaluate.predictions.items():
+        try:
+            write_samples(
+                setup.run_dir / SAMPLES_FOLDER, dataset, label, [p.to_json() for p in predictions]
+            )
+            if dataset in setup.evaluate.pictures:
+                name = f"{quote(dataset, safe=' ')}.{label}.curve.png"
+                setup.evaluate.pictures[dataset].save(setup.run_dir / SAMPLES_FOLDER / name)
+        except OSError as error:  # a full disk, say: the figures are worth more
+            setup.warn(f"predictions of {dataset} are not saved: {error}")
+
+
+def check_dist(setup: Setup) -> None:
+    """What of ``dist`` cannot work is said before any data is read."""
+    part = registry.find("dist", setup.config.dist.name, key="dist.name")
+    if hasattr(part, "check"):
+        part.check(setup.config, setup.device, setup.precision.name)
+
+
+def build_state(setup: Setup, plan: Plan, *, shares: bool = True) -> TrainState:
+    """The model, wrapped for the world it runs in, and its optimizer.
+
+    Without ``shares`` it is whole, to be looked at, even where a run would share it out.
+    """
+    config = setup.config
+    part = registry.find("dist", config.dist.name, key="dist.name")
+    sharing = "optimizer" in inspect.signature(part.build).parameters
+    module = setup.build_model(torch.device("cpu") if sharing else setup.device)
+    if config.eval.epoch_interval is not None and config.data.valid_name:
+        check_size(module, config.transforms)
     module.train()
-    optim.freeze(module, setup.config.optim)  # before the wrapper looks at what trains
-    dist = setup.config.dist
-    wrapped = registry.find("dist", dist.name, key="dist.name").build(module, dist, setup.device)
-    return make_state(setup.config, module, wrapped, setup.precision, plan.total_steps)
+    optim.freeze(module, config.optim)  # before the wrapper looks at what trains
+    if not sharing or not shares:
+        wrapped = module if sharing else part.build(module, config.dist, setup.device)
+        return make_state(config, module, wrapped, setup.precision, plan.total_steps)
+    if setup.checkpoint is not None:  # while the weights are whole
+        load_model(module, setup.checkpoint.model(), key="ckpt.resume")
+    optimizer = optim.build(module, config.optim)
+    table = parameter_table(module, optimizer.param_groups)
+    wrapped = part.build(
+        module, config.dist, setup.device,
+        optimizer=optimizer, run=config, precision=setup.precision.name,
+    )  # fmt: skip
+    return make_state(config, module, wrapped, setup.precision, plan.total_steps, table)
 
 
 def warn_of_mixed_statistics(setup: Setup, module: nn.Module) -> None:
@@ -100,7 +172,7 @@ def warn_of_mixed_statistics(setup: Setup, module: nn.Module) -> None:
 
 def greeting(setup: Setup, plan: Plan, state: TrainState) -> str:
     """One line that says what is about to happen."""
-    number = sum(parameter.numel() for parameter in state.module.parameters())
+    number = sum(row.count for row in state.parameters)
     start = f", from step {state.step}" if state.step else ""
     return (
         f"{setup.task_name}: {number / 1e6:.1f}M parameters, {setup.precision.name} on "
@@ -128,6 +200,7 @@ def probe(setup: Setup) -> None:
 def report_figures(setup: Setup, module: nn.Module, step: int | None, origin: str | None) -> None:
     """Print an evaluation's table, and add it to the run folder's ``evaluations.jsonl``."""
     metrics = setup.evaluate(module)
+    save_predictions(setup, f"step_{step}" if step is not None else Path(origin or "model").stem)
     if collectives.rank() == 0 and metrics:
         Progress().row({"step": step or 0, **metrics})
         setup.run_dir.mkdir(parents=True, exist_ok=True)

@@ -5,31 +5,32 @@ Each image is encoded once, however many captions are judged; the model reads im
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
 import transformers  # isort: skip
-from engine import registry
 from engine.config import transforms as transform_schema
-from engine.config.load import load
+from engine.data.bad_samples import summary
 from engine.data.batch_memory import stack_images
 from engine.data.loader import rank_slice
-from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
-from engine.data.text.tokenizer import load as load_tokenizer
+from engine.data.reader import Limits
 from engine.data.transforms import pipeline
 from engine.dist import collectives
-from engine.errors import UserError
+from engine.errors import FaultError, UserError
 from engine.evals.encode import Encoder
 from engine.models.pretrained import cached_first, only_errors
-from engine.train.checkpoint import load_model, open_checkpoint
+from engine.train.trained_run import is_run, open_run
 from engine.types import Batch, Sample, Source
 
 
@@ -39,6 +40,15 @@ class Contrast:
 
     name: str
     encoder: Encoder
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights with their names: the same model, wherever it was taken from."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.encoder.model.state_dict().items()):
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return found.hexdigest()
 
     def cosines(
         self, source: Source, rows: Sequence[int], texts: Sequence[Sequence[str]]
@@ -54,12 +64,19 @@ class Contrast:
     def features(
         self, source: Source, rows: Sequence[int], texts: Sequence[str]
     ) -> tuple[Tensor, Tensor]:
-        """L2-normed features of the rows' images [N, D], in order, and of the texts [M, D]."""
+        """L2-normed features of the rows' images [N, D], in order, and of the texts [M, D].
+
+        Raises FaultError where an image cannot be read.
+        """
         encoded = self.encoder.images(source, np.asarray(rows))
+        if encoded.bad:
+            raise FaultError(f"{self.name} cannot judge images: {summary(encoded.bad)}")
         at = {int(row): place for place, row in enumerate(encoded.rows)}
         image_ND = encoded.features[[at[int(row)] for row in rows]]
-        mine = rank_slice(list(texts), collectives.rank(), collectives.world())
-        text_MD = self.encoder.texts(mine)
+        # equal texts once: samples repeat one another, and then tie to the last bit
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        mine = rank_slice(list(numbers), collectives.rank(), collectives.world())
+        text_MD = self.encoder.texts(mine)[[numbers[text] for text in texts]]
         return nn.functional.normalize(image_ND, dim=-1), nn.functional.normalize(text_MD, dim=-1)
 
 
@@ -72,32 +89,23 @@ def open_contrast(
     num_workers: int | None,
     autocast: Callable[[], Any],
     warn: Callable[[str], None],
+    limits: Limits = Limits(),  # noqa: B008  frozen
 ) -> Contrast:
-    """The model called ``name``: a run's folder, else a hub id or folder of a CLIP. UserError."""
-    parts = _of_run(Path(name), key, warn) if _is_run(Path(name)) else _of_hub(name, key)
+    """The model called ``name``: a run's folder, or one of its checkpoints, else a hub id or folder
+    of a CLIP. Raises UserError."""
+    parts = _of_run(Path(name), key, warn) if is_run(Path(name)) else _of_hub(name, key)
     task, model, transform = parts
     model = model.to(device).eval().requires_grad_(False)
     encoder = Encoder(
         task, model, transform, device, batch_size=batch_size, num_workers=num_workers,
-        autocast=autocast,
+        autocast=autocast, limits=limits,
     )  # fmt: skip
     return Contrast(name, encoder)
 
 
-def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file()
-
-
 def _of_run(path: Path, key: str, warn: Callable[[str], None]) -> tuple[Any, nn.Module, Any]:
-    config = load(path / "config.yaml")
-    if not (path / TOKENIZER_FOLDER).is_dir():
-        raise UserError(f"{path} has no tokenizer: it is no run of --task=clip", key=key)
-    tokenizer = load_tokenizer(path / TOKENIZER_FOLDER)
-    task = registry.find("tasks", "clip").build(config, lambda: tokenizer)
-    model = task.build_model()
-    load_model(model, open_checkpoint(path, key=key, warn=warn).model(), key=key)
-    names, form = config.transforms.valid_transforms, config.transforms
-    return task, model, pipeline.build(names, form, key=key)
+    run = open_run(path, "clip", key=key, warn=warn)
+    return run.task, run.model, run.transform
 
 
 def _of_hub(name: str, key: str) -> tuple[Any, nn.Module, Any]:
@@ -106,7 +114,7 @@ def _of_hub(name: str, key: str) -> tuple[Any, nn.Module, Any]:
             model = cached_first(transformers.AutoModel, name, dtype=torch.float32)
             tokenizer = cached_first(transformers.AutoTokenizer, name)
             reader = cached_first(transformers.AutoImageProcessor, name)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"{name!r} is neither the folder of a clip run nor a CLIP that can be loaded: "
             f"{(str(error).splitlines() or [type(error).__name__])[0]}",

@@ -13,6 +13,7 @@ from torch import nn
 
 from engine import registry
 from engine.config.schema import Config
+from engine.data.reader import Limits
 from engine.data.sources import open_source
 from engine.data.text.choose import choose_tokenizer
 from engine.data.text.tokenizer import TextTokenizer
@@ -22,9 +23,11 @@ from engine.evals.run import Evaluations
 from engine.logs.progress import Progress
 from engine.models.towers import load_tower
 from engine.train.checkpoint import Checkpoint, CheckpointStore, load_model, open_checkpoint
+from engine.train.checkpoint_folder import step_of
 from engine.train.lars import LARS
 from engine.train.precision import Precision
 from engine.train.signals import StopRequest
+from engine.train.trained_run import add_adapters
 
 
 @dataclass
@@ -71,23 +74,31 @@ class Setup:
         homes = [self.run_dir]
         if self.checkpoint is not None and self.checkpoint.step is not None:
             homes.insert(0, self.checkpoint.path.parents[1])
+        if self.config.model.init:  # whose weights know its ids
+            path = Path(self.config.model.init).expanduser()
+            homes.append(path.parents[1] if step_of(path) is not None else path)
         state = None
         if collectives.rank() == 0:
             part = getattr(registry.find("tasks", self.task_name), "TEXT_PART", "text_encoder")
-            state = choose_tokenizer(self.config, homes, self._captions, part).state()
+            state = choose_tokenizer(self.config, homes, lambda: self._captions(part), part).state()
         return TextTokenizer.from_state(collectives.broadcast_json(state))
 
-    def _captions(self) -> Iterator[str]:
-        data = self.config.data
-        for name in data.train_name:
-            yield from open_source(name, "train", data, key="data.train_name").captions()
+    def _captions(self, part: str) -> Iterator[str]:
+        data, key = self.config.data, f"model.{part}.tokenizer.datasets"
+        chosen: list[str] = getattr(self.config.model, part).tokenizer.datasets
+        if not chosen:
+            chosen, key = data.train_name, "data.train_name"
+        for name in chosen:
+            yield from open_source(name, "train", data, key=key).captions()
+        more = getattr(registry.find("tasks", self.task_name), "more_texts", None)
+        yield from more(self.config) if more else ()
 
     @cached_property
     def task(self) -> Any:
         # a task without texts never asks for the tokenizer, and none is made
         return registry.find("tasks", self.task_name).build(self.config, lambda: self.tokenizer)
 
-    def build_model(self) -> nn.Module:
+    def build_model(self, device: torch.device | None = None) -> nn.Module:
         """The task's model on the device, with the weights that the configuration names."""
         model = self.config.model
         torch.manual_seed(self.config.runner.seed)
@@ -103,21 +114,10 @@ class Setup:
         if model.init:
             tensors = open_checkpoint(model.init, key="model.init", warn=self.warn).model()
             load_model(module, tensors, key="model.init")
-        groups = self.config.optim.groups
-        if adapted := [group.pattern for group in groups if group.train == "lora"]:
-            try:
-                from engine.models.adapters import add_lora  # peft takes a while to import
-            except ImportError as error:
-                raise UserError(
-                    f"train: lora needs peft ({error}): pip install -e .[caption]",
-                    key="optim.groups",
-                ) from error
-
-            first = [group.train for group in groups].index("lora")
-            add_lora(module, adapted, [g.pattern for g in groups[:first]], model.lora)
+        add_adapters(module, self.config, self.task)
         if self.config.runner.compile:
             module.compile(dynamic=True)
-        return module.to(self.device, self.precision.weights)
+        return module.to(device or self.device, self.precision.weights)
 
     def trained_model(self) -> tuple[nn.Module, Checkpoint]:
         """The model with the weights of the run's checkpoint. UserError where it has none."""
@@ -157,4 +157,5 @@ class Setup:
             num_workers=self.config.data.num_workers,
             autocast=self.precision.autocast,
             warn=self.warn,
+            limits=Limits(self.config.data.max_image_pixels, self.config.data.max_caption_chars),
         )

@@ -38,6 +38,8 @@ class Record:
     turns: tuple[Turn, ...] = ()  # the conversation; of a question, it and its answer
     answers: tuple[str, ...] = ()  # every annotator's
     labels: tuple[str, ...] = ()  # names of what is in the image
+    more_images: tuple[Path | bytes, ...] = ()  # the second and all further ones
+    question_type: str = ""  # what the question asks for, as the dataset names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Sample:
     turns: tuple[Turn, ...] = ()
     answers: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    more_images: tuple[Tensor, ...] = ()  # each as ``image``
+    question_type: str = ""
 
 
 class BadSample(Exception):
@@ -62,7 +66,7 @@ class BadSample(Exception):
 
     Causes: missing, empty file, not an image, truncated, corrupt, too large, no caption, no image,
     outside root, unreadable, malformed, no answer, not text, caption too long, prompt too long,
-    several images.
+    several images, too many images.
     """
 
     def __init__(self, cause: str, detail: str = "") -> None:
@@ -84,7 +88,8 @@ class Source(Protocol):
         ...
 
     def column(self, name: str) -> np.ndarray:
-        """int64 codes of ``image_id`` or ``caption_id`` of all rows, equal where the ids are."""
+        """int64 codes of ``image_id`` or ``caption_id`` of all rows, equal where the ids are; or
+        int32 ``length``: characters of a row's texts, negative where it has no image."""
         ...
 
     def captions(self) -> Iterator[str]:
@@ -139,4 +144,4 @@ class Task(Protocol):
     def losses(self, features: Features) -> dict[str, Tensor]: ...
 
 
-Metrics = Mapping[str, float]
+Metrics = Mapping[str, float | str]

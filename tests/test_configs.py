@@ -30,17 +30,30 @@ DECODERS = {  # tiny ones of the recipes' families
     },
     "git_llama2_7b.yaml": {"model_type": "llama", "intermediate_size": 64, **LANGUAGE},
     "git_mpt_7b.yaml": {"model_type": "mpt", "d_model": 32, "n_layers": 1, "n_heads": 2},
+    "clip_flant5_stage1.yaml": T5,
+    "clip_flant5_stage2.yaml": T5,
+    "clip_flant5_stage2_lora.yaml": T5,
+    "nxtp_llama2_7b.yaml": {
+        "model_type": "llama", "intermediate_size": 64, **LANGUAGE, "num_hidden_layers": 8,
+    },
 }  # fmt: skip
 CLIP_VISION = {
     "model_type": "clip_vision_model", "intermediate_size": 64, "patch_size": 32, **LANGUAGE,
 }  # fmt: skip
+LARGE = {"num_hidden_layers": 2, "patch_size": 48}  # for images of 336 pixels, and layer -2
+DEEP = {"nxtp_llama2_7b.yaml": {"num_hidden_layers": 24}}  # of which the last six train
 
 
 def small(path: Path, folder: Path) -> list[str]:
     """Overrides that leave the recipe alone and shrink data, towers and length."""
     config = load(path)
+    large = config.transforms.center_crop.size == 336
     names = [f"drawn{i}" for i in range(len(config.data.train_name))]
     options = {"format": "shapes", "num_train": 32, "num_valid": 8, "image_size": 32}
+    if path.parent.name == "vqa" and config.data.prompt.template != "t5_plain":
+        options["texts"] = "questions"
+    if path.parent.name == "recognize" and config.data.labels.source == "given":
+        options["texts"] = "labels"
     changed = {
         "data.data_path": str(folder / "data"),
         "data.datasets": {name: {**options, "seed": i} for i, name in enumerate(names)},
@@ -55,14 +68,21 @@ def small(path: Path, folder: Path) -> list[str]:
         "ckpt.dir": str(folder / "output"),
         "log.tensorboard": False,
     }
+    if path.parent.name == "vqa":
+        changed |= {"model.init": None, "model.decoder.tokenizer.datasets": []}
+    if path.parent.name == "recognize":
+        changed |= {"eval.recognition.encoder": None, "ckpt.best_metric": None}
     if config.model.image_encoder.init:
         changed["model.image_encoder.init"] = None
     if path.name in DECODERS:
         changed |= {
+            "dist": None,
             "dist.precision": "fp32",
             "model.image_encoder.pretrained": False,
             "model.image_encoder.embedding_dim": None,
-            "model.image_encoder.param": CLIP_VISION,
+            "model.image_encoder.param": CLIP_VISION
+            | (LARGE if large else {})
+            | DEEP.get(path.name, {}),
             "model.decoder.tag": None,
             "model.decoder.pretrained": False,
             "model.decoder.config": DECODERS[path.name],
@@ -144,6 +164,23 @@ RECIPES = {
             "mpt_7b": "mosaicml/mpt-7b",
         }.items()
     },
+    "clip_flant5_stage1.yaml": {
+        "model.image_encoder.tag": "openai/clip-vit-large-patch14-336",
+        "model.connector": {"name": "mlp2x_gelu", "layer": -2, "keep_cls": False},
+        "model.decoder.name": "t5", "model.decoder.tag": "google/flan-t5-xxl",
+        "model.decoder.max_length": 2048, "model.decoder.gradient_checkpointing": True,
+        "data.prompt.template": "t5_plain", "data.prompt.tokenize": "reference",
+        "dist.name": "deepspeed", "dist.param": {"zero_stage": 2},
+        "transforms.image_aspect_ratio": "pad", "data.batch_size": 256, "optim.lr.init": 1e-2,
+        "optim.param": {"weight_decay": 0.0}, "optim.lr.warmup_proportion": 0.03,
+        "optim.lr.name": "cosine_schedule_with_warmup", "dist.precision": "bf16",
+    },
+    "clip_flant5_stage2.yaml": {
+        "model.init": "./output/clip_flant5_stage1", "data.prompt.template": "t5_v1",
+        "data.train_type": "modality_grouped", "data.batch_size": 96, "optim.lr.init": 2e-5,
+        "data.prompt.tokenize": "reference", "model.connector.name": "mlp2x_gelu",
+        "dist.name": "deepspeed", "dist.param": {"zero_stage": 3},
+    },
     "lit.yaml": {
         "model.image_encoder.trainable": False, "model.image_encoder.pretrained": True,
         "model.text_encoder.trainable": True, "loss.name": "NCE",
@@ -180,13 +217,14 @@ ADAPTED = {  # adapters of one layer of the tiny model: pairs of matrices
     "git_opt350m.yaml": 3,
     "git_llama2_7b.yaml": 3,
     "git_mpt_7b.yaml": 1,  # one matrix for q, k and v
+    "clip_flant5_stage2_lora.yaml": 2 * (4 + 3) + 4,  # encoder and decoder, cross-attention
 }
 
 
 @pytest.mark.parametrize("name", ADAPTED)
 def test_recipes_adapt_the_layers_they_name(name, tmp_path, capsys):
-    path = ROOT / "configs/caption" / name
-    arguments = ["--task=caption", f"--cfg={path}", *small(path, tmp_path)]
+    (path,) = (ROOT / "configs").glob(f"*/{name}")
+    arguments = [f"--task={path.parent.name}", f"--cfg={path}", *small(path, tmp_path)]
     assert launcher.main([*arguments, "eval.epoch_interval=null"]) == 0, capsys.readouterr().err
     (folder,) = (tmp_path / "output").iterdir()
     saved = load_file(folder / "adapters" / "adapter_model.safetensors")

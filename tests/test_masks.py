@@ -20,15 +20,17 @@ def by_loop(causal, segment, valid):
     return sees
 
 
-def git_by_words(num_prefix, valid):
+def git_by_words(num_prefix, valid, image_valid=None):
     """Image sees image; text sees image and the text up to itself; padding sees itself."""
     length = num_prefix + len(valid[0])
     sees = torch.zeros(len(valid), length, length, dtype=torch.bool)
+    there = image_valid or [[1] * num_prefix for _ in valid]
     for b, row in enumerate(valid):
         for i in range(length):
             for j in range(length):
                 image_i, image_j = i < num_prefix, j < num_prefix
-                real = (image_i or row[i - num_prefix]) and (image_j or row[j - num_prefix])
+                whole = [*there[b], *row]
+                real = whole[i] and whole[j]
                 may = image_j if image_i else (image_j or j <= i)
                 sees[b, i, j] = bool(real and may) or i == j
     return sees
@@ -49,6 +51,12 @@ def test_a_prefix_is_gits_mask() -> None:
     assert mask.dtype == torch.float64
     assert torch.equal(mask[:, 0] == 0, git_by_words(3, valid))
     assert float(mask.min()) == torch.finfo(torch.float64).min
+
+
+def test_images_that_are_not_there_are_seen_by_none() -> None:
+    valid, image = [[1, 1, 0], [1, 1, 1], [1, 0, 0]], [[0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]
+    mask = masks.prefix(4, torch.tensor(valid), torch.float64, torch.tensor(image))
+    assert torch.equal(mask[:, 0] == 0, git_by_words(4, valid, image))
 
 
 def test_labels_of_different_segments_do_not_see_each_other() -> None:

@@ -1,5 +1,6 @@
 """Judges of captions: a clip run of ours, a CLIP of transformers, and what is neither."""
 
+import shutil
 from contextlib import nullcontext
 
 import numpy as np
@@ -7,15 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import launch as launcher
-from engine.captioning import Folder
 from engine.config.load import load
 from engine.data.text.tokenizer import load as load_tokenizer
 from engine.data.transforms.pipeline import build as build_transform
-from engine.errors import UserError
+from engine.errors import FaultError, UserError
 from engine.evals import captions
+from engine.evals.input_images import Folder
 from engine.ranking import open_contrast
 from engine.registry import find
 from engine.train.checkpoint import load_model, open_checkpoint
@@ -133,22 +135,48 @@ def test_a_clip_of_transformers_gives_its_own_cosines(hub, images):
         torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-4, atol=1e-5)
 
 
-def test_an_image_is_encoded_once_however_many_texts(hub, images, monkeypatch):
+def test_images_and_texts_are_encoded_once_however_often_they_come(hub, images, monkeypatch):
     opened = judge(hub)
-    rows = []
+    rows = {"image": 0, "text": 0}
     encode = opened.encoder.task.encode
 
     def counted(model, batch, modality):
-        if modality == "image":
-            rows.append(len(batch["image_BCHW"]))
+        rows[modality] += len(next(iter(batch.values())))
         return encode(model, batch, modality)
 
     monkeypatch.setattr(opened.encoder.task, "encode", counted)
-    opened.cosines(images, [0, 1, 2], [["a", "two", "red", "dot", "a"]] * 3)
-    assert sum(rows) == 3
+    texts = [["a", "two", "red", "dot", "a"], ["dot", "two"], ["cats", "cats", "a"]]
+    liked = opened.cosines(images, [0, 1, 2], texts)
+    assert rows == {"image": 3, "text": 5}
+    assert liked[0][0] == liked[0][4] and liked[2][0] == liked[2][1]  # to the last bit
+    alone = [judge(hub).cosines(images, [n], [texts[n]])[0] for n in range(3)]
+    for one, other in zip(liked, alone, strict=True):
+        torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-4, atol=1e-5)
 
 
-def test_of_equal_texts_the_first_is_taken(hub, images, monkeypatch):
+def test_an_image_that_the_judge_cannot_read_is_named(hub, images, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(FaultError, match=r"cannot judge images: 1 not an image .*broken\.png"):
+        judge(hub).cosines(Folder(tmp_path), [0], [["a"]])
+
+
+def test_one_model_is_known_by_any_name_and_another_is_not(run, hub, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run / "checkpoints" / "step_4", copy / "checkpoints" / "step_4")
+    for name in ("config.yaml", "tokenizer"):
+        (copy / name).symlink_to(run / name)
+    same = [run, run / "checkpoints" / "step_4", run / ".." / run.name, copy]
+    assert len({judge(name).digest for name in same}) == 1
+    other = tmp_path / "other"
+    shutil.copytree(hub, other)
+    assert judge(other).digest == judge(hub).digest != judge(run).digest
+    tensors = load_file(other / "model.safetensors")
+    tensors["logit_scale"] += 1
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    assert judge(other).digest != judge(hub).digest
+
+
+def test_of_equal_texts_the_first_is_taken(images, monkeypatch):
     said = {0: ["two", "a", "two"], 1: ["a", "a", "a"], 2: ["red dot", "red", "dot"]}
     monkeypatch.setattr(captions, "_generate", lambda *args: (said, []))
     section = load(TINY).generate.model_copy(update={"method": "best_of_n", "num_samples": 3})
@@ -163,12 +191,9 @@ def test_of_equal_texts_the_first_is_taken(hub, images, monkeypatch):
     found, _ = captions.speak(None, images, rows, section, "", Ties())
     assert [p.candidates.index(p.caption) for p in found] == [0, 0, 1]
     assert [p.caption for p in found] == ["two", "a", "red"]
-    # and equal texts have equal cosines, wherever they stand
-    (liked,) = judge(hub).cosines(images, [0], [["two", "a", "two"]])
-    assert liked[0] == pytest.approx(liked[2], abs=1e-6)
 
 
-def test_what_is_no_judge_is_told_in_one_line(tmp_path, run):
+def test_what_is_no_judge_is_told_in_one_line(tmp_path, run, hub):
     def told(path):
         with pytest.raises(UserError) as caught:
             judge(path)
@@ -177,6 +202,10 @@ def test_what_is_no_judge_is_told_in_one_line(tmp_path, run):
 
     (tmp_path / "empty").mkdir()
     assert "neither the folder of a clip run nor a CLIP" in told(tmp_path / "empty")
+    broken = tmp_path / "broken"
+    shutil.copytree(hub, broken)
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    assert "neither the folder of a clip run nor a CLIP" in told(broken)
     other = tmp_path / "bert"
     transformers.BertModel(
         transformers.BertConfig(

@@ -48,6 +48,8 @@ def load_with_places(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     """
     tree, faults = read_tree(path, overrides)
     known_places = places(tree)
+    if "input" in known_places:  # the short form
+        known_places["generate.input"] = known_places["input"]
     raw = plain(tree)
     config, wrong = _validate(raw)
     faults += [

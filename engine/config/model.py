@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from engine.config.section import ProperFraction, Section
+from engine.config.section import NonNegativeInt, ProperFraction, Section
 
 
 class ImageEncoder(Section):
@@ -28,6 +28,7 @@ class Tokenizer(Section):
     name: str = "auto"  # a file of engine/data/text; auto: the text encoder's own, else bytes
     tag: str | None = None  # hub id or folder
     vocab_size: PositiveInt = 8192  # of a BPE trained on the captions
+    datasets: list[str] = []  # whose captions it is trained on; default: data.train_name
 
 
 class TextEncoder(Section):
@@ -51,7 +52,7 @@ class Projection(Section):
 class Connector(Section):
     """From the image encoder's tokens to what the decoder takes."""
 
-    name: str = "linear"  # identity | linear | linear_norm | mlpNx_gelu
+    name: str = "linear"  # identity | linear | linear_no_bias | linear_norm | mlpNx_gelu
     layer: Annotated[int, Field(lt=0)] = -1  # hidden layer counted from the end; -1: after its norm
     keep_cls: bool = True  # the encoder's class token and other prefix tokens
 
@@ -62,6 +63,13 @@ class Decoder(Section):
     config: dict[str, Any] = {}  # model_type and sizes of a model from random weights
     pretrained: bool = False
     max_length: PositiveInt = 40  # tokens of prompt and caption, special ones included
+    # Of truncated alone: its blocks, and who sees whom of the labels that share a row.
+    num_blocks: NonNegativeInt | None = None  # the first so many; default: all
+    keep: list[NonNegativeInt] | None = None  # these instead, counted from 0
+    mask: Literal["independent", "nxtp"] = "independent"  # nxtp: the rule of arXiv 2312.02142
+    # per_label: each label stands right behind the prompt; auto: so where they are independent
+    positions: Literal["auto", "per_label", "sequential"] = "auto"
+    image_token: str | None = None  # a token between image and text; added to the tokenizer
     gradient_checkpointing: bool = False
     tokenizer: Tokenizer = Tokenizer()
 

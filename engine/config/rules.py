@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 
-from engine.config.schema import Config
+from engine.config.schema import Config, Decoder
 from engine.config.section import Section
 from engine.config.transforms import Transforms
 from engine.registry import names, nearest
@@ -37,6 +37,7 @@ def _part_names(config: Config) -> Iterator[Broken]:
         ("loss.name", config.loss.name, "losses"),
         ("model.image_encoder.name", config.model.image_encoder.name, "models/image"),
         ("model.text_encoder.name", config.model.text_encoder.name, "models/text"),
+        ("export.format", config.export.format, "export"),
     ]
     tokenizer = config.model.text_encoder.tokenizer.name
     if tokenizer != "auto":
@@ -180,6 +181,26 @@ def _ranges(config: Config) -> Iterator[Broken]:
         )
 
 
+def _labels(config: Config) -> Iterator[Broken]:
+    """What is for labels alone, where the decoder speaks texts."""
+    decoder, plain = config.model.decoder, Decoder()
+    if decoder.name == "truncated" or "." in decoder.name:
+        return
+    for option in ("num_blocks", "keep", "mask", "positions", "image_token"):
+        if getattr(decoder, option) != getattr(plain, option):
+            yield Broken(
+                (f"model.decoder.{option}", "model.decoder.name"),
+                f"{option} says nothing to decoder {decoder.name!r}; leave it out, or take "
+                "decoder truncated",
+            )
+    if config.generate.method == "one_shot":
+        yield Broken(
+            ("generate.method", "model.decoder.name"),
+            f"one_shot finds labels, which decoder {decoder.name!r} does not speak; take greedy, "
+            "beam, sample or best_of_n, or decoder truncated",
+        )
+
+
 RULES: tuple[Callable[[Config], Iterator[Broken]], ...] = (
     _part_names,
     _transform_names,
@@ -191,4 +212,5 @@ RULES: tuple[Callable[[Config], Iterator[Broken]], ...] = (
     _temperature,
     _device,
     _ranges,
+    _labels,
 )

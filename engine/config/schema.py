@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from engine.config.export import Export
 from engine.config.generation import Generate
 from engine.config.model import (  # noqa: F401  all sections are known by this module
     Connector,
@@ -23,6 +24,7 @@ from engine.config.model import (  # noqa: F401  all sections are known by this 
     TextEncoder,
     Tokenizer,
 )
+from engine.config.recognition import Labels, RecognitionEval
 from engine.config.section import Fraction, Names, NonNegativeInt, ProperFraction, Section
 from engine.config.transforms import Transforms
 
@@ -85,7 +87,8 @@ class ParamGroup(Section):
     """Parameters whose name the regular expression finds; the first group that matches rules."""
 
     pattern: str
-    train: Literal["train", "freeze", "lora"] = "train"
+    train: Literal["train", "freeze", "lora", "rows"] = "train"
+    tokens: Names = []  # rows: of a table of tokens, those of these alone
     lr_scale: NonNegativeFloat = 1.0
     weight_decay: float | None = None
     freeze: bool = False  # the same as train: freeze
@@ -110,8 +113,9 @@ class DebiasSampling(Section):
 class Prompt(Section):
     """What stands before a caption or an answer, the same in training and generation."""
 
-    template: str = "plain"  # of engine/data/text/templates
+    template: str = "plain"  # of engine/data/text/templates.yaml; a file FILE.yaml; or a text
     instruction: str = ""
+    tokenize: Literal["clean", "reference"] = "clean"  # reference: an end token before each image
 
 
 class Data(Section):
@@ -134,7 +138,10 @@ class Data(Section):
     # Of JPEGs; auto: simplejpeg if it is installed. pillow_exact: Pillow resizes, too, at a price.
     decoder: Literal["auto", "simplejpeg", "pillow", "pillow_exact"] = "auto"
     max_caption_chars: PositiveInt = 100_000  # a longer caption is a bad sample
+    max_images: PositiveInt = 16  # of one sample; one with more is a bad sample
+    conversations: Literal["turns", "flatten"] = "turns"  # flatten: every question a row of its own
     prompt: Prompt = Prompt()
+    labels: Labels = Labels()
 
 
 class Temperature(Section):
@@ -203,6 +210,7 @@ class Eval(Section):
     epoch_interval: PositiveInt | None = 1  # epochs between evaluations in training; null: none
     zero_shot: dict[str, ZeroShotSet] = {}
     captions: CaptionEval = CaptionEval()
+    recognition: RecognitionEval = RecognitionEval()
     linear_probe: LinearProbe = LinearProbe()
     shuffle_words: bool = False  # also score captions with their words shuffled
 
@@ -223,13 +231,14 @@ class Config(Section):
     loss: Loss = Loss()
     eval: Eval = Eval()
     generate: Generate = Generate()
+    export: Export = Export()
 
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("epoch"), int):
             values = {**values, "epoch": {"total": values["epoch"]}}
-        if isinstance(values, dict) and isinstance(values.get("input"), str):
+        if isinstance(values, dict) and "input" in values:
             generate = values.get("generate") or {}
             values = {**values, "generate": {**generate, "input": values["input"]}}
             del values["input"]

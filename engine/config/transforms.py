@@ -64,6 +64,9 @@ class TextAugment(Section):
 class Transforms(Section):
     train_transforms: Names = ["random_resize_crop", "random_flip"]
     valid_transforms: Names = ["resize", "center_crop"]
+    # How images come to the lists' size, instead of by the resizes and crops there. pad: in full,
+    # with margins of the mean colour; crop: their middle; resize: in full, stretched.
+    image_aspect_ratio: Literal["pad", "crop", "resize"] | None = None
     resize: Resize = Resize()
     resize_bicubic: Resize = Resize(interpolation="bicubic")
     center_crop: Crop = Crop()

@@ -28,6 +28,29 @@ def allocate_images(number: int, size: tuple[int, int]) -> Tensor:
     return allocate((number, *size, 3)).permute(0, 3, 1, 2)
 
 
+class ImagePlaces:
+    """Where a batch's images are to be written, one beside the other, in the order of its samples.
+
+    Nothing is allocated before the first one, so that a batch of texts alone takes no memory.
+    """
+
+    def __init__(self, number: int, size: tuple[int, int]) -> None:
+        self.number, self.size, self.used = number, size, 0
+        self._images_NCHW: Tensor | None = None
+
+    def ahead(self, image: int) -> Tensor | None:
+        """CHW memory of an image of the sample that is being read; None where all are taken."""
+        if self.used + image >= self.number:
+            return None
+        if self._images_NCHW is None:
+            self._images_NCHW = allocate_images(self.number, self.size)
+        return self._images_NCHW[self.used + image]
+
+    def keep(self, images: int) -> None:
+        """The sample is good: the next one's images come after its own."""
+        self.used += images
+
+
 def allocate(shape: Sequence[int], dtype: torch.dtype = torch.uint8) -> Tensor:
     """A tensor with nothing in it yet; in a worker process, in memory that other processes can map.
 
@@ -54,11 +77,52 @@ def allocate(shape: Sequence[int], dtype: torch.dtype = torch.uint8) -> Tensor:
 
 
 def stack_images(samples: Sequence[Sample]) -> Tensor:
-    """``image_BCHW`` of the samples that have an image, for a collate.
+    """``image_BCHW`` of the first image of each sample that has one, for a collate.
 
     Images that lie side by side already, as the loader puts them, are not copied.
     """
     images = [sample.image for sample in samples if sample.image is not None]
+    together = _side_by_side(images)
+    if together is not None:
+        return together
+    stacked = allocate((len(images), *images[0].shape), images[0].dtype)
+    return torch.stack(images, out=stacked)
+
+
+def stack_several(samples: Sequence[Sample]) -> tuple[Tensor | None, Tensor]:
+    """``image_BKCHW`` and int64 ``num_images_B`` of samples with any number of images each.
+
+    K is the most that a sample has, and no images (None) where that is 0; places that a row does
+    not fill are black. Images that lie side by side already are not copied where all rows have K.
+    """
+    rows = [_images_of(sample) for sample in samples]
+    counts = [len(row) for row in rows]
+    most = max(counts)
+    if not most:
+        return None, torch.tensor(counts)
+    images = [image for row in rows for image in row]
+    shape, dtype = images[0].shape, images[0].dtype
+    together = _side_by_side(images) if min(counts) == most else None
+    if together is not None:
+        return together.unflatten(0, (len(rows), most)), torch.tensor(counts)
+    channels, height, width = shape
+    image_BKHWC = allocate((len(rows), most, height, width, channels), dtype)
+    image_BKCHW = image_BKHWC.permute(0, 1, 4, 2, 3)
+    for number, row in enumerate(rows):
+        for place, image_CHW in enumerate(row):
+            if image_CHW.shape != shape:  # else a smaller one might be stretched
+                raise RuntimeError(f"images of {tuple(shape)} and {tuple(image_CHW.shape)}")
+            image_BKCHW[number, place] = image_CHW
+        image_BKHWC[number, len(row) :] = 0
+    return image_BKCHW, torch.tensor(counts)
+
+
+def _images_of(sample: Sample) -> tuple[Tensor, ...]:
+    return () if sample.image is None else (sample.image, *sample.more_images)
+
+
+def _side_by_side(images: Sequence[Tensor]) -> Tensor | None:
+    """The images as one tensor, if that takes no copying."""
     first, last = images[0], images[-1]
     size = first.numel() * first.element_size()
     form = first.shape, first.stride(), first.dtype
@@ -70,8 +134,7 @@ def stack_images(samples: Sequence[Sample]) -> Tensor:
     # Two memories may happen to be neighbours.
     if beside and first.untyped_storage().data_ptr() == last.untyped_storage().data_ptr():
         return first.as_strided((len(images), *first.shape), (first.numel(), *first.stride()))
-    stacked = allocate((len(images), *first.shape), first.dtype)
-    return torch.stack(images, out=stacked)
+    return None
 
 
 def _is_dense(image_CHW: Tensor) -> bool:

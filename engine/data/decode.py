@@ -10,13 +10,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from engine.data import jpeg
 from engine.types import BadSample
+
+if TYPE_CHECKING:  # exported models are run where there is no torch
+    from torch import Tensor
 
 Size = tuple[int, int]
 

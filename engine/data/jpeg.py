@@ -8,14 +8,15 @@ not a single warning on the way. Everything else is Pillow's, which then says wh
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from engine.types import BadSample
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 try:
     import simplejpeg
@@ -109,6 +110,8 @@ def decode(data: bytes, header: Header, target: tuple[int, int] | None) -> Tenso
         return None
     if orientation != 1:
         pixels_HWC = _upright(pixels_HWC, orientation)
+    import torch  # here alone, so that Pillow's side of decoding runs without it
+
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
 

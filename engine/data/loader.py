@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from engine.data.bad_samples import BadRecord, summary
-from engine.data.batch_memory import allocate_images
+from engine.data.batch_memory import ImagePlaces
 from engine.data.permutation import Indices, hash64
 from engine.data.reader import Fetched, Limits, Reader, Transform
 from engine.data.workers import Workers
@@ -77,12 +77,11 @@ class _Steps(Dataset):
         samples: list[Sample] = []
         bad: list[BadRecord] = []
         size = self.reader.size
-        images_BCHW = allocate_images(len(rows), size) if size else None
+        places = ImagePlaces(len(rows), size) if size else None
         for fetched in self._fetched(step, epoch, rows):
             if self.workers.closing:
                 break
-            out = None if images_BCHW is None else images_BCHW[len(samples)]
-            read = self.reader.decode(fetched, out)
+            read = self.reader.decode(fetched, places)
             if isinstance(read, Sample):
                 samples.append(read)
             else:

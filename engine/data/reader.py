@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.config.schema import Data
 from engine.data.bad_samples import BadRecord
+from engine.data.batch_memory import ImagePlaces
 from engine.data.decode import decode_by, read_file
 from engine.data.permutation import hash64
 from engine.data.transforms.pipeline import Pipeline
@@ -23,6 +24,7 @@ from engine.types import BadSample, Record, Sample, Source
 class Limits:
     """What a sample may be at most; ``text_alone``: whether one without an image is of use.
 
+    ``max_images`` of a sample are decoded at most, each of at most ``max_pixels``.
     ``usable`` raises BadSample for a record whose text the task cannot learn from.
     """
 
@@ -30,11 +32,14 @@ class Limits:
     max_caption_chars: int = 100_000
     text_alone: bool = False
     usable: Callable[[Record], None] | None = None
+    max_images: int = 16
 
     def check(self, record: Record) -> None:
         """Raises BadSample."""
         if record.image is None and not self.text_alone:
             raise BadSample("no image")
+        if (count := 1 + len(record.more_images)) > self.max_images:
+            raise BadSample("too many images", f"{count}, data.max_images {self.max_images}")
         longest = max([len(record.caption), *(len(text) for _, text in record.turns)])
         if longest > self.max_caption_chars:
             raise BadSample(
@@ -46,16 +51,21 @@ class Limits:
 
 
 def limits_of(data: Data, task: Any) -> Limits:
-    """What training on ``data`` asks of a sample; a task may have a ``usable``."""
-    usable = getattr(task, "usable", None)
-    return Limits(data.max_image_pixels, data.max_caption_chars, usable=usable)
+    """What training on ``data`` asks of a sample; a task may have ``usable`` and ``text_alone``."""
+    return Limits(
+        data.max_image_pixels,
+        data.max_caption_chars,
+        text_alone=getattr(task, "text_alone", False),
+        usable=getattr(task, "usable", None),
+        max_images=data.max_images,
+    )
 
 
 Transform = Callable[..., Tensor]  # a Pipeline, or of a PIL image alone
 
 
 class Fetched(NamedTuple):
-    """A row whose image is still encoded."""
+    """A row whose images are still encoded."""
 
     step: int
     source: str
@@ -64,7 +74,7 @@ class Fetched(NamedTuple):
     row: int
     seed: int
     record: Record
-    data: bytes | None
+    data: tuple[bytes, ...]  # of each image
 
 
 class Reader:
@@ -89,16 +99,16 @@ class Reader:
         self.size = known.size if known else None  # (height, width) of all images, where known
 
     def read(
-        self, step: int, epoch: int, dataset: int, row: int, out: Tensor | None = None
+        self, step: int, epoch: int, dataset: int, row: int, places: ImagePlaces | None = None
     ) -> Sample | BadRecord:
-        """The sample at a row, its image written to ``out`` where that is given and ``size`` known.
+        """The sample at a row, its images written to ``places`` where those are given.
 
         Reseeds torch's global CPU generator, which the caller restores.
         """
-        return self.decode(self.fetch(step, epoch, dataset, row), out)
+        return self.decode(self.fetch(step, epoch, dataset, row), places)
 
     def fetch(self, step: int, epoch: int, dataset: int, row: int) -> Fetched | BadRecord:
-        """The first half of ``read``, up to the image's bytes."""
+        """The first half of ``read``, up to the images' bytes."""
         seed = hash64(self.seed or 0, epoch, dataset, row) >> 1  # 63 bits: any generator takes it
         draw = None if self.seed is None else Draw(self.seed, epoch)
         # Of a view, where the row lies in the dataset itself: what a message has to name.
@@ -108,29 +118,33 @@ class Reader:
             record = source[number]
             key = record.key
             self.limits.check(record)
-            image = record.image
-            data = read_file(image) if isinstance(image, Path) else image
+            images = () if record.image is None else (record.image, *record.more_images)
+            data = tuple(read_file(i) if isinstance(i, Path) else i for i in images)
         except BadSample as bad:
             return BadRecord(step, source.name, number, key, bad.cause, bad.detail)
         return Fetched(step, source.name, number, dataset, row, seed, record, data)
 
-    def decode(self, fetched: Fetched | BadRecord, out: Tensor | None = None) -> Sample | BadRecord:
-        """The second half."""
+    def decode(
+        self, fetched: Fetched | BadRecord, places: ImagePlaces | None = None
+    ) -> Sample | BadRecord:
+        """The second half. One image that cannot be used makes the sample bad."""
         if isinstance(fetched, BadRecord):
             return fetched
         step, source, number, dataset, row, seed, record, data = fetched
-        image = None
-        if data is not None:
+        images: list[Tensor] = []
+        if data:
             torch.default_generator.manual_seed(seed)
+        for place, encoded in enumerate(data):
+            out = None if places is None else places.ahead(place)
             try:
-                pixels = decode_by(
-                    self.decoder, data, max_pixels=self.limits.max_pixels, target=self.target
-                )
-                image = self.transform(pixels) if out is None else self.transform(pixels, out)
+                images.append(self._image(encoded, out))
             except BadSample as bad:
-                return BadRecord(step, source, number, record.key, bad.cause, bad.detail)
+                which = f"image {place + 1} of {len(data)}: " if len(data) > 1 else ""
+                return BadRecord(step, source, number, record.key, bad.cause, which + bad.detail)
+        if places is not None:
+            places.keep(len(images))
         return Sample(
-            image,
+            images[0] if images else None,
             record.caption,
             record.image_id,
             record.caption_id,
@@ -141,4 +155,12 @@ class Reader:
             record.turns,
             record.answers,
             record.labels,
+            tuple(images[1:]),
+            record.question_type,
         )
+
+    def _image(self, encoded: bytes, out: Tensor | None) -> Tensor:
+        pixels = decode_by(
+            self.decoder, encoded, max_pixels=self.limits.max_pixels, target=self.target
+        )
+        return self.transform(pixels) if out is None else self.transform(pixels, out)

@@ -17,6 +17,7 @@ from engine.data.tables.table import cache_folder
 from engine.data.views.groups import group_rows
 from engine.data.views.images import JoinedCaptions, OneCaption
 from engine.data.views.rows import Repeated, Subset
+from engine.data.views.turns import Flattened
 from engine.errors import UserError
 from engine.types import Source
 
@@ -24,6 +25,7 @@ FORMATS = "data/formats"
 BUILT_IN: dict[str, dict[str, Any]] = {
     "shapes": {"format": "shapes", "style": "flat"},
     "shapes_sketch": {"format": "shapes", "style": "sketch"},
+    "shapes_questions": {"format": "shapes", "texts": "questions"},
 }
 
 
@@ -91,11 +93,24 @@ def _open(name: str, split: Split, data: schema.Data, key: str, inside: tuple[st
         more["open_part"] = open_part
     try:
         source = module.build(config, name=name, split=split, cache_dir=cache_dir(), **more)
+        if data.conversations == "flatten":
+            source = _flattened(source, name)
         return _with_rows(source, rows, name, split, getattr(config, "root", None))
     except UserError as error:
         if not error.key or name not in data.datasets:  # a bare name has no options to point at
             error.key = key
         raise
+
+
+def _flattened(source: Source, name: str) -> Source:
+    """A row a question, where the dataset's rows are conversations."""
+    if isinstance(source, StreamSource):
+        raise UserError(
+            f"dataset {name!r} is streamed, and its conversations cannot be counted question by "
+            "question: write data.conversations: turns, or copy the shards to this machine",
+            key="data.conversations",
+        )
+    return Flattened(source) if getattr(source, "has_conversations", False) else source
 
 
 def _with_rows(

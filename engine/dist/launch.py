@@ -46,6 +46,16 @@ def init_process_group(dist: Dist) -> torch.device:
     return device
 
 
+def join_alone(device: torch.device) -> None:
+    """A process group of this process, for a library that asks for one; where there is none yet."""
+    import torch.distributed
+
+    group = torch.distributed
+    if not group.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        group.init_process_group(backend, store=group.HashStore(), rank=0, world_size=1)
+
+
 def shutdown() -> None:
     """Leave the process group, where there is one."""
     import torch.distributed

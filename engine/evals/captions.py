@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,19 +14,25 @@ from torch import Tensor
 from engine.config.schema import Generate
 from engine.data.bad_samples import BadRecord, summary
 from engine.data.loader import valid_batches
-from engine.data.shapes import wording
 from engine.dist import collectives
 from engine.errors import FaultError
 from engine.evals.encode import Encoder, evaluating
-from engine.generate.texts import check, generate_texts
-from engine.metrics.captions import caption_scores, clip_scores
+from engine.evals.predictions import Prediction, exact_match, scene_scores
+from engine.generate.texts import generate_texts
+from engine.metrics.captions import Scores, caption_scores, clip_scores
+from engine.metrics.captions_java import missing_java
 from engine.types import Source
+
+CIRCULAR = "the ranker: circular"
 
 
 class Judge(Protocol):
     """A contrastive model that says how well texts fit a source's images."""
 
     name: str
+
+    @property
+    def digest(self) -> str: ...
 
     def cosines(
         self, source: Source, rows: Sequence[int], texts: Sequence[Sequence[str]]
@@ -38,31 +44,13 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """An image's generated caption, and those that people gave it."""
-
-    image_id: str
-    row: int  # of the source
-    caption: str
-    references: list[str]
-    candidates: list[str] = field(default_factory=list)  # of best_of_n
-    cosines: list[float] = field(default_factory=list)  # of the candidates, by the ranker
-
-    def to_json(self) -> dict[str, Any]:
-        """A line of a predictions file."""
-        told: dict[str, Any] = {"image_id": self.image_id, "caption": self.caption}
-        if self.references:
-            told["references"] = self.references
-        if self.candidates:
-            told |= {"candidates": self.candidates, "cosines": self.cosines}
-        return told
-
-
-@dataclass(frozen=True, slots=True)
 class Captions:
-    """What an evaluation found: figures, predictions in the order of rows, bad samples."""
+    """What an evaluation found: figures, predictions in the order of rows, bad samples.
 
-    metrics: dict[str, float]
+    Beside the figures stand, in words, what tokenized the captions and whose CLIPScore it is.
+    """
+
+    metrics: dict[str, float | str]
     predictions: list[Prediction]
     bad: list[BadRecord]
 
@@ -90,10 +78,26 @@ def evaluate(
     predictions = [prediction for prediction in predictions if prediction.references]
     if not predictions:
         raise FaultError(f"{source.name}: none of the {len(rows)} images has a caption")
-    metrics = score(predictions)
+    scores = score(predictions)
+    metrics: dict[str, float | str] = {**scores.corpus, "exact_match": exact_match(predictions)}
+    metrics |= scene_scores(predictions)
     if scorer is not None:
         metrics |= _clip_scores(scorer, source, predictions)
+        if ranker is not None and section.method == "best_of_n":
+            metrics["scorer"] = CIRCULAR if same_model(ranker, scorer) else "not the ranker"
+    metrics["tokenizer"] = _tokenizer(scores)
     return Captions(metrics, predictions, bad)
+
+
+def same_model(ranker: Judge, scorer: Judge) -> bool:
+    """Whether two judges are one model, however each was named."""
+    return ranker is scorer or ranker.digest == scorer.digest
+
+
+def _tokenizer(scores: Scores) -> str:
+    if scores.tokenizer == "java":
+        return "PTB by Java"
+    return f"PTB by us: {scores.left_out.get('java tokenizer') or missing_java()}"
 
 
 def speak(
@@ -108,7 +112,6 @@ def speak(
 
     Of several texts the one that the ranker likes best is taken, of equal ones the first.
     """
-    check(section)
     said, bad = _generate(encoder, source, rows, section, instruction)
     if not said:
         return [], bad
@@ -145,19 +148,18 @@ def _generate(
         num_workers=encoder.num_workers,
         limits=encoder.limits,
     )
-    with evaluating(encoder.model), torch.random.fork_rng():
+    devices = [encoder.device] if encoder.device.type == "cuda" else []
+    with evaluating(encoder.model), torch.random.fork_rng(devices):  # training goes on undisturbed
         for _, batch, bad_here in batches:
             bad += bad_here
             if not batch:
                 continue
-            # Draws hang on which images these are, not on what was drawn before.
-            torch.manual_seed(section.seed * 1_000_003 + int(batch["index_B"][0]))
-            image_BCHW = batch["image_BCHW"].to(encoder.device)
+            image_BCHW, here = batch["image_BCHW"].to(encoder.device), batch["index_B"].tolist()
             with encoder.autocast():
                 texts = generate_texts(
-                    task, model, image_BCHW, [instruction] * len(image_BCHW), section
+                    task, model, image_BCHW, [instruction] * len(here), section, rows=here
                 )
-            said |= dict(zip(batch["index_B"].tolist(), texts, strict=True))
+            said |= dict(zip(here, texts, strict=True))
     gathered = collectives.all_gather_json([list(said.items()), [b.to_json() for b in bad]])
     every = {row: texts for part, _ in gathered for row, texts in part}
     return every, [BadRecord(**record) for _, records in gathered for record in records]
@@ -173,17 +175,12 @@ def _references(source: Source, codes: np.ndarray, rows: np.ndarray) -> dict[int
     return found
 
 
-def score(predictions: list[Prediction]) -> dict[str, float]:
-    """Caption metrics, exact match and, for drawn scenes, what of the content is right.
-
-    METEOR and SPICE take Java, memory and minutes: ``python -m engine.metrics.captions`` has them.
-    """
+def score(predictions: list[Prediction]) -> Scores:
+    """Caption metrics without METEOR and SPICE, which take Java, memory and minutes:
+    ``python -m engine.metrics.captions`` has them."""
     candidates = {p.image_id: p.caption for p in predictions}
     references = {p.image_id: p.references for p in predictions}
-    metrics = dict(caption_scores(candidates, references, without=("METEOR", "SPICE")).corpus)
-    exact = [p.caption.lower() in {r.lower() for r in p.references} for p in predictions]
-    metrics["exact_match"] = 100 * sum(exact) / len(exact)
-    return metrics | scene_scores(predictions)
+    return caption_scores(candidates, references, without=("METEOR", "SPICE"))
 
 
 def _clip_scores(scorer: Judge, source: Source, predictions: list[Prediction]) -> dict[str, float]:
@@ -198,26 +195,3 @@ def _clip_scores(scorer: Judge, source: Source, predictions: list[Prediction]) -
         text_MD[: len(texts)].cpu().numpy(),
         np.split(text_MD[len(texts) :].cpu().numpy(), ends[:-1]),
     )
-
-
-def scene_scores(predictions: list[Prediction]) -> dict[str, float]:
-    """Share, in percent, of drawn scenes told right: whole, and colours, shapes, counts, relation.
-
-    Nothing for other data. A text that tells no scene has everything wrong.
-    """
-    pairs = [(wording.read(p.caption), wording.read(p.references[0])) for p in predictions]
-    if any(true is None for _, true in pairs):
-        return {}
-    told = [(s, t) for s, t in pairs if s is not None and t is not None]
-    share = 100 / len(pairs)
-    right = {
-        part: [
-            all(getattr(getattr(s, g), part) == getattr(getattr(t, g), part)
-                for g in ("first", "second"))
-            for s, t in told
-        ]
-        for part in ("colour", "shape", "count", "size")
-    }  # fmt: skip
-    right["relation"] = [said.relation == true.relation for said, true in told]
-    right["scene"] = [said == true for said, true in told]
-    return {f"content_{name}": share * sum(hits) for name, hits in right.items()}

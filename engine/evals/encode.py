@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from engine.config.transforms import Transforms
 from engine.data.bad_samples import BadRecord
 from engine.data.loader import Transform, rank_slice, valid_batches
 from engine.data.reader import Limits
+from engine.data.transforms import pipeline
 from engine.dist import collectives
 from engine.types import Batch, Sample, Source
 
@@ -157,6 +159,22 @@ def gather_numbers(mine_N: Tensor, device: torch.device) -> Tensor:
     """int64 numbers of all ranks in rank order, on the CPU; they travel over ``device``."""
     counts = collectives.row_counts(len(mine_N))
     return collectives.all_gather_rows(mine_N.to(device), counts).cpu()
+
+
+def check_size(model: nn.Module, transforms: Transforms) -> None:
+    """Raises UserError where images of evaluations have a size that the image encoder cannot take.
+
+    One of training's size it takes: nothing is run where both are the same.
+    """
+    train, valid = (
+        pipeline.output_size(names, transforms)
+        for names in (transforms.train_transforms, transforms.valid_transforms)
+    )
+    tower = getattr(model, "image_encoder", None)
+    if tower is not None and train != valid:
+        weight = next(tower.parameters())
+        with torch.no_grad(), evaluating(tower):
+            tower(torch.zeros(1, 3, *valid, device=weight.device, dtype=weight.dtype))
 
 
 @contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from engine.config.schema import Config
@@ -17,13 +17,14 @@ from engine.data.reader import Limits
 from engine.data.sources import open_source
 from engine.data.transforms import pipeline
 from engine.errors import UserError
-from engine.evals import linear_probe, prompts, retrieval, zero_shot
+from engine.evals import answers, linear_probe, prompts, retrieval, zero_shot
 from engine.evals.encode import Encoder
-from engine.generate import texts as generate_texts
-from engine.logs.report import Example
-from engine.types import Metrics, Record, Source
+from engine.evals.gallery import retrieved, spoken
+from engine.evals.judges import Judges
+from engine.logs.gallery import Example
+from engine.types import Metrics, Source
 
-_NUM_EXAMPLES = 8  # images of the report's gallery
+_NUM_EXAMPLES = 8  # images of a retrieval's gallery
 
 
 @dataclass
@@ -41,17 +42,22 @@ class Evaluations:
     warn: Callable[[str], None]
     probe_optimizer: Callable[..., torch.optim.Optimizer] | None = None
     stopped: Callable[[], bool] = lambda: False
-    gallery: list[Example] = field(default_factory=list)  # of the latest call
-    predictions: dict[str, list[Any]] = field(default_factory=dict)  # captions of the latest call
+    galleries: dict[str, list[Example]] = field(default_factory=dict)  # of the latest call
+    predictions: dict[str, Sequence[Any]] = field(default_factory=dict)
+    pictures: dict[str, Image.Image] = field(default_factory=dict)  # precision-recall curves
     open_judge: Callable[[str, str], Any] | None = None  # (model, key) → a judge of captions
-    _judges: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.judges = Judges(self.config, self.device, self.open_judge)
 
     def __call__(self, model: nn.Module) -> Metrics:
         """``DATASET/metric`` → value, in percent; nothing where it was stopped on the way."""
-        found: dict[str, float] = {}
+        found: dict[str, float | str] = {}
+        self.galleries, self.predictions, self.pictures = {}, {}, {}
         encoder = self.encoder(model)
         for name, evaluation in self._wanted():
             if self.stopped():
+                self.galleries, self.predictions = {}, {}
                 return {}
             metrics, bad = evaluation(encoder)
             if bad:
@@ -62,16 +68,24 @@ class Evaluations:
     def check(self) -> None:
         """Open all that will be evaluated on: a mistake is told before training, not after it."""
         config = self.config
-        if {"text", "caption"} & set(self.task.modalities):
+        if {"text", "caption", "answer", "labels"} & set(self.task.modalities):
             for name in config.data.valid_name:
                 open_source(name, "valid", config.data, key="data.valid_name")
         if "text" in self.task.modalities:
             for name in config.eval.zero_shot:
                 self._classes(name)
         if "caption" in self.task.modalities and config.data.valid_name:
-            generate_texts.check(config.generate)
-            for role in ("ranker", "scorer"):
-                self.judge(role)
+            from engine.evals.captions import same_model
+            from engine.metrics.captions import need_pycocoevalcap
+
+            need_pycocoevalcap()
+            ranker, scorer = self.judge("ranker"), self.judge("scorer")
+            if ranker is not None and scorer is not None and same_model(ranker, scorer):
+                self.warn("CLIPScore will be by the model that chooses the captions: circular")
+        if "answer" in self.task.modalities and config.data.valid_name:
+            answers.choices(config.generate)
+        if "labels" in self.task.modalities and config.data.valid_name:
+            self.judges.of_labels(self.task)
         if (probe := config.eval.linear_probe).train:
             self._labelled(probe.train, "train")
             self._labelled(probe.valid or probe.train, "valid")
@@ -86,6 +100,12 @@ class Evaluations:
             wanted += [
                 (name, partial(self._captions, name)) for name in self.config.data.valid_name
             ]
+        if "answer" in self.task.modalities:
+            names = self.config.data.valid_name
+            wanted += [(name, partial(self._answers, name)) for name in names]
+        if "labels" in self.task.modalities:
+            names = self.config.data.valid_name
+            wanted += [(name, partial(self._recognition, name)) for name in names]
         if self.config.eval.linear_probe.train:
             wanted.append((f"{self.config.eval.linear_probe.train}_probe", self._linear_probe))
         return wanted
@@ -101,7 +121,9 @@ class Evaluations:
             self.device,
             batch_size=data.batch_size_val,
             num_workers=data.num_workers,
-            limits=Limits(data.max_image_pixels, data.max_caption_chars),
+            limits=Limits(
+                data.max_image_pixels, data.max_caption_chars, max_images=data.max_images
+            ),
             autocast=self.autocast,
         )
 
@@ -119,42 +141,70 @@ class Evaluations:
             seed=self.config.runner.seed,
             num_examples=_NUM_EXAMPLES,
         )
-        self.gallery = [example(source, row, captions) for row, captions in found.examples]
+        self.galleries[name] = [
+            retrieved(source, row, captions, self.config.data.max_image_pixels)
+            for row, captions in found.examples
+        ]
         return found.metrics, found.bad
 
     def _captions(self, name: str, encoder: Encoder) -> tuple[Metrics, list[BadRecord]]:
         from engine.evals import captions  # with its scorers, which other tasks do without
 
         source = open_source(name, "valid", self.config.data, key="data.valid_name")
+        section = self.config.eval.captions
         found = captions.evaluate(
             encoder,
             source,
             self.config.generate,
             instruction=self.config.data.prompt.instruction,
-            num_images=self.config.eval.captions.num_images,
+            num_images=section.num_images or self._num_rows(),
             ranker=self.judge("ranker"),
             scorer=self.judge("scorer"),
         )
         self.predictions[name] = found.predictions
-        self.gallery = [
-            Example(image_bytes(source[p.row]), p.references, [(p.caption, None)])
-            for p in found.predictions[: self.config.eval.captions.num_examples]
+        self.galleries[name] = [
+            spoken(source, prediction, self.config.data.max_image_pixels)
+            for prediction in found.predictions[: section.num_examples]
         ]
-        generate = self.config.generate
-        if generate.method == "best_of_n" and generate.ranker == generate.scorer:
-            self.warn(f"{name}: CLIPScore is by the model that chose the captions: circular")
+        return found.metrics, found.bad
+
+    def _answers(self, name: str, encoder: Encoder) -> tuple[Metrics, list[BadRecord]]:
+        from engine.evals import vqa  # with transformers, which other tasks do without
+
+        source = open_source(name, "valid", self.config.data, key="data.valid_name")
+        found = vqa.evaluate(encoder, source, self.config.generate, num_rows=self._num_rows())
+        self.predictions[name] = found.predictions
+        self.galleries[name] = [
+            answers.shown(source, answer, self.config.data.max_image_pixels)
+            for answer in found.predictions[: self.config.eval.captions.num_examples]
+        ]
+        return found.metrics, found.bad
+
+    def _recognition(self, name: str, encoder: Encoder) -> tuple[Metrics, list[BadRecord]]:
+        from engine.evals import recognised, recognition  # with transformers
+
+        source = open_source(name, "valid", self.config.data, key="data.valid_name")
+        section, pixels = self.config.eval.recognition, self.config.data.max_image_pixels
+        ranker, embed = self.judges.of_labels(self.task)
+        found = recognition.evaluate(
+            encoder,
+            source,
+            self.config.generate,
+            section,
+            num_images=section.num_images or self._num_rows(),
+            ranker=ranker,
+            embed=embed,
+        )
+        self.predictions[name] = found.predictions
+        if found.curve is not None:
+            self.pictures[name] = found.curve
+        examples = found.predictions[: section.num_examples]
+        self.galleries[name] = [recognised.shown(source, one, pixels) for one in examples]
         return found.metrics, found.bad
 
     def judge(self, role: str) -> Any:
-        """The ``ranker`` or ``scorer`` that ``generate`` names, opened once; None for none."""
-        name, key = getattr(self.config.generate, role).model, f"generate.{role}.model"
-        if name is None and role == "ranker" and self.config.generate.method == "best_of_n":
-            raise UserError("best_of_n needs a model that chooses: a clip run or a CLIP", key=key)
-        if name is None or self.open_judge is None:
-            return None
-        if name not in self._judges:
-            self._judges[name] = self.open_judge(name, key)
-        return self._judges[name]
+        """The ``ranker`` or ``scorer`` that ``generate`` names; see ``Judges``."""
+        return self.judges.contrast(role)
 
     def _zero_shot(self, name: str, encoder: Encoder) -> tuple[Metrics, list[BadRecord]]:
         found = zero_shot.evaluate(encoder, *self._classes(name), num_rows=self._num_rows())
@@ -185,16 +235,3 @@ class Evaluations:
         if name is None:
             raise UserError("name a dataset of labelled images", key=key)
         return open_source(name, split, self.config.data, key=key)
-
-
-def example(source: Source, row: int, captions: list[tuple[int, float]]) -> Example:
-    """An image with its own caption and those found for it, for the report's gallery."""
-    shown = source[row]
-    found = [(source[other].caption, cosine) for other, cosine in captions]
-    return Example(image_bytes(shown), [shown.caption], found)
-
-
-def image_bytes(record: Record) -> bytes:
-    """The encoded image of a row."""
-    image = record.image
-    return image.read_bytes() if isinstance(image, Path) else image or b""

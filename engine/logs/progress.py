@@ -148,10 +148,12 @@ def evaluation_table(values: dict[str, Any], title: str | None = None) -> Table:
 
 
 def number(value: Any) -> str:
-    """A figure as text: two decimals, whole numbers whole, nothing where there is none."""
+    """A figure as text: two decimals, three below ten, whole numbers whole; – for none."""
     if value is None:
         return "–"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def duration(seconds: float) -> str:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from PIL import Image
-
 from engine.logs import charts, jsonl
+from engine.logs.gallery import Example, article
 from engine.logs.progress import duration, number
 from engine.logs.run_log import METRICS_FILE
+from engine.logs.samples import write_whole
 from engine.logs.stylesheet import STYLE
 
 REPORT_FILE = "report.html"
-_THUMBNAIL = 224  # pixels of a gallery image's longer side
+# figures with a curve, a line a dataset
+_DRAWN = ("RSUM", "accuracy@1", "CIDEr", "CLIPScore", "accuracy")
+_TILES = ("/RSUM", "/accuracy@1", "/CIDEr", "/accuracy")
 _KNOWN = frozenset(
     (
         *("step", "epoch", "seconds", "samples_seen", "bad_samples"),
@@ -30,61 +28,59 @@ _KNOWN = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Example:
-    """A gallery entry: an image, its own captions, and those retrieved for it, best first."""
-
-    image: bytes  # any form that Pillow reads
-    captions: Sequence[str]
-    found: Sequence[tuple[str, float | None]]  # (caption, cosine), or generated ones without
-
-
 def write_report(
-    run_dir: Path, *, name: str = "", settings: str | None = None, gallery: Iterable[Example] = ()
+    run_dir: Path,
+    *,
+    name: str = "",
+    settings: str | None = None,
+    galleries: Mapping[str, Sequence[Example]] | None = None,
 ) -> Path:
     """Write ``run_dir/report.html`` from its metrics.jsonl, whole or not at all; returns its path.
 
-    ``settings`` is the resolved configuration's text (default: ``run_dir/config.yaml``).
+    ``settings`` is the resolved configuration's text (default: ``run_dir/config.yaml``),
+    ``galleries`` the examples by dataset.
     """
     if settings is None:
         config = run_dir / "config.yaml"
         settings = config.read_text(encoding="utf8") if config.exists() else ""
     metrics = run_dir / METRICS_FILE
     rows = list(jsonl.read(metrics)) if metrics.exists() else []
-    text = page(name or run_dir.resolve().name, rows, settings, gallery)
-    path = run_dir / REPORT_FILE
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf8")
-    return temporary.replace(path)
+    text = page(name or run_dir.resolve().name, rows, settings, galleries or {})
+    return write_whole(run_dir / REPORT_FILE, text)
 
 
 def page(
-    name: str, rows: list[dict[str, Any]], settings: str, gallery: Iterable[Example] = ()
+    name: str,
+    rows: list[dict[str, Any]],
+    settings: str,
+    galleries: Mapping[str, Sequence[Example]],
 ) -> str:
     """The whole document as text."""
     training = [row for row in rows if "lr" in row]
     evaluations = [row for row in rows if any("/" in key for key in row)]
     sections = [
         f"<header><h1>{escape(name)}</h1>{_tiles(training, evaluations)}</header>",
-        _section("Curves", _curves(training, evaluations)),
-        _section("Last evaluation", _table(evaluations)),
-        _section("Captions found", "".join(_example(example) for example in gallery)),
+        _section("Curves", _curves(training, evaluations), "charts"),
+        _section("Last evaluation", _table(evaluations), "wide"),
+        *(_gallery(f"Examples: {dataset}", shown) for dataset, shown in galleries.items()),
         _section("Settings", f"<pre>{escape(settings)}</pre>" if settings else ""),
     ]
     return _HEAD.format(title=escape(name), style=STYLE) + "".join(sections) + "</body></html>\n"
 
 
-def write_gallery(path: Path, title: str, gallery: Iterable[Example]) -> None:
-    """A page of examples alone."""
-    body = _section("Captions", "".join(_example(example) for example in gallery))
+def write_gallery(path: Path, title: str, section: str, examples: Sequence[Example]) -> None:
+    """A page of examples alone, whole or not at all."""
     head = _HEAD.format(title=escape(title), style=STYLE)
-    path.write_text(f"{head}<header><h1>{escape(title)}</h1></header>{body}</body></html>\n",
-                    encoding="utf8")  # fmt: skip
+    body = _gallery(section, examples)
+    write_whole(path, f"{head}<header><h1>{escape(title)}</h1></header>{body}</body></html>\n")
 
 
-def _section(title: str, body: str) -> str:
-    shape = "charts" if title == "Curves" else "gallery" if title.startswith("Captions") else ""
-    return f'<h2>{title}</h2><div class="{shape}">{body}</div>' if body else ""
+def _section(title: str, body: str, shape: str = "") -> str:
+    return f'<h2>{escape(title)}</h2><div class="{shape}">{body}</div>' if body else ""
+
+
+def _gallery(title: str, examples: Sequence[Example]) -> str:
+    return _section(title, "".join(map(article, examples)), "gallery")
 
 
 def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -117,8 +113,7 @@ def _curves(training: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -
 
 
 def _evaluation_curves(evaluations: list[dict[str, Any]]) -> Iterable[str]:
-    """RSUM and accuracy@1, a line a dataset."""
-    for metric in ("RSUM", "accuracy@1"):
+    for metric in _DRAWN:
         keys = [key for key in _keys(evaluations) if key.endswith(f"/{metric}")]
         series = {key.removesuffix(f"/{metric}"): _points(evaluations, key) for key in keys}
         yield charts.line_chart(metric, series)
@@ -141,7 +136,9 @@ def _table(evaluations: list[dict[str, Any]]) -> str:
     head = "".join(f"<th>{escape(dataset)}</th>" for dataset in datasets)
     body = "".join(
         f"<tr><th>{escape(metric)}</th>"
-        + "".join(f"<td>{number(values.get(f'{dataset}/{metric}'))}</td>" for dataset in datasets)
+        + "".join(
+            f"<td>{escape(number(values.get(f'{dataset}/{metric}')))}</td>" for dataset in datasets
+        )
         + "</tr>"
         for metric in metrics
     )
@@ -158,7 +155,7 @@ def _tiles(training: list[dict[str, Any]], evaluations: list[dict[str, Any]]) ->
         if speeds := [y for _, y in _points(training, "samples_per_second")]:
             tiles.append(("samples a second, median", charts.label(median(speeds))))
     for key, value in _last(evaluations).items():
-        if key.endswith(("/RSUM", "/accuracy@1")) and "/shuffled_words/" not in key:
+        if key.endswith(_TILES) and "/shuffled_words/" not in key:
             tiles.append((key.replace("/", " "), number(value)))
     return "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(title)}</span></div>'
@@ -174,34 +171,6 @@ def _seconds(training: list[dict[str, Any]]) -> float:
         total += now - before if now >= before else now
         before = now
     return total
-
-
-def _example(example: Example) -> str:
-    own = {_words(caption) for caption in example.captions}
-    found = "".join(
-        f'<li class="{"right" if _words(caption) in own else "wrong"}">'
-        f"{escape(caption)}{'' if score is None else f' <small>{score:.2f}</small>'}</li>"
-        for caption, score in example.found
-    )
-    own_text = escape(example.captions[0]) if example.captions else ""
-    return (
-        f'<article><img alt="" src="{_thumbnail(example.image)}">'
-        f"<ol>{found}</ol><p>{own_text}</p></article>"
-    )
-
-
-def _words(caption: str) -> str:
-    return " ".join(re.findall(r"\w+", caption.lower()))
-
-
-def _thumbnail(image: bytes) -> str:
-    """A small JPEG as a data URI: a report of big photographs stays a small file."""
-    with Image.open(io.BytesIO(image)) as opened:
-        small = opened.convert("RGB")
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 _HEAD = """<!doctype html>

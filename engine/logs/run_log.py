@@ -1,7 +1,8 @@
 """Where a run's rows go: one call fans a row out to metrics.jsonl and to whatever else listens.
 
 A training row has ``step``, ``epoch``, ``lr``, the losses, ``samples_per_second``, ``data_wait``
-(share of the step) and ``batch_R@1``; an evaluation row has ``step`` and ``DATASET/metric`` names.
+(share of the step) and ``batch_R@1``; an evaluation row has ``step`` and ``DATASET/metric`` names,
+figures and, where they hang on a choice, words that say which.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from engine.config import schema
+from engine.logs.gallery import Example
 from engine.logs.jsonl import JsonLines
 from engine.logs.progress import Progress
 
@@ -26,6 +28,13 @@ class Sink(Protocol):
     def row(self, row: dict[str, Any]) -> None: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class ShowsExamples(Protocol):
+    """A sink that shows images, too."""
+
+    def examples(self, step: int, dataset: str, examples: Sequence[Example]) -> None: ...
 
 
 class RunLog:
@@ -54,6 +63,12 @@ class RunLog:
         self._file.row(plain | {"seconds": round(time.monotonic() - self._start, 3)})
         for sink in tuple(self._sinks):
             self._guard(sink, functools.partial(sink.row, plain))
+
+    def examples(self, step: int, dataset: str, examples: Sequence[Example]) -> None:
+        """Show what an evaluation found for some images of a dataset."""
+        for sink in tuple(self._sinks):
+            if isinstance(sink, ShowsExamples) and examples:
+                self._guard(sink, functools.partial(sink.examples, step, dataset, examples))
 
     def message(self, text: str) -> None:
         """Print a line above the progress line."""
@@ -88,6 +103,9 @@ class SilentLog(RunLog):
         pass
 
     def row(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def examples(self, step: int, dataset: str, examples: Sequence[Example]) -> None:
         """Nothing."""
 
     def message(self, text: str) -> None:

@@ -17,7 +17,8 @@ header { display: block; }
   background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
 .tile b { display: block; font-size: 21px; font-variant-numeric: tabular-nums; }
 .tile span, small, figcaption div { color: var(--soft); font-size: 12.5px; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 14px; }
+.charts { display: grid; gap: 14px;
+  grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); }
 figure { margin: 0; padding: 14px 14px 6px; background: var(--card);
   border: 1px solid var(--rule); border-radius: 10px; }
 figcaption { display: flex; justify-content: space-between; gap: 12px; font-weight: 600; }
@@ -34,6 +35,7 @@ svg .y { text-anchor: end; } svg .x { text-anchor: middle; }
 .band { fill: var(--c); opacity: .18; } .dot { fill: var(--c); }
 .c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); }
 .c3 { --c: var(--c3); } .c4 { --c: var(--c4); } .c5 { --c: var(--c5); }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; background: var(--card); border-radius: 10px;
   font-variant-numeric: tabular-nums; border: 1px solid var(--rule); }
 th, td { padding: 6px 16px; border-bottom: 1px solid var(--rule); text-align: right; }
@@ -41,9 +43,11 @@ tbody tr:last-child > * { border-bottom: 0; }
 tbody th { text-align: left; font-weight: 500; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 14px; }
 article { padding: 12px; background: var(--card); border: 1px solid var(--rule);
-  border-radius: 10px; }
+  border-radius: 10px; min-width: 0; overflow-wrap: anywhere; }
 article img { display: block; width: 100%; height: 170px; object-fit: contain; }
-article ol { margin: 10px 0; padding-left: 20px; font-size: 13.5px; }
+article ol, article ul { max-height: 220px; overflow: auto; margin: 10px 0; padding: 0;
+  font-size: 13.5px; }
+article ol { padding-inline-start: 20px; } article ul { list-style: none; }
 article p { margin: 0; color: var(--soft); font-size: 12.5px; }
 li.right { color: var(--c2); font-weight: 600; }
 pre { overflow: auto; max-height: 560px; margin: 0; padding: 14px 16px; background: var(--card);

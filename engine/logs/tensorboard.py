@@ -1,9 +1,13 @@
 """TensorBoard event files in the run's folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.tensorboard.writer import SummaryWriter
+
+from engine.logs.gallery import Example, markdown, sheet
 
 
 class TensorBoard:
@@ -24,6 +28,12 @@ class TensorBoard:
                 # TensorBoard groups by what stands before the slash.
                 tag = name if "/" in name else f"train/{name}"
                 self._writer.add_scalar(tag, value, step)
+
+    def examples(self, step: int, dataset: str, examples: Sequence[Example]) -> None:
+        """A sheet of the images, and under the same name a table of their texts."""
+        tag = f"{dataset}/examples"
+        self._writer.add_image(tag, np.asarray(sheet(examples)), step, dataformats="HWC")
+        self._writer.add_text(tag, markdown(examples), step)
 
     def close(self) -> None:
         """Write what is queued."""

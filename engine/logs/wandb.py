@@ -9,11 +9,12 @@ from __future__ import annotations
 import queue
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.config import schema
+from engine.logs.gallery import Example, texts
 
 QUEUE_SIZE = 100_000  # rows: hours of steps while a network is down
 INIT_SECONDS = 60.0
@@ -36,7 +37,7 @@ class Wandb:
     ) -> None:
         self._config, self._run_dir, self._settings = config, run_dir, settings
         self._warn, self._init_seconds, self._close_seconds = warn, init_seconds, close_seconds
-        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_SIZE)
+        self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue(QUEUE_SIZE)
         self._dropped = 0
         self._failed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -44,10 +45,17 @@ class Wandb:
 
     def row(self, row: dict[str, Any]) -> None:
         """Queue a row; dropped and counted where W&B is hours behind."""
+        self._put(lambda run: run.log(row))
+
+    def examples(self, step: int, dataset: str, examples: Sequence[Example]) -> None:
+        """Queue images with their texts beneath."""
+        self._put(lambda run: run.log({"step": step, f"{dataset}/examples": _images(examples)}))
+
+    def _put(self, send: Callable[[Any], None]) -> None:
         if self._failed.is_set():
             return
         try:
-            self._queue.put_nowait(row)
+            self._queue.put_nowait(send)
         except queue.Full:
             self._dropped += 1
 
@@ -68,8 +76,8 @@ class Wandb:
     def _work(self) -> None:
         try:
             run = self._open()
-            while (row := self._queue.get()) is not None:
-                run.log(row)
+            while (send := self._queue.get()) is not None:
+                send(run)
             run.finish()
         except BaseException as error:  # wandb raises its own kinds, SystemExit among them
             self._failed.set()
@@ -104,6 +112,18 @@ class Wandb:
         # Its own step counter refuses to go back, which a resumed run does.
         run.define_metric("*", step_metric="step")
         return run
+
+
+def _images(examples: Sequence[Example]) -> list[Any]:
+    import wandb
+
+    return [
+        wandb.Image(
+            shown.image,
+            caption="\n".join([*texts(shown), *(f"own: {own}" for own in shown.captions)]),
+        )
+        for shown in examples
+    ]
 
 
 def _run_id(run_dir: Path) -> str:

@@ -60,7 +60,7 @@ def caption_scores(
     _check(candidates, references)
     if odd := set(without) - set(_BY_JAVA):
         raise ValueError(f"without names {', '.join(_BY_JAVA)}, not {', '.join(sorted(odd))}")
-    _need_pycocoevalcap()
+    need_pycocoevalcap()
     keys = [str(index) for index in range(len(candidates))]  # in the candidates' order
     flat = [text for key in candidates for text in references[key]]
     tokens, reference_tokens, used, notes = _tokenized(list(candidates.values()), flat, tokenizer)
@@ -115,7 +115,8 @@ def _check(candidates: Mapping[Any, str], references: Mapping[Any, Sequence[str]
         raise ValueError(f"{bare!r} has no reference")
 
 
-def _need_pycocoevalcap() -> None:
+def need_pycocoevalcap() -> None:
+    """Raises UserError where the scorers are not installed."""
     try:
         import pycocoevalcap  # noqa: F401
     except ImportError as error:

@@ -12,7 +12,7 @@ from engine.registry import nearest
 
 _KEY = "model.connector.name"
 _MLP = re.compile(r"mlp(\d+)x_gelu")  # LLaVA's name for it
-_NAMES = ["identity", "linear", "linear_norm", "mlp2x_gelu"]
+_NAMES = ["identity", "linear", "linear_no_bias", "linear_norm", "mlp2x_gelu"]
 
 
 def build(name: str, width: int, target: int) -> nn.Module:
@@ -32,6 +32,8 @@ def build(name: str, width: int, target: int) -> nn.Module:
         return nn.Identity()
     if name == "linear":
         return nn.Linear(width, target)
+    if name == "linear_no_bias":
+        return nn.Linear(width, target, bias=False)
     if name == "linear_norm":
         return nn.Sequential(nn.Linear(width, target), nn.LayerNorm(target))
     if (found := _MLP.fullmatch(name)) and (depth := int(found[1])):

@@ -63,7 +63,8 @@ class DualEncoder(nn.Module):
         input is there, each scalar by its name, and with ``mix`` also ``partner_offset_B`` (int64,
         the row of a sample's mixing partner less its own).
         """
-        outputs = {name: getattr(self, name) for name in self.scalar_names}
+        # copies: a parameter may be shared out again once the pass is over
+        outputs = {name: getattr(self, name).clone() for name in self.scalar_names}
         if mix is not None:
             rows = len(next(batch[key] for key in ("image_BCHW", "input_ids_BT") if key in batch))
             device = self.mean_C11.device

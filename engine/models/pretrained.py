@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
@@ -144,6 +145,10 @@ def building(section: Section, *, key: str, what: str, options: str = "config") 
             yield
     except OSError as error:
         raise unavailable(section, error, key=key, what=what) from error
+    except SafetensorError as error:
+        raise UserError(
+            f"the weights of {name(section)} are damaged: {error}; get them anew", key=f"{key}.tag"
+        ) from error
     except (ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
         raise UserError(
             f"transformers cannot build {name(section)} with {section.config}: "

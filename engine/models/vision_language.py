@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.models.decoders.language_model import Decoder
 from engine.types import Batch
@@ -61,14 +63,46 @@ class VisionLanguage(nn.Module):
             tokens_BND = tokens_BND[:, encoder.num_prefix_tokens :]
         return self.connector(tokens_BND)
 
+    def batch_tokens(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """``image_MND`` of all rows' images in turn, and ``num_images_B`` (None: one each).
+
+        A batch of texts alone runs one black image through all the same, and drops it: parameters
+        get a gradient of zeros, and no other rank waits for this one.
+        """
+        if "image_BCHW" in batch:
+            return self.image_tokens(batch["image_BCHW"]), None
+        image_BKCHW, num_images_B = batch["image_BKCHW"], batch["num_images_B"]
+        place_K = torch.arange(image_BKCHW.shape[1], device=num_images_B.device)
+        image_MCHW = image_BKCHW[place_K < num_images_B[:, None]]
+        if len(image_MCHW):
+            return self.image_tokens(image_MCHW), num_images_B
+        with _batch_norms_at_rest(self):
+            blank_1ND = self.image_tokens(image_BKCHW.new_zeros(1, *image_BKCHW.shape[2:]))
+        return blank_1ND[:0], num_images_B
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``nll_B``: Σ −log p of each row's supervised tokens, and ``tokens_B``, their number."""
-        image_BND = self.image_tokens(batch["image_BCHW"])
+        image_MND, num_images_B = self.batch_tokens(batch)
+        labels = batch["labels_BL"] if "labels_BL" in batch else batch["labels_BT"]
         nll_B = self.decoder.nll(
-            image_BND,
+            image_MND,
             batch["input_ids_BT"],
             batch["attention_mask_BT"],
-            batch["labels_BT"],
+            labels,
             self.label_smoothing,
+            num_images_B,
         )
-        return {"nll_B": nll_B, "tokens_B": (batch["labels_BT"] >= 0).sum(1)}
+        return {"nll_B": nll_B, "tokens_B": (labels >= 0).sum(1)}
+
+
+@contextmanager
+def _batch_norms_at_rest(model: nn.Module) -> Iterator[None]:
+    """Batch norms use their running statistics and leave them: what is run here is no data."""
+    training = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    for norm in training:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in training:
+            norm.training = True

@@ -7,43 +7,41 @@ A batch holds prompt and caption as one text: the start token, the prompt, the c
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from engine import registry
 from engine.config.schema import Config
 from engine.data.batch_memory import stack_images
-from engine.data.text.templates import fill, template
 from engine.data.text.tokenizer import TextTokenizer
-from engine.data.transforms.geometry import square
-from engine.data.transforms.pipeline import output_size
-from engine.dist import collectives
 from engine.errors import UserError
-from engine.losses.language_model import IGNORED
-from engine.models import connectors
-from engine.models.idle import freeze_idle
-from engine.models.vision_language import VisionLanguage
-from engine.types import BadSample, Batch, Features, Record, Sample
+from engine.tasks.language import LanguageTask, Tokens, places
+from engine.types import BadSample, Batch, Record, Sample
 
 TEXT_PART = "decoder"  # the part of the model whose tokenizer the task takes
 
 
-class CaptionTask:
+class CaptionTask(LanguageTask):
     """Texts after images, learned token by token."""
 
     modalities = ("image", "caption")
-    rows_interact = False
+    decoders = ("causal", "t5_cross")
+    other_task = "; t5 reads questions: --task=vqa"
 
     def __init__(self, config: Config, tokenizer: TextTokenizer) -> None:
-        self.config, self.tokenizer = config, tokenizer
-        self.max_length = config.model.decoder.max_length
+        super().__init__(config, tokenizer)
         prompt = config.data.prompt
-        self.template = template(prompt.template, key="data.prompt.template")
-        self.eos_id = tokenizer.end_id
-        self.start_id = tokenizer.pad_id  # until the decoder says its own
+        for unused in ("head", "tail"):
+            if self.template.has(unused):
+                raise UserError(
+                    f"the prompt template {prompt.template!r} cuts captions ({{{unused}}}), which "
+                    "--task=vqa does",
+                    key="data.prompt.template",
+                )
+        if prompt.tokenize != "clean":
+            raise UserError(
+                f"tokenize: {prompt.tokenize} is for texts with images in their midst (--task=vqa)",
+                key="data.prompt.tokenize",
+            )
         longest = len(self._prompt_ids(prompt.instruction)) + 2  # start and one token
         if longest > self.max_length:
             raise UserError(
@@ -52,60 +50,18 @@ class CaptionTask:
                 key="model.decoder.max_length",
             )
 
-    def build_model(self) -> VisionLanguage:
-        """Image encoder, connector and decoder, on the CPU."""
-        model, transforms = self.config.model, self.config.transforms
-        size = output_size(transforms.train_transforms, transforms)
-        image = registry.find(
-            "models/image", model.image_encoder.name, key="model.image_encoder.name"
-        ).build(model.image_encoder, image_size=model.image_encoder.image_size or square(size))
-        freeze_idle(image, model.connector.layer, size)
-        decoder = registry.find(
-            "models/decoders", model.decoder.name, key="model.decoder.name"
-        ).build(
-            model.decoder,
-            vocab_size=self.tokenizer.vocab_size,
-            pad_id=self.tokenizer.pad_id,
-            eos_id=self.eos_id,
-        )
-        self.start_id = decoder.start_id
-        return VisionLanguage(
-            image,
-            connectors.build(model.connector.name, image.token_width, decoder.width),
-            decoder,
-            layer=model.connector.layer,
-            keep_prefix=model.connector.keep_cls,
-            label_smoothing=self.config.loss.language_model.label_smoothing,
-            mean=transforms.normalize.mean,
-            std=transforms.normalize.std,
-        )
-
     def batch(self, samples: list[Sample]) -> Batch:
         """Collate: uint8 ``image_BCHW``; ids, mask and labels padded to the longest text."""
-        texts = [self._text(sample) for sample in samples]
-        ids, labels = zip(*texts, strict=True)
-        input_ids_BT = pad_sequence(
-            list(ids), batch_first=True, padding_value=self.tokenizer.pad_id
-        )
-        lengths_B = torch.tensor([len(one) for one in ids])
-        return {
-            "input_ids_BT": input_ids_BT,
-            "attention_mask_BT": (torch.arange(input_ids_BT.shape[1]) < lengths_B[:, None]).long(),
-            "labels_BT": pad_sequence(list(labels), batch_first=True, padding_value=IGNORED),
-            "image_BCHW": stack_images(samples),
-            "dataset_B": torch.tensor([sample.dataset for sample in samples]),
-            "index_B": torch.tensor([sample.index for sample in samples]),
-        }
+        texts = self.as_one_text([self._tokens(sample) for sample in samples])
+        return texts | {"image_BCHW": stack_images(samples)} | places(samples)
 
-    def _text(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """(ids, labels), int64 [T]: all tokens but the last, and all but the first."""
+    def _tokens(self, sample: Sample) -> Tokens:
+        """A caption that is too long loses its last tokens, but not its end."""
         before, after = self._halves(sample)
-        whole = [*before, *after[: max(0, self.max_length - len(before))], self.eos_id]
-        labels = [IGNORED] * (len(before) - 1) + whole[len(before) :]
-        return torch.tensor(whole[:-1]), torch.tensor(labels)
+        return before, [*after[: max(0, self.max_length - len(before))], self.eos_id]
 
-    def _halves(self, sample: Sample | Record) -> tuple[list[int], list[int]]:
-        """Ids of the start and the prompt, and of the text to learn."""
+    def _halves(self, sample: Sample | Record) -> Tokens:
+        """Ids of the start and the prompt, and of the text to learn without its end."""
         prompt, caption = self.pair(sample)
         after = self.tokenizer.raw(self.tokenizer.clean(caption))
         return [self.start_id, *self._prompt_ids(prompt)], after
@@ -129,28 +85,22 @@ class CaptionTask:
         text = sample.caption if isinstance(sample, Record) else sample.text
         return self.config.data.prompt.instruction, text
 
+    def told(self, sample: Sample) -> tuple[str, str]:
+        """A sample's prompt, and what is learned of it."""
+        prompt, caption = self.pair(sample)
+        return self.template.alone(prompt), self.tokenizer.clean(caption)
+
     def _prompt_ids(self, instruction: str) -> list[int]:
-        return self.tokenizer.raw(fill(self.template, instruction=instruction))
+        return self.tokenizer.raw(self.template.alone(instruction))
 
     def prompts(self, instructions: list[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask of prompts to be gone on with, int64 [B, P], padded on the left."""
         rows = [[self.start_id, *self._prompt_ids(one)] for one in instructions]
-        longest = max(map(len, rows))
-        pads = [longest - len(row) for row in rows]
-        ids = [[self.tokenizer.pad_id] * n + row for n, row in zip(pads, rows, strict=True)]
-        mask = [[0] * n + [1] * (longest - n) for n in pads]
-        return torch.tensor(ids), torch.tensor(mask)
+        return self.padded(rows, left=True)
 
-    def features(self, model: Callable[..., Any], batch: Batch) -> Features:
-        """Each row's loss and number of supervised tokens: a step holds no logits."""
-        return Features(model(batch))
-
-    def losses(self, features: Features) -> dict[str, Tensor]:
-        """Mean over all ranks' supervised tokens; the mean over ranks of L_r is that."""
-        nll_B, tokens_B = features.per_sample["nll_B"], features.per_sample["tokens_B"]
-        total = collectives.all_reduce_(tokens_B.sum().to(nll_B.dtype), "sum")
-        loss = nll_B.sum() * (collectives.world() / total.clamp_min(1))
-        return {"loss": loss}
+    def room(self, ids_BP: Tensor) -> int:
+        """New tokens that fit behind prompts."""
+        return self.max_length - ids_BP.shape[1]
 
 
 def build(config: Config, tokenizer: Callable[[], TextTokenizer]) -> CaptionTask:

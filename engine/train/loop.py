@@ -152,7 +152,7 @@ class Training:
         """Clip and step; on a loss or gradient that is not finite, stop or skip as configured."""
         norm = self.state.clip()
         # A gradient scaler probes for the largest scale, so that an overflow is its daily work.
-        expected = self.state.precision.scaler is not None and math.isfinite(facts["loss"])
+        expected = self.state.parallel.scales_loss and math.isfinite(facts["loss"])
         facts["grad_norm"] = norm
         if math.isfinite(facts["loss"]) and (math.isfinite(norm) or expected):
             self.state.update()
@@ -219,7 +219,7 @@ class Training:
         state = self.state.capture(order_key(self.config, self.plan))
         self.store.save(
             self.state.step,
-            model=self.state.module.state_dict(),
+            model=self.state.parallel.weights(),
             state=state,
             config_text=self.config_text,
             metric=best_metric(metrics, self.config.ckpt.best_metric),
@@ -228,9 +228,10 @@ class Training:
 
 def best_metric(metrics: Metrics, name: str | None) -> float | None:
     """The figure that decides which checkpoint is best: ``name``, else the first RSUM."""
+    figures = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
     if name is not None:
-        return metrics.get(name)
-    return next((value for key, value in metrics.items() if key.endswith("/RSUM")), None)
+        return figures.get(name)
+    return next((value for key, value in figures.items() if key.endswith("/RSUM")), None)
 
 
 class Clock:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from engine.config.schema import Optim, ParamGroup
 from engine.errors import UserError
 from engine.models.parameters import is_adapter
+from engine.models.token_rows import is_token_row
 from engine.registry import nearest
 from engine.train.lars import LARS
 
@@ -72,6 +73,7 @@ def freeze(model: nn.Module, config: Optim) -> None:
             group.freeze
             or group.train == "freeze"
             or (group.train == "lora" and not is_adapter(name))
+            or (group.train == "rows" and not is_token_row(name))
         )
         listed = any(wanted in name for wanted in config.keys_finetune)
         if frozen or (config.keys_finetune and not listed and not is_adapter(name)):

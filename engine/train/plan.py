@@ -70,8 +70,11 @@ def make_plan(config: Config, world: int) -> Plan:
         return _stream_plan(config, sources)
     build = registry.find("data/samplers", data.train_type, key="data.train_type").build
     more: dict[str, Any] = {}
-    if "blocks" in inspect.signature(build).parameters:
+    wanted = inspect.signature(build).parameters
+    if "blocks" in wanted:
         more = {"blocks": _blocks(sources), "window": data.window_shards}
+    if "lengths" in wanted:
+        more = {"lengths": [source.column("length") for source in sources]}
     sampler = build(
         [len(source) for source in sources],
         data.batch_size,
@@ -114,6 +117,7 @@ def _stream_plan(config: Config, sources: list[Source]) -> Plan:
 def order_key(config: Config, plan: Plan) -> dict[str, Any]:
     """Everything that the order of samples hangs on: a resumed run must agree in all of it."""
     chosen = {name: row_options(name, config.data) for name in config.data.train_name}
+    conversations = config.data.conversations
     return {
         "runner.seed": config.runner.seed,
         "data.train_name": list(config.data.train_name),
@@ -125,4 +129,6 @@ def order_key(config: Config, plan: Plan) -> dict[str, Any]:
         "streamed shards": [source.identity for source in plan.streamed] or None,
         "data.debias": config.data.debias.model_dump(mode="json"),
         "data.window_shards and shards": getattr(plan.sampler, "identity", None),
+        "lengths of the texts": getattr(plan.sampler, "lengths_digest", None),
+        "data.conversations": None if conversations == "turns" else conversations,
     }

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from engine.dist import collectives
+from engine.dist.sharded import Sharded
 from engine.errors import UserError
+from engine.models.parameters import Row, parameter_table
 from engine.train import optim, schedules
-from engine.train.checkpoint import Checkpoint, load_model
+from engine.train.checkpoint import Checkpoint
 from engine.train.precision import Precision
+from engine.train.replicas import Replicas
 
 
 @dataclass
@@ -22,12 +25,13 @@ class TrainState:
 
     module: nn.Module  # as built by the task
     model: nn.Module  # the same, wrapped for the world it runs in
-    trained: list[nn.Parameter]
+    parallel: Replicas | Sharded  # how weights and optimizer lie on the ranks
     optimizer: torch.optim.Optimizer
     factor: Callable[[int], float]  # the schedule: lr factor of a step
     precision: Precision
     lr: float
     grad_clip: float | None
+    parameters: list[Row]  # what trains, and how
     step: int = 0
     skipped: int = 0
     seen: int = 0  # samples
@@ -42,40 +46,28 @@ class TrainState:
 
     def clip(self) -> float:
         """Clip the gradients (unscaled first under fp16); returns their norm before clipping."""
-        if self.precision.scaler is not None:
-            self.precision.scaler.unscale_(self.optimizer)
-        return optim.clip_gradients(self.trained, self.grad_clip)
+        return self.parallel.clip(self.grad_clip)
 
     def update(self) -> None:
         """One optimizer step on the gradients that are there, which it clears."""
-        scaler = self.precision.scaler
-        if scaler is None:
-            self.optimizer.step()
-        else:  # leaves the weights alone on an overflow, and lowers its scale
-            scaler.step(self.optimizer)
-            scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        constrain(self.module)
+        self.parallel.update()
 
     def skip(self) -> None:
         """Leave this step's gradients unused."""
-        if self.precision.scaler is not None:
-            self.precision.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.parallel.skip()
         self.skipped += 1
 
     def capture(self, order: dict[str, Any]) -> dict[str, Any]:
         """State beside the weights, for a checkpoint (every rank must call it)."""
         random = collectives.all_gather_json(torch.get_rng_state().tolist())
-        scaler = self.precision.scaler
         return {
             "step": self.step,
             "skipped": self.skipped,
             "seen": self.seen,
             "stream": self.stream,
             "order": order,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            "optimizer": self.parallel.optimizer_state(),
+            "scaler": self.parallel.scaler_state(),
             "rng": [torch.tensor(rank, dtype=torch.uint8) for rank in random],
         }
 
@@ -83,10 +75,7 @@ class TrainState:
         """Continue from ``checkpoint``. Raises UserError where this run is not its continuation."""
         saved = checkpoint.state()
         check_order(saved["order"], order, str(checkpoint.path))
-        load_model(self.module, checkpoint.model(), key="ckpt.resume")
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if self.precision.scaler is not None and saved["scaler"] is not None:
-            self.precision.scaler.load_state_dict(saved["scaler"])
+        self.parallel.load(checkpoint.model(), saved["optimizer"], saved["scaler"])
         self.step, self.skipped = saved["step"], saved["skipped"]
         self.seen, self.stream = saved["seen"], saved.get("stream")
         if len(saved["rng"]) == collectives.world():
@@ -108,23 +97,27 @@ def check_order(saved: dict[str, Any], now: dict[str, Any], place: str) -> None:
         )
 
 
-def constrain(module: nn.Module) -> None:
-    """Let a model clamp what it keeps in bounds (a temperature, say) after an update."""
-    clamp = getattr(module, "constrain", None)
-    if callable(clamp):
-        clamp()
-
-
 def make_state(config: Any, module: nn.Module, model: nn.Module, precision: Precision,
-               total_steps: int) -> TrainState:  # fmt: skip
-    """Optimizer and schedule for ``module``, as the configuration says."""
+               total_steps: int, parameters: list[Row] | None = None) -> TrainState:  # fmt: skip
+    """Optimizer and schedule for ``module``, as the configuration says.
+
+    ``parameters`` are to be given for a model that lies in shares, which shows them no more.
+    """
+    parallel: Replicas | Sharded
+    if isinstance(model, Sharded):  # brings its own optimizer, and its own scale of the loss
+        parallel, precision = model, replace(precision, scaler=None)
+    else:
+        parallel = Replicas(module, optim.build(module, config.optim), precision.scaler)
+    if parameters is None:
+        parameters = parameter_table(module, parallel.optimizer.param_groups)
     return TrainState(
         module=module,
         model=model,
-        trained=[parameter for parameter in module.parameters() if parameter.requires_grad],
-        optimizer=optim.build(module, config.optim),
+        parallel=parallel,
+        optimizer=parallel.optimizer,
         factor=schedules.factor(config.optim.lr, total_steps),
         precision=precision,
         lr=config.optim.lr.init,
         grad_clip=config.optim.grad_clip,
+        parameters=parameters,
     )

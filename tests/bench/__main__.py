@@ -1,7 +1,7 @@
 """The benchmarks: python -m tests.bench [ROW …] [--data FOLDER] [--threads N] [--quick].
 
-Rows: loss, dga, truth, step, text, train, loading, tar; learning and ablation take hours and run
-only by name.
+Rows: loss, dga, truth, step, text, train, loading, tar, caption, head, generate, accumulate;
+learning and ablation take hours and run only by name.
 ``--quick`` runs tiny sizes: it shows that a row runs and that its two sides agree, and no more.
 """
 
@@ -129,6 +129,10 @@ ROWS: dict[str, Rows] = {
     "train": _module("train"),
     "loading": _module("loading"),
     "tar": _module("tar"),
+    "caption": _module("caption"),
+    "head": _module("head"),
+    "generate": _module("generation"),
+    "accumulate": _module("accumulate"),
     "learning": _module("learning"),
 }
 LONG = ("learning", "ablation")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -96,16 +97,16 @@ def make_training(kind: type[Loop], setup: modes.Setup, folder: Path) -> Loop:
     )
 
 
-def make_setup(config: Config) -> modes.Setup:
+def make_setup(config: Config, task: str = "clip") -> modes.Setup:
     """One process on the CPU."""
     import torch
 
-    return modes.Setup("clip", config, torch.device("cpu"), StopRequest())
+    return modes.Setup(task, config, torch.device("cpu"), StopRequest())
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a process took: its own and its workers' processor time, the largest one's memory."""
+    """What a process took: its own and its workers' processor time, and its own peak memory."""
 
     cpu_seconds: float
     wall_seconds: float
@@ -121,13 +122,27 @@ def run_process(command: list[str], log: Path, threads: int) -> Finished:
         child = subprocess.Popen(
             command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment
         )
-        _, status, usage = os.wait4(child.pid, 0)
+        peak_kib, done = 0, 0
+        while not done:  # the kernel's own record of a child begins with its parent's memory
+            peak_kib = max(peak_kib, high_water_kib(child.pid))
+            done, status, usage = os.wait4(child.pid, os.WNOHANG)
+            time.sleep(0.05)
     child.returncode = os.waitstatus_to_exitcode(status)  # waited for already
     if child.returncode:
         end = "\n".join(log.read_text(encoding="utf8").splitlines()[-15:])
         raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}; {log}:\n{end}")
     seconds = usage.ru_utime + usage.ru_stime
-    return Finished(seconds, time.perf_counter() - start, usage.ru_maxrss / 2**10)
+    return Finished(seconds, time.perf_counter() - start, peak_kib / 2**10)
+
+
+def high_water_kib(pid: int | str = "self") -> int:
+    """A process's largest resident memory so far; 0 where it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf8")
+    except OSError:
+        return 0
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) if found else 0
 
 
 def launch(

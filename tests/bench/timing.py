@@ -38,6 +38,29 @@ def interleaved(work: Mapping[str, Callable[[], Any]], repeats: int = 5) -> dict
     return {name: _summary(values) for name, values in seconds.items()}
 
 
+def in_turns(work: Mapping[str, Callable[[], Any]], repeats: int = 5) -> dict[str, list[float]]:
+    """Processor seconds of each candidate, round by round, in turns A B B A, after one to warm up.
+
+    Processor time counts what work costs and not what else runs on the machine.
+    """
+    found: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(-1, 2 * repeats):
+        for name in list(work)[:: 1 if number % 2 else -1]:
+            start = time.process_time()
+            work[name]()
+            if number >= 0:
+                found[name].append(time.process_time() - start)
+    return found
+
+
+def ratio(over: list[float], under: list[float]) -> dict[str, float]:
+    """``ratio`` and ``spread`` of a line: taken round by round, where other load is alike."""
+    low, middle, high = statistics.quantiles(
+        (a / max(b, 1e-9) for a, b in zip(over, under, strict=True)), n=4
+    )
+    return {"ratio": middle, "spread": (high - low) / max(middle, 1e-9)}
+
+
 def _summary(values: list[float]) -> Timing:
     low, middle, high = statistics.quantiles(values, n=4)
     return Timing(middle, (high - low) / middle)

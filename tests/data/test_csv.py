@@ -85,6 +85,16 @@ def test_questions_answers_and_labels(tmp_path):
     assert named[0].labels == ("cat", "dog", "dog")
 
 
+def test_question_ids_and_types(tmp_path):
+    root = _dataset(tmp_path)
+    (root / "train_anno.csv").write_text(
+        "image,question_id,question,answer,question_type\na.jpg,17,Is it?,yes|no|yes,is it\n"
+    )
+    record = _build(root)[0]
+    assert (record.caption_id, record.question_type) == ("17", "is it")
+    assert record.answers == ("yes", "no", "yes")
+
+
 @pytest.mark.parametrize("row", [b"a.jpg,\xff\xfe", b"\xff.jpg,text"])
 def test_bytes_that_are_no_text_spoil_their_row(tmp_path, row):
     root = _dataset(tmp_path)

@@ -23,7 +23,7 @@ SIZES = {"one": 13, "two": 9}
 BATCH_SIZE = 6
 EPOCHS = 3
 FORMS = ("csv", "webdataset")
-SAMPLERS = ("shuffle", "sequential", "debias")
+SAMPLERS = ("shuffle", "sequential", "debias", "modality_grouped")
 WORLDS = (1, 2, 3)
 
 # On a machine of fewer cores than workers.
@@ -85,7 +85,11 @@ def load(folder):
     def sampler(kind):
         """A new one each time, as a process that begins has."""
         build = registry.find("data/samplers", kind).build
-        return build(list(SIZES.values()), BATCH_SIZE, 7, names=list(SIZES))
+        more = {}
+        if kind == "modality_grouped":
+            data = sources((FORMS[0], FORMS[1]))
+            more["lengths"] = [source.column("length") for source in data]
+        return build(list(SIZES.values()), BATCH_SIZE, 7, names=list(SIZES), **more)
 
     def loaded(forms, kind, *, workers, world, first=0, end=None):
         steps = sampler(kind).steps(0)

@@ -1,6 +1,7 @@
 """Datasets by name."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,14 +59,16 @@ def test_built_in_names(tmp_path, monkeypatch, name):
 
     def write_few(path, options):
         used.append(options)
-        write(path, folder.Options(options.style, num_train=4, num_valid=4))
+        write(path, replace(options, num_train=4, num_valid=4))
 
     monkeypatch.setattr(folder, "write", write_few)
     monkeypatch.setattr("engine.data.formats.shapes._check", lambda *_: None)
     source = open_source(name, "train", _data(tmp_path / "data"), key=_KEY)
-    assert len(source) == 4
+    of_questions = "texts" in BUILT_IN[name]
+    assert len(source) > 16 if of_questions else len(source) == 4
     assert source[0].image.is_relative_to(tmp_path / "data" / name)
-    assert used == [folder.Options(style=BUILT_IN[name]["style"])]
+    style = BUILT_IN[name].get("style", "flat")
+    assert used == [folder.Options(style=style, questions=of_questions)]
 
 
 def test_drawn_folder_is_found_again_by_its_bare_name(tmp_path):

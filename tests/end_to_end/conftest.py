@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -58,6 +59,53 @@ class Launcher:
     def weights(self, step: int, exp_name: str = "tiny") -> bytes:
         folder = self.output / exp_name / "checkpoints" / f"step_{step}"
         return (folder / "model.safetensors").read_bytes()
+
+
+DATA = {
+    "tiny": {
+        "format": "shapes", "style": "flat", "num_train": 48, "num_valid": 16, "image_size": 32,
+    }
+}  # fmt: skip
+SMALL = (
+    "--task=caption", f"data.datasets={json.dumps(DATA)}", "data.train_name=[tiny]",
+    "data.valid_name=[tiny]", "data.batch_size=12", "data.batch_size_val=8", "data.num_workers=0",
+    "epoch=1", "log.tensorboard=false", "transforms.resize.size=[32, 32]", "dist.num_threads=1",
+    "data.exp_name=tiny", "eval.epoch_interval=null",
+)  # fmt: skip
+
+
+def mistake(done, *told):
+    """Exit code 2, and one line that says all of it."""
+    printed = done.stdout + done.stderr
+    assert done.returncode == 2, printed
+    assert len(printed.strip().splitlines()) == 1, printed
+    for word in told:
+        assert word in printed
+
+
+@pytest.fixture
+def caption(launch):
+    """launch.py --task=caption on a shipped configuration, made small."""
+
+    def started(*flags, kind="causal", code=0, cfg=None):
+        cfg = cfg or ROOT / f"configs/caption/shapes_{kind}.yaml"
+        return launch(*SMALL, *flags, cfg=cfg, code=code)
+
+    return started
+
+
+@pytest.fixture
+def pictures(drawn_data, caption, tmp_path):
+    """Five images, two of them below a folder, one that is none, and a text."""
+    caption("--mode=check")  # draws the data
+    root = tmp_path / "images"
+    (root / "more").mkdir(parents=True)
+    drawn = sorted((drawn_data / "tiny" / "valid").iterdir())[:5]
+    for name, source in zip(("b", "a", "c", "more/x", "more/b"), drawn, strict=True):
+        shutil.copy(source, root / f"{name}{source.suffix}")
+    (root / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    (root / "notes.txt").write_text("no image either")
+    return root
 
 
 @pytest.fixture(scope="session")

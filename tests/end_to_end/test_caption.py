@@ -2,59 +2,20 @@
 
 import json
 import shutil
+from html import escape
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing import event_accumulator
 
-from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.conftest import ROOT, SMALL, mistake
 
 KINDS = ("t5_cross", "causal")
-DATA = {
-    "tiny": {
-        "format": "shapes", "style": "flat", "num_train": 48, "num_valid": 16, "image_size": 32,
-    }
-}  # fmt: skip
-SMALL = (
-    "--task=caption", f"data.datasets={json.dumps(DATA)}", "data.train_name=[tiny]",
-    "data.valid_name=[tiny]", "data.batch_size=12", "data.batch_size_val=8", "data.num_workers=0",
-    "epoch=1", "log.tensorboard=false", "transforms.resize.size=[32, 32]", "dist.num_threads=1",
-    "data.exp_name=tiny", "eval.epoch_interval=null",
-)  # fmt: skip
 
 
-@pytest.fixture
-def caption(launch):
-    """launch.py --task=caption on a shipped configuration, made small."""
-
-    def started(*flags, kind="causal", code=0):
-        cfg = ROOT / f"configs/caption/shapes_{kind}.yaml"
-        return launch(*SMALL, *flags, cfg=cfg, code=code)
-
-    return started
-
-
-def mistake(done, *told):
-    """Exit code 2, and one line that says all of it."""
-    printed = done.stdout + done.stderr
-    assert done.returncode == 2, printed
-    assert len(printed.strip().splitlines()) == 1, printed
-    for word in told:
-        assert word in printed
-
-
-@pytest.fixture
-def folder(drawn_data, caption, tmp_path):
-    """Five images, two of them below a folder, one that is none, and a text."""
-    caption("--mode=check")  # draws the data
-    root = tmp_path / "images"
-    (root / "more").mkdir(parents=True)
-    drawn = sorted((drawn_data / "tiny" / "valid").iterdir())[:5]
-    for name, source in zip(("b", "a", "c", "more/x", "more/b"), drawn, strict=True):
-        shutil.copy(source, root / f"{name}{source.suffix}")
-    (root / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
-    (root / "notes.txt").write_text("no image either")
-    return root
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
 
 
 # --- training
@@ -78,14 +39,38 @@ def test_a_config_trains_and_goes_on_where_it_was(caption, launch, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_config_is_evaluated(caption, launch, kind):
-    done = caption("eval.epoch_interval=1", kind=kind)
-    row = next(row for row in launch.rows() if "tiny/CIDEr" in row)
-    assert {"tiny/exact_match", "tiny/content_scene"} <= row.keys()
+    done = caption(
+        "eval.epoch_interval=1", "epoch=2", "eval.captions.num_examples=3", "log.tensorboard=true",
+        kind=kind,
+    )  # fmt: skip
+    rows = [row for row in launch.rows() if "tiny/CIDEr" in row]
+    run, row = launch.output / "tiny", rows[-1]
+    assert [row["step"] for row in rows] == [4, 8]
+    assert {"tiny/exact_match", "tiny/content_scene", "tiny/tokenizer"} <= row.keys()
     assert 0 <= row["tiny/exact_match"] <= 100
+
+    names = {f"tiny.step_{step}.{form}" for step in (4, 8) for form in ("jsonl", "results.json")}
+    assert {path.name for path in (run / "samples").iterdir()} == names
+    told = lines_of(run / "samples" / "tiny.step_8.jsonl")
+    assert len(told) == 16 and {"image_id", "caption", "references"} == told[0].keys()
+    exact = sum(line["caption"].lower() in line["references"] for line in told)
+    assert row["tiny/exact_match"] == pytest.approx(100 * exact / 16)
+    results = json.loads((run / "samples" / "tiny.step_8.results.json").read_text())
+    assert results == [{"image_id": int(t["image_id"]), "caption": t["caption"]} for t in told]
+
+    page = (run / "report.html").read_text(encoding="utf8")
+    assert page.count("<article>") == page.count("data:image/jpeg") == 3
+    assert all(escape(line["caption"]) in page for line in told[:3] if line["caption"])
+    assert f"<td>{row['tiny/tokenizer']}</td>" in page and "<figcaption>CIDEr<" in page
+    events = event_accumulator.EventAccumulator(str(run))
+    events.Reload()
+    assert [event.step for event in events.Images("tiny/examples")] == [4, 8]
+
+    kept = {path: path.read_bytes() for path in (run / "samples").iterdir()}
     again = caption("--mode=eval", kind=kind)
-    assert "CIDEr" in done.stdout and "CIDEr" in again.stdout
-    text = (launch.output / "tiny" / "evaluations.jsonl").read_text().splitlines()[-1]
-    assert json.loads(text)["tiny/CIDEr"] == row["tiny/CIDEr"]
+    assert "CIDEr" in done.stdout and "CIDEr" in again.stdout and "tokenizer" in again.stdout
+    assert lines_of(run / "evaluations.jsonl")[-1]["tiny/CIDEr"] == row["tiny/CIDEr"]
+    assert {path: path.read_bytes() for path in (run / "samples").iterdir()} == kept
 
 
 def test_two_processes_compute_what_one_does(caption, launch):
@@ -209,18 +194,14 @@ def test_check_prints_what_trains(caption, launch):
 # --- captions of a folder
 
 
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
-
-
-def test_captions_of_a_folder(caption, launch, folder):
+def test_captions_of_a_folder(caption, launch, pictures):
     caption()
-    done = caption("--mode=generate", f"input={folder}")
+    done = caption("--mode=generate", f"input={pictures}")
     made = launch.output / "tiny" / "captions"
     names = sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix != ".txt"
+        str(path.relative_to(pictures)) for path in pictures.rglob("*") if path.suffix != ".txt"
     )
-    names = [name for name in names if (folder / name).is_file() and "broken" not in name]
+    names = [name for name in names if (pictures / name).is_file() and "broken" not in name]
     told = lines_of(made / "captions.jsonl")
     assert [line["image_id"] for line in told] == names and len(names) == 5
     assert json.loads((made / "captions_coco.json").read_text()) == told
@@ -228,98 +209,37 @@ def test_captions_of_a_folder(caption, launch, folder):
     assert all(name in page for name in names) and page.count("data:image") == 5
     (bad,) = lines_of(made / "bad_samples.jsonl")
     assert "broken.jpg" in bad["key"]
-    assert "1 images left out" in done.stdout + done.stderr
+    assert "1 image left out" in done.stdout + done.stderr
 
 
-def test_captions_are_the_same_by_one_process_and_by_two(caption, folder, tmp_path):
-    caption("epoch=2")
-    texts = []
-    for world in (1, 2):
-        out = tmp_path / f"by{world}"
-        caption(
-            "--mode=generate", f"input={folder}", f"generate.output={out}", "dist.precision=fp64",
-            f"--nproc_per_node={world}",
-        )  # fmt: skip
-        texts.append((out / "captions.jsonl").read_text())
-    assert texts[0] == texts[1]
-
-
-def test_best_of_n_by_a_clip_run(caption, launch, folder):
+def test_best_of_n_by_a_clip_run(caption, launch, pictures, tmp_path):
+    """And the same by one process and by two."""
     launch("epoch=1", "data.exp_name=clip", "eval.epoch_interval=null")
     caption("epoch=2", kind="t5_cross")
-    flags = ("--mode=generate", f"input={folder}", "generate.method=best_of_n",
-             "generate.num_samples=3")  # fmt: skip
-    caption(*flags, f"generate.ranker.model={launch.output / 'clip'}", kind="t5_cross")
-    told = lines_of(launch.output / "tiny" / "captions" / "captions.jsonl")
-    assert len(told) == 5
-    for line in told:
-        assert len(line["candidates"]) == len(line["cosines"]) == 3
-        best = line["cosines"].index(max(line["cosines"]))
-        assert line["caption"] == line["candidates"][best]
-    mistake(
-        caption(*flags, kind="t5_cross", code=2), "generate.ranker.model", "needs a model",
-    )  # fmt: skip
-    mistake(
-        caption(*flags, f"generate.ranker.model={folder}", kind="t5_cross", code=2),
-        "generate.ranker.model", "neither the folder of a clip run nor a CLIP",
-    )  # fmt: skip
+    clip = launch.output / "clip"
+    flags = ("generate.method=best_of_n", "generate.num_samples=3", "dist.precision=fp64",
+             f"generate.ranker.model={clip}")  # fmt: skip
+    told = []
+    for number in (1, 2):
+        out = tmp_path / f"by{number}"
+        world = [f"--nproc_per_node={number}"] if number > 1 else []
+        caption(
+            *flags, *world, "--mode=generate", f"input={pictures}", f"generate.output={out}",
+            f"generate.batch_size={4 * number}", kind="t5_cross",
+        )  # fmt: skip
+        told.append(lines_of(out / "captions.jsonl"))
+    for line, again in zip(*told, strict=True):
+        cosines = line.pop("cosines")
+        assert cosines == pytest.approx(again.pop("cosines"), abs=1e-5)
+        assert line == again
+        assert len(line["candidates"]) == len(cosines) == 3
+        assert line["caption"] == line["candidates"][cosines.index(max(cosines))]
 
-
-# --- mistakes
-
-
-def test_mistakes_in_what_is_to_be_captioned(caption, folder, tmp_path):
-    generate = ("--mode=generate",)
-    mistake(caption(*generate, code=2), "input=DIR")
-    mistake(caption(*generate, "input=/nowhere", code=2), "no folder /nowhere")
-    (tmp_path / "empty").mkdir()
-    mistake(caption(*generate, f"input={tmp_path / 'empty'}", code=2), "no images", ".png")
-    mistake(caption(*generate, f"input={folder}", code=2), "no checkpoint", "ckpt.resume")
-
-
-@pytest.mark.parametrize(
-    ("flags", "told"),
-    [
-        (["model.decoder.name=t5cross"], ["model.decoder.name", "t5_cross"]),
-        (["model.decoder.max_length=65"], ["model.decoder.max_length", "65", "64 positions"]),
-        (
-            ["data.prompt.instruction=describe this picture", "model.decoder.max_length=4"],
-            ["model.decoder.max_length", "within 4"],
-        ),
-        (["data.prompt.template=plane"], ["data.prompt.template", "'plain'"]),
-        (["data.prompt.template='{image}'"], ["data.prompt.template", "{image}"]),
-        (
-            ["model.connector.name=identity", "model.decoder.config.n_embd=64"],
-            ["model.connector.name", "128 wide", "takes 64", "linear"],
-        ),
-        (["model.connector.layer=0"], ["model.connector.layer"]),
-        (["optim.groups=[{pattern: nothing_like_it, train: lora}]"], ["nothing_like_it"]),
-        (["optim.keys_finetune=[conector]"], ["conector", "connector"]),
-        (
-            ["eval.epoch_interval=1", "generate.method=best_of_n"],
-            ["generate.ranker.model", "needs a model"],
-        ),
-        (
-            ["eval.epoch_interval=1", "generate.method=best_of_n", "generate.num_samples=0"],
-            ["generate.num_samples", "at least one"],
-        ),
-    ],
-)
-def test_a_mistake_is_told_before_training(caption, launch, flags, told):
-    mistake(caption(*flags, code=2), *told)
-    assert not launch.output.exists()
-
-
-def test_a_decoder_without_weights_is_told(caption, launch, tmp_path):
-    hub = tmp_path / "hub"
-    hub.mkdir()
-    sizes = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
-    (hub / "config.json").write_text(json.dumps(sizes))
-    done = caption(f"model.decoder.tag={hub}", "model.decoder.pretrained=true", code=2)
-    mistake(done, "model.decoder.tag", str(hub), "no file named model.safetensors")
-
-
-def test_images_of_another_size_than_the_encoders_are_told(launch):
-    done = launch("model.image_encoder.image_size=48", code=2)
-    printed = done.stdout + done.stderr
-    assert "32 × 32" in printed and "48 × 48" in printed and "Traceback" not in printed
+    for scorer, said in ((clip / "checkpoints" / "step_4", "the ranker: circular"), (None, None)):
+        scored = caption(
+            *flags, "--mode=eval", f"generate.scorer.model={scorer or 'null'}", kind="t5_cross"
+        )
+        row = lines_of(launch.output / "tiny" / "evaluations.jsonl")[-1]
+        assert row.get("tiny/scorer") == said
+        assert ("tiny/CLIPScore" in row) == (said is not None)
+        assert (said or "tokenizer") in scored.stdout

@@ -84,8 +84,8 @@ def test_evaluations_become_a_table():
     cells = [[cell for cell in line if cell not in "│┃"] for line in lines]
     assert ["step", "5"] in cells
     assert ["coco", "flickr", "coco/shuffled_words"] in cells
-    assert ["RSUM", "363.46", "476.00", "1.00"] in cells
-    assert ["median", "2.00", "–", "–"] in cells
+    assert ["RSUM", "363.46", "476.00", "1.000"] in cells
+    assert ["median", "2.000", "–", "–"] in cells
 
 
 def test_a_row_of_neither_kind_prints_nothing():

@@ -15,6 +15,8 @@ from engine.logs.progress import Progress
 
 
 class Recorder:
+    """A sink that takes rows alone."""
+
     def __init__(self, fail_at=None):
         self.rows, self.closed, self.fail_at = [], False, fail_at
 
@@ -81,6 +83,28 @@ sys.exit(7)
     assert len(rows_of(tmp_path)) == 29
 
 
+def test_examples_go_to_those_who_show_them(tmp_path):
+    class Viewer(Recorder):
+        shown = ()
+
+        def examples(self, *given):
+            if self.fail_at == given[0]:
+                raise ValueError("no picture")
+            self.shown = (*self.shown, given)
+
+    plain, good, bad = Recorder(), Viewer(), Viewer(fail_at=2)
+    progress, out = quiet()
+    with run_log.RunLog(tmp_path, [plain, good, bad], progress=progress) as log:
+        for step in (1, 2, 3):
+            log.examples(step, "coco", ["an example"])
+        log.examples(4, "coco", [])  # nothing to see
+        log.row({"step": 4})
+    assert good.shown == tuple((step, "coco", ["an example"]) for step in (1, 2, 3))
+    assert bad.shown == good.shown[:1] and bad.rows == []
+    assert plain.rows == good.rows == [{"step": 4}]
+    assert out.getvalue().count("the Viewer log stops here: ValueError: no picture") == 1
+
+
 def test_resume_reaches_the_file(tmp_path):
     for resume_step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
         with run_log.RunLog(tmp_path, progress=quiet()[0], resume_step=resume_step) as log:
@@ -93,6 +117,7 @@ def test_only_rank_0_writes(tmp_path):
     config = schema.Config()
     with run_log.open_log(config, tmp_path / "run", rank=1) as log:
         log.row({"step": 1})
+        log.examples(1, "coco", ["an example"])
         log.message("not seen")
     assert not (tmp_path / "run").exists()
 

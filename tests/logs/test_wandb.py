@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from PIL import Image
 
 from engine.config import schema
 from engine.logs.wandb import Wandb
@@ -25,13 +26,19 @@ def test_offline_for_real(tmp_path):
     """In a process of its own: wandb leaves a service and exit hooks behind."""
     code = f"""
 import pathlib
+from PIL import Image
 from engine.config import schema
+from engine.logs.gallery import Example
 from engine.logs.wandb import Wandb
 log = Wandb(schema.Wandb(enable=True, mode="offline", tags=["t"]), pathlib.Path({str(tmp_path)!r}),
             {{"runner": {{"seed": 0}}}}, warn=print)
 for step in range(5):
     log.row({{"step": step, "loss": 1 / (step + 1)}})
-log.row({{"step": 4, "coco/RSUM": float("nan")}})
+log.row({{"step": 4, "coco/RSUM": float("nan"), "coco/tokenizer": "ours"}})
+log.examples(4, "coco", [
+    Example(Image.new("RGB", (width, 20), "red"), ["a cat", "日本"], [("said", 0.5)], "a.jpg")
+    for width in (40, 50)
+])
 log.close()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -41,7 +48,11 @@ log.close()
     assert len(records) == 1
     content = records[0].read_bytes()
     assert content.count(b"loss") >= 5
-    assert b"coco/RSUM" in content
+    assert b"coco/RSUM" in content and b"coco/examples" in content
+    assert b"said (0.50)" in content and b"own: a cat" in content
+    pictures = list(records[0].parent.glob("files/media/images/coco/examples*.png"))
+    sizes = [Image.open(picture).size for picture in pictures]
+    assert sorted(sizes) == [(40, 20), (50, 20)]
 
 
 class Fake:

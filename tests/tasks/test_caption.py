@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from engine.config import schema
 from engine.data.text import bytes as byte_tokenizer
-from engine.data.text.templates import fill, template
 from engine.dist import collectives, ddp
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
@@ -173,27 +172,36 @@ def test_a_prompt_that_leaves_no_room_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("prompt", "key", "told"),
     [
-        ("plane", "no prompt template is called 'plane'; did you mean 'plain'"),
-        ("{instruktion}: ", "has the field {instruktion}; fields are {instruction} and {question}"),
-        ("{instruction} {}", r"has the field {}"),
-        ("{the instruction}", "has the field {the instruction}"),
+        ({"template": "{instruktion}: "}, "template", "has the field {instruktion}"),
+        ({"template": "t5_plain_split_text"}, "template", "cuts captions ({head})"),
+        ({"tokenize": "reference"}, "tokenize", "images in their midst"),
     ],
 )
-def test_unknown_templates_are_refused(name: str, told: str) -> None:
+def test_prompts_that_are_none_for_captions_are_refused(
+    prompt: dict[str, str], key: str, told: str
+) -> None:
     with pytest.raises(UserError) as caught:
-        make_task(prompt={"template": name})
-    assert told in str(caught.value) and caught.value.key == "data.prompt.template"
+        make_task(prompt=prompt)
+    assert told in str(caught.value) and caught.value.key == f"data.prompt.{key}"
 
 
-def test_a_templates_part_goes_with_its_field() -> None:
-    text = template("instruction_answer", key="k")
-    assert fill(text, instruction="a", question="b") == (
-        "##Instruction: a ##Question: b ##Answer: "
-    )
-    assert fill(text) == "##Answer: "
-    assert fill(template("plain", key="k"), instruction="say") == "say"
+def test_a_decoder_that_reads_questions_is_refused() -> None:
+    DECODERS["t5"] = DECODERS["t5_cross"]
+    try:
+        with pytest.raises(UserError, match="take causal or t5_cross; t5 reads questions") as error:
+            make_task("t5")
+    finally:
+        del DECODERS["t5"]
+    assert error.value.key == "model.decoder.name"
+
+
+def test_a_sample_is_told_as_it_is_learned() -> None:
+    task = make_task(prompt={"template": "[{instruction}: ]", "instruction": "say"})
+    sample = samples(["a  dog"])[0]
+    assert task.told(sample) == ("say: ", "a dog")
+    assert task.told(replace(sample, turns=(("human", "hm"), ("gpt", "x")))) == ("hm: ", "x")
 
 
 # --- loss and gradients

@@ -88,3 +88,25 @@ def test_no_sampler_stores_what_it_shows(plan_of):
     _, plan = plan_of(train_type="sequential", datasets={"one": {"format": "csv", "cap": 20}})
     kept = [value for value in vars(plan.sources[0]).values() if isinstance(value, np.ndarray)]
     assert kept == []
+
+
+@pytest.mark.parametrize("name", ["length_grouped", "modality_grouped"])
+def test_grouped_batches_are_of_similar_length_over_all_datasets(plan_of, name):
+    config, plan = plan_of(train_name=("one", "two", "three"), train_type=name)
+    rows = [place for batch in batches(plan) for place in batch]
+    assert sorted(rows) == sorted((of, row) for of, size in SIZES.items() for row in range(size))
+    captions = {of: [plan.sources[d][r].caption for r in range(size)]
+                for d, (of, size) in enumerate(SIZES.items())}  # fmt: skip
+    lengths = [[len(captions[of][row]) for of, row in batch] for batch in batches(plan)]
+    spread = np.mean([max(each) - min(each) for each in lengths])
+    assert spread < 1.5  # "one 7" … "three 11"; of random batches about 3
+    other = plan_of(train_name=("one", "two"), train_type=name)
+    assert (
+        order_key(*other)["lengths of the texts"] != order_key(config, plan)["lengths of the texts"]
+    )
+    assert order_key(*plan_of())["lengths of the texts"] is None
+
+
+def test_the_order_hangs_on_how_conversations_are_read(plan_of):
+    assert order_key(*plan_of())["data.conversations"] is None  # as of runs before there was one
+    assert order_key(*plan_of(conversations="flatten"))["data.conversations"] == "flatten"

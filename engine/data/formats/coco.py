@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.schema import Section
-from engine.data.tables.annotations import AnnotationSource, Row, open_annotations, row_or_fault
+from engine.data.tables.annotations import Row, open_annotations, row_or_fault
 from engine.data.tables.fields import identity, malformed, mapping, required, string
 from engine.data.tables.json_rows import read_list
 from engine.data.tables.places import annotation_file, image_folder
+from engine.data.tables.source import AnnotationSource
 from engine.errors import UserError
 from engine.types import BadSample
 

@@ -5,7 +5,7 @@ The folder ``root`` holds
     <root>/train_anno.csv  valid_anno.csv    image,image_id,caption,caption_id
     <root>/train/…  valid/…                  the images
 
-Columns ``question``, ``answers`` and ``labels`` are read where a file has them.
+Columns ``question``, ``answers``, ``question_type`` and ``labels`` are read where a file has them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import Literal
 from pydantic import Field
 
 from engine.config.schema import Section
-from engine.data.tables.annotations import AnnotationSource
 from engine.data.tables.csv_table import open_csv
 from engine.data.tables.places import annotation_file, image_folder
+from engine.data.tables.source import AnnotationSource
 
-Column = Literal["image", "image_id", "caption", "caption_id", "question", "answers", "labels"]
+Column = Literal[
+    "image", "image_id", "caption", "caption_id", "question", "answers", "labels", "question_type"
+]
 
 
 class Config(Section):

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from engine import registry
-from engine.data.tables.annotations import AnnotationSource, open_annotations
+from engine.data.tables.annotations import open_annotations
 from engine.data.tables.arrow_images import ArrowImages, open_stream
 from engine.data.tables.arrow_rows import choose_columns, holds_bytes, read_rows
 from engine.data.tables.image_root import ImageRoot
 from engine.data.tables.places import check_root, image_folder, listed
+from engine.data.tables.source import AnnotationSource
 from engine.data.tables.table_options import TableOptions
 from engine.errors import UserError
 from engine.types import BadSample, Source

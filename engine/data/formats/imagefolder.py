@@ -81,7 +81,9 @@ class FolderSource:
 
     def column(self, name: str) -> np.ndarray:
         """int64 [rows], memory-mapped: ``label`` (-1: none), or codes of ``image_id`` and
-        ``caption_id``, each its own."""
+        ``caption_id``, each its own; or int32 ``length`` of the captions."""
+        if name == "length":
+            return np.fromiter((len(caption) or 1 for caption in self.captions()), np.int32)
         return self.table.integers("label") if name == "label" else self.table.codes("image")
 
     def captions(self) -> Iterator[str]:

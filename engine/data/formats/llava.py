@@ -5,7 +5,8 @@
                                         {"from": "gpt", "value": "A cat."}, …]}, …]
     <root>/train/…  valid/…          the images
 
-JSON lines will do as well. A sample without ``image`` is text alone.
+JSON lines will do as well. ``image`` may be a list, of which ``several_images`` says what is taken.
+A sample without ``image`` is text alone.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Literal
 
 from engine.config.schema import Section
-from engine.data.tables.annotations import AnnotationSource, Row, open_annotations, row_or_fault
-from engine.data.tables.fields import conversation, identity, image_name, mapping, required
+from engine.data.tables.annotations import Row, open_annotations, row_or_fault
+from engine.data.tables.fields import conversation, identity, image_names, mapping, required
 from engine.data.tables.json_rows import Entry, read_rows
 from engine.data.tables.places import annotation_file, image_folder
+from engine.data.tables.source import AnnotationSource
 from engine.types import BadSample
 
 
@@ -30,7 +32,7 @@ class Config(Section):
     valid_anno: str = "valid.json"
     train_images: str = "train"
     valid_images: str = "valid"
-    several_images: Literal["first", "refuse"] = "first"  # of a sample whose image is a list
+    several_images: Literal["first", "all", "refuse"] = "first"  # of a sample whose image is a list
 
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> AnnotationSource:
@@ -61,9 +63,11 @@ def _row(entry: Entry, several: str) -> Row:
         raise BadSample("malformed", entry.fault)
     sample = mapping(entry.value, "the entry")
     turns = conversation(required(sample, "conversations"))
+    images = image_names(sample.get("image"), several)
     own = sample.get("id")
     return Row(
-        image=image_name(sample.get("image"), several),
+        image=images[0] if images else None,
+        more_images=images[1:],
         caption_id=None if own is None else identity(own, "the id"),
         turns=turns,
     )

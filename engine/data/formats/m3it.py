@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from engine.config.schema import Section
-from engine.data.tables.annotations import AnnotationSource, Row, open_annotations, row_or_fault
-from engine.data.tables.fields import identity, instruction, mapping, required
+from engine.data.tables.annotations import Row, open_annotations, row_or_fault
+from engine.data.tables.fields import chosen_images, identity, instruction, mapping, required
 from engine.data.tables.json_images import JsonImages, image_texts
 from engine.data.tables.json_rows import Entry, read_rows
 from engine.data.tables.places import annotation_files
+from engine.data.tables.source import AnnotationSource
 from engine.errors import UserError
 from engine.types import BadSample
 
@@ -28,7 +29,7 @@ class Config(Section):
     root: Path  # relative to data.data_path; default: the dataset's name
     train_anno: str | list[str] = "train.jsonl"  # a file or a pattern of files, or several
     valid_anno: str | list[str] = "valid.jsonl"
-    several_images: Literal["first", "refuse"] = "first"  # of a sample with more than one
+    several_images: Literal["first", "all", "refuse"] = "first"  # of a sample with more than one
 
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> AnnotationSource:
@@ -65,12 +66,11 @@ def _row(entry: Entry, file: int, several: str) -> Row:
     turns = instruction(
         required(sample, "instruction"), sample.get("inputs"), required(sample, "outputs")
     )
-    images = image_texts(sample)
-    if len(images) > 1 and several == "refuse":
-        raise BadSample("several images", f"{len(images)}; several_images: first takes one")
+    images = chosen_images(image_texts(sample), several)
     own = sample.get("id")
     return Row(
         caption_id=None if own is None else identity(own, "the id"),
         turns=turns,
         place=(file, entry.offset, entry.extent) if images else None,
+        num_images=max(1, len(images)),
     )

@@ -15,10 +15,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.data.tables.annotations import AnnotationSource, open_annotations
+from engine.data.tables.annotations import open_annotations
 from engine.data.tables.arrow_images import ArrowImages
 from engine.data.tables.arrow_rows import Columns, choose_columns, holds_bytes, read_rows
 from engine.data.tables.places import annotation_files, image_folder
+from engine.data.tables.source import AnnotationSource
 from engine.data.tables.table import cached_file
 from engine.data.tables.table_options import TableOptions
 from engine.errors import UserError

@@ -1,4 +1,9 @@
-"""The built-in dataset: drawn into the CSV folder form at first use, then read like any other."""
+"""The built-in dataset: drawn into the CSV folder form at first use, then read like any other.
+
+With ``texts: questions`` a row is a question about an image, with ``texts: conversations`` all
+questions about it; the folder then also holds them as VQA v2 has its files. With ``texts: labels``
+it is an image and the names of what it shows.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +30,7 @@ class Config(Section):
     num_train: Annotated[int, Field(ge=1, le=60_000)] = 6000  # there are about 79,000 scenes
     num_valid: Annotated[int, Field(ge=1, le=3_600)] = 600  # four each of about 1,000 families
     image_size: Annotated[int, Field(ge=16, le=512)] = 64  # pixels
+    texts: Literal["captions", "questions", "conversations", "labels"] = "captions"
 
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source:
@@ -32,15 +38,31 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source:
 
     Raises UserError where ``root`` holds something else than these options draw.
     """
-    options = drawn.Options(**config.model_dump(exclude={"root"}))
+    own = config.model_dump(exclude={"root", "texts"})
+    options = drawn.Options(
+        **own,
+        questions=config.texts in ("questions", "conversations"),
+        labels=config.texts == "labels",
+    )
     try:
         make_once(config.root, lambda temporary: _draw(temporary, options))
     except OSError as error:
         raise UserError(f"cannot draw dataset {name!r} into {config.root}: {error}") from error
     _check(config.root, name, options)
-    # The drawn folder is read as CSV through the registry: formats do not import one another.
-    csv = registry.find("data/formats", "csv")
-    return csv.build(csv.Config(root=config.root), name=name, split=split, cache_dir=cache_dir)
+    form, files = _READ_AS[config.texts]
+    chosen = {f"{part}_anno": files.format(part) for part in ("train", "valid")}
+    # The drawn folder is read through the registry: formats do not import one another.
+    module = registry.find("data/formats", form)
+    read = module.Config(root=config.root, **chosen)
+    return module.build(read, name=name, split=split, cache_dir=cache_dir)
+
+
+_READ_AS = {  # a format, and its annotation files
+    "captions": ("csv", "{}_anno.csv"),
+    "questions": ("csv", "{}_questions.csv"),
+    "conversations": ("llava", "{}_conversations.json"),
+    "labels": ("csv", "{}_labels.csv"),
+}
 
 
 def _draw(folder: Path, options: drawn.Options) -> None:
@@ -57,9 +79,12 @@ def _check(folder: Path, name: str, options: drawn.Options) -> None:
             key=f"data.datasets.{name}.format",
         )
     wanted, old = asdict(options), asdict(found)
+    for more in ("questions", "labels"):  # captions are there in either case
+        old[more] &= wanted[more]
     if differing := [option for option in wanted if wanted[option] != old[option]]:
         told = ", ".join(f"{o}={old[o]} (wanted: {wanted[o]})" for o in differing)
         raise UserError(
             f"{folder} was drawn with {told}; remove the folder or name another root",
-            key=f"data.datasets.{name}.{differing[0]}",
+            key=f"data.datasets.{name}."
+            + ("texts" if differing[0] in ("questions", "labels") else differing[0]),
         )

@@ -81,7 +81,10 @@ class SidecarSource:
             raise BadSample("not text", f"{name} is not UTF-8: byte {error.start}") from error
 
     def column(self, name: str) -> np.ndarray:
-        """int64 codes of ``image_id`` or ``caption_id``: each row has its own; memory-mapped."""
+        """int64 codes of ``image_id`` or ``caption_id``: each row has its own; memory-mapped. Or
+        int32 ``length`` of the texts, by a pass over all of them."""
+        if name == "length":
+            return np.fromiter((len(caption) or 1 for caption in self.captions()), np.int32)
         return self.table.codes("image")
 
     def captions(self) -> Iterator[str]:

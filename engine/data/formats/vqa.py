@@ -3,7 +3,8 @@
     <root>/v2_OpenEnded_mscoco_train2014_questions.json   {"questions": [
                                          {"question_id", "image_id", "question"}, …]}
     <root>/v2_mscoco_train2014_annotations.json           {"annotations": [
-                                         {"question_id", "answers": [{"answer"}, …]}, …]}
+                                         {"question_id", "question_type",
+                                          "answers": [{"answer"}, …]}, …]}
     <root>/train2014/COCO_train2014_000000000042.jpg
 
 Either file may be packed (``.json.gz``). One row is one question.
@@ -14,13 +15,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.config.schema import Section
-from engine.data.tables.annotations import AnnotationSource, Row, open_annotations, row_or_fault
-from engine.data.tables.fields import answers, identity, image_name, mapping, required, string
+from engine.data.tables.annotations import Row, open_annotations, row_or_fault
+from engine.data.tables.fields import answers, identity, image_names, mapping, required, string
 from engine.data.tables.json_rows import read_list
 from engine.data.tables.places import annotation_file, image_folder
+from engine.data.tables.source import AnnotationSource
 from engine.errors import UserError
 from engine.types import BadSample
 
@@ -72,14 +74,19 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Annotati
 
 
 def _rows(inputs: list[Path], pattern: str) -> Iterator[Row]:
-    given = _answers(inputs[1]) if len(inputs) > 1 else None
+    known = _annotations(inputs[1]) if len(inputs) > 1 else None
     for entry in read_list(inputs[0], "questions"):
-        yield row_or_fault(f"question {entry.number}", _row, entry.value, given, pattern)
+        yield row_or_fault(f"question {entry.number}", _row, entry.value, known, pattern)
 
 
-def _answers(path: Path) -> dict[str, tuple[str, ...] | BadSample]:
-    """Answers by question id. Raises UserError where a question has two sets of them."""
-    known: dict[str, tuple[str, ...] | BadSample] = {}
+class _Annotation(NamedTuple):
+    answers: tuple[str, ...] = ()
+    question_type: str | None = None
+
+
+def _annotations(path: Path) -> dict[str, _Annotation | BadSample]:
+    """By question id. Raises UserError where a question has two that differ."""
+    known: dict[str, _Annotation | BadSample] = {}
     shared: dict[str, str] = {}  # most answers are given thousands of times
     for entry in read_list(path, "annotations"):
         try:
@@ -88,8 +95,10 @@ def _answers(path: Path) -> dict[str, tuple[str, ...] | BadSample]:
         except BadSample:  # the question that it belongs to then has no answers
             continue
         try:
-            found: tuple[str, ...] | BadSample = tuple(
-                shared.setdefault(answer, answer) for answer in _given(annotation)
+            given = tuple(shared.setdefault(answer, answer) for answer in _given(annotation))
+            kind = _kind(annotation)
+            found: _Annotation | BadSample = _Annotation(
+                given, None if kind is None else shared.setdefault(kind, kind)
             )
         except BadSample as bad:
             found = bad
@@ -108,22 +117,31 @@ def _given(annotation: Any) -> tuple[str, ...]:
     return answers(required(annotation, "answers"))
 
 
-def _row(value: Any, given: dict[str, tuple[str, ...] | BadSample] | None, pattern: str) -> Row:
+def _kind(told: Any) -> str | None:
+    kind = told.get("question_type")
+    return None if kind is None else string(kind, "the question_type")
+
+
+def _row(value: Any, known: dict[str, _Annotation | BadSample] | None, pattern: str) -> Row:
     asked = mapping(value, "the question")
     own = identity(required(asked, "question_id"), "the question_id")
     question = string(required(asked, "question"), "the question")
     image_id = identity(required(asked, "image_id"), "the image_id")
-    found: tuple[str, ...] | BadSample = ()
-    if given is not None:
-        found = given.get(own) or BadSample("no answer", f"question {own[:60]!r} is not annotated")
+    found: _Annotation | BadSample = _Annotation()
+    if known is not None:
+        found = known.get(own, BadSample("no answer", f"question {own[:60]!r} is not annotated"))
     if isinstance(found, BadSample):
         raise found
+    if known is not None and not found.answers:
+        raise BadSample("no answer", f"question {own[:60]!r} has an empty list of answers")
+    named = image_names(asked["image"]) if "image" in asked else (_file(pattern, image_id),)
     return Row(
-        image=image_name(asked["image"]) if "image" in asked else _file(pattern, image_id),
+        image=named[0] if named else None,
         image_id=image_id,
         caption_id=own,
         question=question,
-        answers=found,
+        answers=found.answers,
+        question_type=found.question_type or _kind(asked),
     )
 
 

@@ -51,6 +51,7 @@ def sample_digest(record: Record, image: bytes) -> Digest:
         record.answers,
         record.labels,
         record.label,
+        *((record.question_type,) if record.question_type else ()),
     )
     hashed = hashlib.blake2b(repr(told).encode(errors="surrogatepass"), digest_size=15)
     return Digest(1, int.from_bytes(hashed.digest(), "big"))

@@ -111,6 +111,10 @@ def _units(plan: Plan, shard: Shard, tick: Tick) -> Iterator[Unit]:
 
 
 def _image(record: Record, to: str) -> tuple[bytes, str]:
+    if record.more_images:
+        raise BadSample(
+            "several images", f"{1 + len(record.more_images)}; a packed sample has one at most"
+        )
     if record.image is None:
         if to == "csv" or not record.turns:
             raise BadSample("no image", "text alone" + (", which CSV cannot hold" * (to == "csv")))

@@ -11,14 +11,15 @@ from engine.data.tables.fields import most_common
 from engine.types import Record, Turn
 
 COLUMNS = (
-    "image", "image_id", "caption", "caption_id", "question", "answers", "labels", "source"
+    "image", "image_id", "caption", "caption_id", "question", "answers", "labels", "question_type",
+    "source",
 )  # fmt: skip
 _LIST_MARK = "|"
 
 
 def same_but_caption(one: Record, other: Record) -> bool:
     """Whether two rows of one image can be one sample with two captions."""
-    texts = ("image_id", "label", "turns", "answers", "labels")
+    texts = ("image_id", "label", "turns", "answers", "labels", "question_type")
     return all(getattr(one, name) == getattr(other, name) for name in texts)
 
 
@@ -39,6 +40,8 @@ def members(records: Sequence[Record]) -> tuple[str, str]:
         fields["conversations"] = [{"from": who, "value": text} for who, text in first.turns]
     if first.answers:
         fields |= {"question": _question(first.turns), "answers": first.answers}
+    if first.question_type:
+        fields["question_type"] = first.question_type
     if first.labels:
         fields["labels"] = first.labels
     if first.label is not None:
@@ -72,6 +75,7 @@ def csv_row(image: str, record: Record) -> tuple[str, ...]:
         _question(record.turns),
         _LIST_MARK.join(record.answers),
         _LIST_MARK.join(record.labels),
+        record.question_type,
         record.key,
     )
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.data.shapes import objects, questions_files
 from engine.data.shapes.drawing import draw
+from engine.data.shapes.questions import Question, ask
 from engine.data.shapes.scene import FAMILY_SIZE, Scene, held_out_families, training_scenes
 from engine.data.shapes.wording import PHRASINGS, caption, num_phrasings
 
@@ -27,6 +29,8 @@ class Options:
     num_train: int = 6000
     num_valid: int = 600
     image_size: int = 64
+    questions: bool = False  # beside the captions, which are the same
+    labels: bool = False  # likewise
 
 
 def read_options(folder: Path) -> Options | None:
@@ -38,10 +42,12 @@ def read_options(folder: Path) -> Options | None:
 
 
 def write(folder: Path, options: Options) -> None:
-    """Draw both splits into the empty ``folder``: images, captions, and the options used."""
+    """Draw both splits into the empty ``folder``: images, texts, and the options used."""
     for number, (split, scenes) in enumerate((("train", _training), ("valid", _held_out))):
         (folder / split).mkdir()
-        rows = []
+        rows: list[tuple[str, int, str, int]] = []
+        asked: list[tuple[str, list[Question]]] = []
+        shown: list[tuple[str, list[str]]] = []
         for i, (scene, phrasing) in enumerate(scenes(options)):
             name = f"{i:06d}.jpg"
             rng = np.random.default_rng([*_key(options, number), 1 + i])
@@ -49,11 +55,24 @@ def write(folder: Path, options: Options) -> None:
             # Without chroma subsampling: at 64 pixels it would blend neighbouring colours.
             image.save(folder / split / name, quality=90, subsampling=0)
             rows.append((name, i, caption(scene, options.style, phrasing), i))
+            if options.labels:
+                shown.append((name, objects.shown(scene)))
+            if options.questions:
+                rng = np.random.default_rng([*_key(options, number), 1 + i, 1])
+                asked.append((name, ask(scene, options.style, rng)))
         with (folder / f"{split}_anno.csv").open("w", newline="", encoding="utf8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("image", "image_id", "caption", "caption_id"))
             writer.writerows(rows)
-    (folder / OPTIONS_FILE).write_text(json.dumps(asdict(options)) + "\n", encoding="utf8")
+        if asked:
+            questions_files.write(folder, split, asked)
+        if shown:
+            objects.write(folder / f"{split}_labels.csv", shown)
+    told = asdict(options)
+    for more in ("questions", "labels"):
+        if not told[more]:
+            del told[more]
+    (folder / OPTIONS_FILE).write_text(json.dumps(told) + "\n", encoding="utf8")
 
 
 def _key(options: Options, split: int) -> list[int]:

@@ -7,6 +7,8 @@ scenes of a family are told in the same words by the same phrasing.
 import functools
 import re
 
+import numpy as np
+
 from engine.data.shapes.scene import COLOURS, SHAPES, Group, Scene
 
 NUMBERS = {1: "one", 2: "two", 3: "three"}
@@ -67,9 +69,54 @@ def caption(scene: Scene, style: str, phrasing: int) -> str:
 
 def words(group: Group, style: str) -> str:
     """A group in words: 'two small red circles'."""
-    plural = PLURALS.get(group.shape, group.shape + "s")
-    noun = group.shape if group.count == 1 else plural
-    return f"{NUMBERS[group.count]} {SIZE_WORDS[style][group.size]} {group.colour} {noun}"
+    size = SIZE_WORDS[style][group.size]
+    return f"{NUMBERS[group.count]} {size} {group.colour} {noun(group)}"
+
+
+def noun(group: Group) -> str:
+    """A group's shape in the singular or the plural, by its number."""
+    return group.shape if group.count == 1 else plural(group.shape)
+
+
+def plural(shape: str) -> str:
+    """Several of a shape: 'crosses'."""
+    return PLURALS.get(shape, shape + "s")
+
+
+def one_word_changed(text: str, rng: np.random.Generator) -> str:
+    """A caption that differs from ``text``, a caption of any style, in one word and is false of
+    what ``text`` is true of; every kind of word is as likely as another."""
+    changes = one_word_changes(text)
+    chosen = changes[sorted(changes)[rng.integers(len(changes))]]
+    return chosen[rng.integers(len(chosen))]
+
+
+def one_word_changes(text: str) -> dict[str, list[str]]:
+    """All captions of another scene than that of ``text`` with one word changed, by the kind of
+    word: colour, shape, size, and where one word will do, count and relation."""
+    told, tokens = read(text), text.split(" ")
+    found: dict[str, list[str]] = {}
+    for place, token in enumerate(tokens):
+        for kind, alike in _alternatives():
+            for other in alike if token in alike else ():
+                changed = " ".join((*tokens[:place], other, *tokens[place + 1 :]))
+                if read(changed) not in (None, told):
+                    found.setdefault(kind, []).append(changed)
+    return found
+
+
+@functools.cache
+def _alternatives() -> list[tuple[str, tuple[str, ...]]]:
+    """Kinds of words, and words of the kind that can stand for one another."""
+    sides = {"left": "right", "above": "below", "over": "under", "higher": "lower"}
+    return [
+        ("colour", COLOURS),
+        ("shape", SHAPES),
+        ("shape", tuple(plural(shape) for shape in SHAPES)),
+        *(("size", tuple(words.values())) for words in SIZE_WORDS.values()),
+        ("count", tuple(word for number, word in NUMBERS.items() if number > 1)),
+        *(("relation", pair) for pair in sides.items()),
+    ]
 
 
 def read(text: str) -> Scene | None:
@@ -84,7 +131,7 @@ def read(text: str) -> Scene | None:
 @functools.cache
 def _patterns() -> list[tuple[str, re.Pattern[str]]]:
     """Every phrasing as a pattern in which {a} and {b} are groups of any number and kind."""
-    nouns = sorted({*SHAPES, *(PLURALS.get(shape, shape + "s") for shape in SHAPES)})
+    nouns = sorted({*SHAPES, *map(plural, SHAPES)})
     parts = {
         "count": list(NUMBERS.values()),
         "size": [word for words in SIZE_WORDS.values() for word in words.values()],
@@ -109,5 +156,5 @@ def _group(found: re.Match[str], letter: str) -> Group:
     )
     sizes = {word: size for words in SIZE_WORDS.values() for size, word in words.items()}
     counts = {word: number for number, word in NUMBERS.items()}
-    shapes = {name: name for name in SHAPES} | {PLURALS.get(n, n + "s"): n for n in SHAPES}
+    shapes = {name: name for name in SHAPES} | {plural(n): n for n in SHAPES}
     return Group(counts[count], sizes[size], colour, shapes[noun])

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from engine.data.bad_samples import BadRecord
-from engine.data.batch_memory import allocate_images
+from engine.data.batch_memory import ImagePlaces
 from engine.data.loader import Collate, Loaded, seeded
 from engine.data.reader import Limits, Reader, Transform
 from engine.data.stream.order import Course, Order, Taken
@@ -140,14 +139,13 @@ class _Reading:
         samples: list[Sample] = []
         bad: list[BadRecord] = []
         number, size = 0, self._to.reader.size
-        images_BCHW = allocate_images(self._to.batch_size, size) if size else None
+        places = ImagePlaces(self._to.batch_size, size) if size else None
         while len(samples) < self._to.batch_size and len(bad) < _MAX_BAD:
             if self._to.workers.closing:
                 break
             taken = next(self._course)
             number = taken.number
-            out = None if images_BCHW is None else images_BCHW[len(samples)]
-            read = self._read(step, taken, out)
+            read = self._read(step, taken, places)
             if isinstance(read, Sample):
                 samples.append(read)
             else:
@@ -156,11 +154,11 @@ class _Reading:
             return step, {}, bad
         return step, seeded(self._to.collate, samples, self._to.order.seed, number, step), bad
 
-    def _read(self, step: int, taken: Taken, out: Tensor | None) -> Sample | BadRecord:
+    def _read(self, step: int, taken: Taken, places: ImagePlaces | None) -> Sample | BadRecord:
         dataset, shard = self._to.pool.locate(taken.shard)
         self._to.shelves[dataset].item = taken.item
         row = row_of(shard, taken.item.number)
-        read = self._to.reader.read(step, taken.number, dataset, row, out)
+        read = self._to.reader.read(step, taken.number, dataset, row, places)
         if isinstance(read, Sample):
             return read
         source = self._to.pool.sources[dataset]

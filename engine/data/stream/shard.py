@@ -143,6 +143,7 @@ def _records(key: str, sample: dict[str, Any], form: TextForm) -> list[Record]:
             turns=text.turns,
             answers=text.answers,
             labels=text.labels,
+            question_type=text.question_type,
         )
         for number, text in enumerate(texts)
     ]

@@ -1,7 +1,7 @@
-"""Rows of annotation files → a cached, memory-mapped table → a source.
+"""Rows of annotation files → a cached, memory-mapped table.
 
 A format says how its files are read: an iterator of ``Row``. All else is here: the rows are written
-in batches to an Arrow file, once, and a sample's image is fetched from where its row says.
+in batches to an Arrow file, once. engine/data/tables/source.py reads samples out of it.
 """
 
 from __future__ import annotations
@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from engine.data.tables import table as tables
-from engine.data.tables.fields import first_answer, most_common, question_caption
-from engine.data.tables.image_root import ImageRoot
+from engine.data.tables.fields import first_answer, question_caption
 from engine.data.tables.table import Table, open_table
 from engine.errors import UserError
-from engine.types import BadSample, Record, Turn
+from engine.types import BadSample, Turn
 
-FORM = 1  # of the cached file; raised when its content changes
+FORM = 2  # of the cached file; raised when its content changes
 _ROWS = 32_768  # written at once at most
 _TURN = pa.struct([("role", pa.string()), ("text", pa.string())])
 SCHEMA = pa.schema(
@@ -39,6 +37,9 @@ SCHEMA = pa.schema(
         ("offset", pa.int64()),
         ("extent", pa.int64()),
         ("fault", pa.string()),
+        ("more_images", pa.list_(pa.string())),
+        ("num_images", pa.int32()),
+        ("question_type", pa.string()),
     ]
 )
 
@@ -58,14 +59,9 @@ class Row:
     label: int | None = None
     place: tuple[int, int, int] | None = None  # of image bytes: file, offset, extent
     fault: str | None = None  # "cause: detail" of a sample that cannot be used
-
-
-class ImageStore(Protocol):
-    """Image bytes that lie in annotation files."""
-
-    def read(self, file: int, offset: int, extent: int) -> bytes | None:
-        """The bytes at a row's place; raises BadSample where there are none to be had."""
-        ...
+    more_images: tuple[str, ...] = ()  # paths of the second and all further images
+    num_images: int = 1  # to be used of those at ``place``
+    question_type: str | None = None
 
 
 def row_or_fault(where: str, make: Callable[..., Row], *arguments: Any) -> Row:
@@ -83,8 +79,11 @@ def row_or_fault(where: str, make: Callable[..., Row], *arguments: Any) -> Row:
 
 
 def _texts(row: Row) -> list[str]:
-    alone = (row.image, row.caption, row.image_id, row.caption_id, row.question)
+    alone = (
+        row.image, row.caption, row.image_id, row.caption_id, row.question, row.question_type
+    )  # fmt: skip
     texts = [text for text in alone if text is not None]
+    texts += row.more_images
     texts += [text for _, text in row.turns]
     texts += row.answers
     texts += row.labels
@@ -152,6 +151,9 @@ def _to_arrow(rows: list[Row], rows_before: int) -> pa.RecordBatch:
             offset,
             extent,
             row.fault,
+            row.more_images or None,
+            row.num_images if row.num_images != 1 else None,
+            row.question_type or None,
         )
         for column, value in zip(columns.values(), values, strict=True):
             column.append(value)
@@ -166,80 +168,3 @@ def _caption(row: Row) -> str:
     if row.question is not None:
         return question_caption(row.question, row.answers)
     return ", ".join(row.labels)
-
-
-class AnnotationSource:
-    """Rows of a table as one split of a dataset.
-
-    ``images`` is the folder of images that rows name, ``store`` reads those that lie in files of
-    many. A row that names neither has image None.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        table: Table,
-        images: ImageRoot | None = None,
-        store: ImageStore | None = None,
-    ) -> None:
-        self.name = name
-        self.split = split
-        self.table = table
-        self.images = images
-        self.store = store
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> Record:
-        """The row at ``index``; BadSample where it cannot be used, or its image lies elsewhere."""
-        row = self.table.row(index)
-        number = f"row {index + 1}"
-        if row.get("fault"):
-            cause, _, detail = row["fault"].partition(": ")
-            raise BadSample(cause, detail)
-        if row["caption"] is None:
-            raise BadSample("not text", f"{number} is not UTF-8")
-        if not row["caption"].strip():
-            raise BadSample("no caption", number)
-        given = tuple(answer for answer in row.get("answers") or () if answer)
-        return Record(
-            row["image"] or number,
-            self._image(row, number),
-            row["caption"],
-            row["image_id"],
-            row["caption_id"],
-            row.get("label"),
-            _turns(row, given),
-            given,
-            tuple(label for label in row.get("labels") or () if label),
-        )
-
-    def _image(self, row: dict[str, Any], number: str) -> Path | bytes | None:
-        if row.get("file") is not None and self.store is not None:
-            return self.store.read(row["file"], row["offset"], row["extent"])
-        if row["image"] is None:
-            return None
-        if not row["image"]:
-            raise BadSample("missing", f"{number} names no image")
-        if self.images is None:
-            raise BadSample("missing", f"{number} names {row['image']!r}; there is no image folder")
-        return self.images.path(row["image"])
-
-    def column(self, name: str) -> np.ndarray:
-        """int64 codes of ``image_id`` or ``caption_id``, equal where the ids are; memory-mapped."""
-        return self.table.codes(name)
-
-    def captions(self) -> Iterator[str]:
-        """All captions in order, without their images; empty where a row has none."""
-        return (caption or "" for caption in self.table.values("caption"))
-
-
-def _turns(row: dict[str, Any], given: tuple[str, ...]) -> tuple[Turn, ...]:
-    if row.get("turns"):
-        return tuple((turn["role"], turn["text"]) for turn in row["turns"])
-    if not row.get("question"):
-        return ()
-    asked = ("human", row["question"])
-    return (asked, ("gpt", most_common(given))) if given else (asked,)

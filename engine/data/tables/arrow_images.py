@@ -69,10 +69,9 @@ def _batch_at(data: pa.Buffer, schema: pa.Schema, offset: int) -> tuple[pa.Recor
 
 
 class ArrowImages:
-    """An ``ImageStore``: the image in ``column`` of a row of Arrow stream files; pickled as paths.
+    """An ``ImageStore``: images in ``column`` of a row of Arrow stream files; pickled as paths.
 
-    The column holds bytes, base64 texts, structs ``{bytes, path}``, or lists of these, of which the
-    first counts.
+    The column holds bytes, base64 texts, structs ``{bytes, path}``, or lists of these.
     """
 
     def __init__(self, paths: Sequence[Path], column: str) -> None:
@@ -86,8 +85,8 @@ class ArrowImages:
     def __setstate__(self, state: tuple[list[Path], str]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
-    def read(self, file: int, offset: int, extent: int) -> bytes:
-        """The bytes of the image in row ``extent`` of the batch at ``offset``.
+    def read(self, file: int, offset: int, extent: int, count: int) -> tuple[bytes, ...]:
+        """The bytes of the first images in row ``extent`` of the batch at ``offset``.
 
         BadSample where the file has changed, or what it holds is no image.
         """
@@ -101,7 +100,10 @@ class ArrowImages:
             raise BadSample("unreadable", f"{path} at byte {offset}: {error}") from error
         except UserError as error:
             raise BadSample("unreadable", str(error)) from error
-        return image_bytes(value)
+        values = value if isinstance(value, list) else [value]
+        if len(values) < count:
+            raise BadSample("missing", "the cell holds no image")
+        return tuple(map(image_bytes, values[:count]))
 
     def _file(self, file: int) -> tuple[pa.Buffer, pa.Schema]:
         with self._lock:
@@ -115,9 +117,7 @@ class ArrowImages:
 
 
 def image_bytes(value: Any) -> bytes:
-    """The encoded image in a cell; BadSample where there is none."""
-    if isinstance(value, list):
-        value = value[0] if value else None
+    """The encoded image of a cell; BadSample where there is none."""
     if isinstance(value, dict):
         value = value.get("bytes")
     if isinstance(value, str):

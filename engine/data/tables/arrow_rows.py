@@ -13,9 +13,16 @@ import pyarrow.compute as pc
 
 from engine.data.tables.annotations import Row, row_or_fault
 from engine.data.tables.arrow_images import open_stream, read_batches
-from engine.data.tables.fields import answers, conversation, identity, instruction, string, strings
+from engine.data.tables.fields import (
+    answers,
+    chosen_images,
+    conversation,
+    identity,
+    instruction,
+    string,
+    strings,
+)
 from engine.errors import UserError
-from engine.types import BadSample
 
 USUAL_NAMES = {
     "image": (
@@ -27,6 +34,7 @@ USUAL_NAMES = {
     "caption": ("caption", "captions", "text", "txt", "title", "sentences"),
     "caption_id": ("caption_id",),
     "question": ("question",),
+    "question_type": ("question_type",),
     "answers": ("answers", "answer"),
     "labels": ("labels",),
     "label": ("label",),
@@ -45,7 +53,7 @@ class Columns:
 
     own: Mapping[str, str]
     base64: bool
-    several: str = "first"  # of a cell with more than one image: "first" or "refuse"
+    several: str = "first"  # of a cell with more than one image: "first", "all" or "refuse"
 
 
 def choose_columns(
@@ -117,9 +125,9 @@ def read_rows(paths: Sequence[Path], columns: Columns) -> Iterator[Row]:
 class _Image:
     """What a cell tells without its bytes being read."""
 
-    path: str | None = None
+    paths: tuple[str, ...] = ()
     held: bool = False
-    count: int = 1
+    count: int = 1  # of those that are held
 
 
 def _inner(kind: pa.DataType) -> pa.DataType:
@@ -137,8 +145,8 @@ def _images(batch: pa.RecordBatch, columns: Columns) -> Iterator[_Image]:
     cells = batch.column(columns.own["image"])
     if _is_text(_inner(cells.type)) and not columns.base64:
         for value in cells.to_pylist():
-            paths = [value] if value is None or isinstance(value, str) else value
-            yield _Image(paths[0] if paths else None, count=len(paths))
+            paths = [value] if isinstance(value, str) else value
+            yield _Image(tuple(paths or ()))
     elif _inner(cells.type) is not cells.type:
         for length in pc.list_value_length(cells).to_pylist():
             yield _Image(held=bool(length), count=length or 0)
@@ -146,9 +154,9 @@ def _images(batch: pa.RecordBatch, columns: Columns) -> Iterator[_Image]:
         fields = [field.name for field in cells.type]
         none = pa.nulls(len(cells))
         held = pc.struct_field(cells, "bytes").is_valid() if "bytes" in fields else none
-        paths = pc.struct_field(cells, "path") if "path" in fields else none
-        for path, is_held in zip(paths.to_pylist(), held.to_pylist(), strict=True):
-            yield _Image(path, bool(is_held))
+        names = pc.struct_field(cells, "path") if "path" in fields else none
+        for name, is_held in zip(names.to_pylist(), held.to_pylist(), strict=True):
+            yield _Image(() if name is None else (name,), bool(is_held))
     else:
         yield from (_Image(held=valid) for valid in cells.is_valid().to_pylist())
 
@@ -176,10 +184,10 @@ def _row(
     names: list[str],
     number: int,
 ) -> Row:
-    if image.count > 1 and several == "refuse":
-        raise BadSample("several images", f"{image.count}; several_images: first takes one")
-    row = Row(image=string(image.path, "the path") if image.path is not None else None)
+    paths = tuple(string(path, "the path") for path in chosen_images(image.paths, several))
+    row = Row(image=paths[0] if paths else None, more_images=paths[1:])
     row.place = place
+    row.num_images = len(chosen_images(("",) * image.count, several))
     if place is not None:  # its path need not be its own: many tables name every image alike
         row.image_id = str(number - 1)
     for column in ("image_id", "caption_id"):
@@ -189,6 +197,8 @@ def _row(
         row.caption = _caption(values["caption"], caption)
     if values.get("question") is not None:
         row.question = string(values["question"], "the question")
+    if values.get("question_type") is not None:
+        row.question_type = string(values["question_type"], "the question_type")
     if "conversations" in values:
         row.turns = conversation(values["conversations"])
     elif "instruction" in values and "outputs" in values:

@@ -19,15 +19,16 @@ from engine.data.tables.image_root import OUTSIDE
 from engine.data.tables.table import Table, open_table
 from engine.errors import UserError
 
-FORM = 2  # of the cached file; raised when its content changes
+FORM = 3  # of the cached file; raised when its content changes
 USUAL_NAMES = {
     "image": ("image", "filepath", "file_path", "file_name", "filename", "image_path", "path"),
     "image_id": ("image_id",),
     "caption": ("caption", "title", "text"),
-    "caption_id": ("caption_id",),
+    "caption_id": ("caption_id", "question_id"),
     "question": ("question",),
     "answers": ("answers", "answer"),
     "labels": ("labels",),
+    "question_type": ("question_type",),
 }
 LISTS = ("answers", "labels")  # joined by '|'
 TEXTS = ("caption", "question", "labels")  # one of these there must be
@@ -44,12 +45,12 @@ def open_csv(
 ) -> Table:
     """The table of a CSV with a header, its columns separated by ``,`` tab ``;`` or ``|``.
 
-    Its columns: image, image_id, caption, caption_id, and question, answers and labels where the
-    file has them. ``names`` maps those to the file's own column names, where they are not among the
-    ``usual`` ones. An absent image_id is the image's path, an absent caption_id the row's number,
-    an absent caption is made of question and answer, else of the labels. Text that is not UTF-8 is
-    None. Raises UserError for a file that is missing, empty or malformed, for a missing column,
-    and for an image path that leaves its folder.
+    Its columns: image, image_id, caption, caption_id, and question, answers, labels and
+    question_type where the file has them. ``names`` maps those to the file's own column names,
+    where they are not among the ``usual`` ones. An absent image_id is the image's path, an absent
+    caption_id the row's number, an absent caption is made of question and answer, else of the
+    labels. Text that is not UTF-8 is None. Raises UserError for a file that is missing, empty or
+    malformed, for a missing column, and for an image path that leaves its folder.
     """
 
     def write(temporary: Path) -> None:

@@ -77,24 +77,34 @@ def answers(value: Any, what: str = "answers") -> tuple[str, ...]:
     )
 
 
-def image_name(value: Any, which: str = "first") -> str | None:
-    """The name of a sample's image: null and an empty list mean none.
+def image_names(value: Any, which: str = "first") -> tuple[str, ...]:
+    """The names of a sample's images: null and an empty list mean none.
 
-    Of several, the first; BadSample where ``which`` is "refuse".
+    Of several, the first alone where ``which`` is "first"; BadSample where it is "refuse".
     """
-    names = strings(value, "image")
-    if len(names) > 1 and which == "refuse":
-        raise BadSample("several images", f"{len(names)} of them; several_images: first takes one")
-    if names and not names[0]:
+    names = chosen_images(strings(value, "image"), which)
+    if not all(names):
         raise BadSample("missing", "the image's name is empty")
-    return names[0] if names else None
+    return names
+
+
+def chosen_images(images: tuple[str | None, ...], which: str) -> tuple[Any, ...]:
+    """What ``several_images`` leaves of a sample's images. BadSample where that is "refuse"."""
+    if len(images) > 1 and which == "refuse":
+        raise BadSample(
+            "several images", f"{len(images)}; several_images: first takes one, all takes every one"
+        )
+    return images if which == "all" else images[:1]
 
 
 def conversation(value: Any) -> tuple[Turn, ...]:
-    """Turns of ``{"from", "value"}`` (LLaVA) or ``{"role", "content"}``, their text unchanged."""
+    """Turns of ``{"from", "value"}`` (LLaVA) or ``{"role", "content"}``, their text unchanged.
+
+    The speakers take turns; either may be the first.
+    """
     if not isinstance(value, list):
         raise malformed("the conversation", value, "a list of turns")
-    turns = []
+    turns: list[Turn] = []
     for number, item in enumerate(value, 1):
         turn = mapping(item, f"turn {number}")
         named = "from" if "from" in turn else "role"
@@ -102,6 +112,8 @@ def conversation(value: Any) -> tuple[Turn, ...]:
         if speaker not in _ROLES:
             wanted = "one of " + ", ".join(_ROLES)
             raise malformed(f"the speaker of turn {number}", speaker, wanted)
+        if turns and turns[-1][0] == _ROLES[speaker]:
+            raise BadSample("malformed", f"turn {number} is {speaker}'s, as the one before it is")
         text = required(turn, "value" if named == "from" else "content")
         turns.append((_ROLES[speaker], string(text, f"turn {number}")))
     return tuple(turns)

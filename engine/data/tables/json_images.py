@@ -38,7 +38,7 @@ def image_texts(sample: Any) -> tuple[str, ...]:
 
 
 class JsonImages:
-    """An ``ImageStore``: the first image of the entry at a place; files are opened at first use."""
+    """An ``ImageStore``: the images of the entry at a place; files are opened at first use."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
@@ -55,16 +55,16 @@ class JsonImages:
         for descriptor in self._opened.values():
             os.close(descriptor)
 
-    def read(self, file: int, offset: int, extent: int) -> bytes:
-        """The first image's bytes. BadSample where the file has changed or holds no base64."""
+    def read(self, file: int, offset: int, extent: int, count: int) -> tuple[bytes, ...]:
+        """The first images' bytes. BadSample where the file has changed or holds no base64."""
         path = self.paths[file]
         try:
             texts = image_texts(read_entry(self._descriptor(file), offset, extent))
         except (ValueError, RecursionError, OSError) as error:
             raise BadSample("unreadable", f"{path} at byte {offset}: {error}") from error
-        if not texts:
+        if len(texts) < count:
             raise BadSample("unreadable", f"{path} at byte {offset}: no image there any more")
-        return decode_base64(texts[0])
+        return tuple(map(decode_base64, texts[:count]))
 
     def _descriptor(self, file: int) -> int:
         with self._lock:

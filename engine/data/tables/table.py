@@ -71,11 +71,16 @@ class Table:
     def codes(self, name: str) -> np.ndarray:
         """int64 [rows], memory-mapped: equal where the column's values are, numbered as they first
         appear; -1 where a row has no value."""
-        return self._kept(f"{name}.codes", lambda: self._encoded(name))
+        return self.kept(f"{name}.codes", np.int64, self._length, lambda: self._encoded(name))
 
     def integers(self, name: str) -> np.ndarray:
         """int64 [rows], memory-mapped: a column of integers without gaps."""
-        return self._kept(f"{name}.values", lambda: (c.to_numpy() for c in self._column(name)))
+        return self.kept(
+            f"{name}.values",
+            np.int64,
+            self._length,
+            lambda: (c.to_numpy() for c in self._column(name)),
+        )
 
     def values(self, name: str) -> Iterator[Any]:
         """A column's values in order, some thousands in memory at a time."""
@@ -91,19 +96,26 @@ class Table:
             yield chunk.indices.fill_null(-1).to_numpy()
         pa.default_memory_pool().release_unused()
 
-    def _kept(self, what: str, chunks: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
-        """An array written once beside the table, else held in memory."""
+    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns, some thousands of rows at a time; nothing is copied."""
+        columns = pa.table([self._columns[name] for name in names], names=list(names))
+        return iter(columns.to_batches())
+
+    def kept(
+        self, what: str, kind: type, length: int, chunks: Callable[[], Iterator[np.ndarray]]
+    ) -> np.ndarray:
+        """An array made of the table, written once beside it, else held in memory."""
         path = self.path.with_name(f"{self.path.name}.{what}.npy")
 
         def write(temporary: Path) -> None:
-            array = np.lib.format.open_memmap(temporary, "w+", np.int64, (self._length,))
+            array = np.lib.format.open_memmap(temporary, "w+", kind, (length,))
             _fill(array, chunks())
             array.flush()
 
         try:
             make_once(path, write)
         except OSError:  # a cache that another user made and this one may only read
-            array = np.empty(self._length, np.int64)
+            array: np.ndarray = np.empty(length, kind)
             _fill(array, chunks())
             return array
         return np.load(path, mmap_mode="r")

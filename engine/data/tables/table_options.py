@@ -11,7 +11,7 @@ from engine.config.schema import Section
 
 Column = Literal[
     "image", "image_id", "caption", "caption_id", "question", "answers", "labels", "label",
-    "conversations", "instruction", "inputs", "outputs",
+    "conversations", "instruction", "inputs", "outputs", "question_type",
 ]  # fmt: skip
 
 
@@ -22,4 +22,4 @@ class TableOptions(Section):
     images: str = "."  # where paths are looked up
     columns: dict[Column, str] = Field(default={})  # the table's own names, where unusual
     base64: bool | None = None  # text in the image column; default: by the column's name
-    several_images: Literal["first", "refuse"] = "first"  # of a cell with more than one
+    several_images: Literal["first", "all", "refuse"] = "first"  # of a cell with more than one

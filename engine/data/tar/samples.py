@@ -23,6 +23,7 @@ MAX_IMAGE_BYTES = 256 << 20
 _MAX_TEXT_BYTES = 16 << 20
 _OUTSIDE = re.compile(OUTSIDE)
 _FAULTY = [Text("")]
+_KEPT = ("turns", "answers", "labels", "question_type")  # in ``more``, beside the label
 _NO_CAPTION = ("", "\ufeff")  # how a text begins that is empty or has a byte order mark
 
 
@@ -170,7 +171,7 @@ def _rows(group: _Group, form: TextForm) -> list[Row]:
 
 
 def _more(text: Text) -> str:
-    kept = {name: getattr(text, name) for name in ("turns", "answers", "labels")}
+    kept = {name: getattr(text, name) for name in _KEPT}
     kept = {name: value for name, value in kept.items() if value}
     if text.label is not None:
         kept["label"] = text.label
@@ -184,6 +185,7 @@ class More(NamedTuple):
     turns: tuple[Turn, ...] = ()
     answers: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    question_type: str = ""
 
 
 def parse_more(more: str) -> More:
@@ -193,4 +195,4 @@ def parse_more(more: str) -> More:
     kept = json.loads(more)
     turns = tuple((speaker, said) for speaker, said in kept.get("turns", ()))
     answers, labels = (tuple(kept.get(name, ())) for name in ("answers", "labels"))
-    return More(kept.get("label"), turns, answers, labels)
+    return More(kept.get("label"), turns, answers, labels, kept.get("question_type", ""))

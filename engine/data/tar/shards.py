@@ -10,43 +10,28 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.data.once import make_once
+from engine.data.tar import lengths
 from engine.data.tar.build import index_shard, open_summary
 from engine.data.tar.index import TarIndex
+from engine.data.tar.recent import Recent
 from engine.data.tar.samples import MAX_IMAGE_BYTES, Row, parse_more
 from engine.data.tar.texts import TextForm
 from engine.errors import FaultError
-from engine.types import BadSample, Record
+from engine.types import BadSample, Record, Turn
 
 _OPEN_INDEXES = 512  # some kilobytes each
 _OPEN_SHARDS = 64  # each takes one of a process's file descriptors
 _CAPTIONS = 8192  # in memory at once
-Kept = TypeVar("Kept")
-
-
-class _Recent(Generic[Kept]):
-    """What ``make(number)`` gave for the numbers asked for last."""
-
-    def __init__(self, make: Callable[[int], Kept], size: int) -> None:
-        self._make, self._size = make, size
-        self._kept: dict[int, Kept] = {}
-
-    def __getitem__(self, number: int) -> Kept:
-        kept = self._kept.pop(number, None)
-        if kept is None:
-            kept = self._make(number)
-            while len(self._kept) >= self._size:
-                self._kept.pop(next(iter(self._kept)))
-        self._kept[number] = kept
-        return kept
 
 
 class _Shard:
@@ -110,8 +95,8 @@ class ShardSource:
         with pa.memory_map(str(self.summary)) as file:
             self._shards = pa.ipc.open_file(file).get_batch(0)
         self._ends = array("q", np.cumsum(self.blocks).tolist())
-        self.indexes = _Recent(self._open_index, _OPEN_INDEXES)
-        self._files = _Recent(self._open_shard, _OPEN_SHARDS)
+        self.indexes = Recent(self._open_index, _OPEN_INDEXES)
+        self._files = Recent(self._open_shard, _OPEN_SHARDS)
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self.name, self.split, self.summary, self.root, self.form
@@ -149,7 +134,7 @@ class ShardSource:
             row.caption,
             row.image_id or f"{place}@{row.offset}",
             row.caption_id or str(index),
-            *parse_more(row.more),
+            **parse_more(row.more)._asdict(),
         )
 
     def _image(self, shard: int, row: Row, place: str) -> bytes:
@@ -194,7 +179,7 @@ class ShardSource:
 
     def column(self, name: str) -> np.ndarray:
         """int64 [rows], memory-mapped: ``label`` (-1 for none), or codes of ``image_id`` and
-        ``caption_id``, equal where the ids are."""
+        ``caption_id``, equal where the ids are; or one of engine/data/tar/lengths.py."""
         path = self.summary.with_name(f"{self.summary.name}.{name}.npy")
         try:
             make_once(path, lambda temporary: _save(self._codes(name), temporary))
@@ -204,6 +189,8 @@ class ShardSource:
 
     def _codes(self, name: str) -> np.ndarray:
         numbers = range(len(self._ends))
+        if name in lengths.COLUMNS:
+            return lengths.COLUMNS[name](self.indexes[shard].rows for shard in numbers)
         if name == "label":
             return np.concatenate([self.indexes[shard].labels() for shard in numbers])
         if any(self.indexes[shard].gives(name) for shard in numbers):
@@ -213,6 +200,16 @@ class ShardSource:
         if name == "caption_id":
             return np.arange(len(self))
         return np.cumsum(np.concatenate([self.indexes[n].new_images() for n in numbers])) - 1
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether any row has turns."""
+        return any(lengths.has_turns(self.indexes[n].rows) for n in range(len(self._ends)))
+
+    def conversations(self) -> Iterator[tuple[Turn, ...]]:
+        """The turns of all rows in order, none of most."""
+        shards = range(len(self._ends))
+        return chain.from_iterable(lengths.conversations(self.indexes[n].rows) for n in shards)
 
     def captions(self) -> Iterator[str]:
         """All captions in order, without their images; empty ones for rows that are lost."""

@@ -2,8 +2,8 @@
 
 The JSON may hold, each where it applies: ``caption`` (or ``captions``, a list: a row for each),
 ``image_id``, ``caption_id`` (or ``caption_ids``), ``conversations`` as LLaVA has them, ``question``
-with ``answer`` or ``answers`` as VQA has them, ``labels``, and ``label``, the number of a class.
-Everything else is left alone, among it what img2dataset records of a download.
+with ``answer`` or ``answers`` and ``question_type`` as VQA has them, ``labels``, and ``label``, the
+number of a class. Everything else is left alone, among it what img2dataset records of a download.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Text(NamedTuple):
     answers: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     label: int | None = None
+    question_type: str = ""
 
 
 def read_texts(text: bytes | None, fields: bytes | None, form: TextForm) -> list[Text]:
@@ -74,7 +75,9 @@ def read_texts(text: bytes | None, fields: bytes | None, form: TextForm) -> list
     label = told.get("label")
     if not isinstance(label, int) or isinstance(label, bool) or abs(label) >= 1 << 63:
         label = None
-    shared = (turns, given, strings(labels, "labels"), label)
+    kind = told.get("question_type")
+    kind = "" if kind is None else string(kind, "the question_type")
+    shared = (turns, given, strings(labels, "labels"), label, kind)
     rows = [
         Text(_whole(caption), _id(told, "image_id"), caption_id, *shared)
         for caption, caption_id in zip(captions, ids, strict=True)
@@ -155,6 +158,6 @@ def _check_text(row: Text) -> None:
     """Raises BadSample for halves of surrogate pairs, which JSON can spell and no text can hold."""
     spoken = [said for _, said in row.turns]
     try:
-        "".join((*row[:3], *spoken, *row.answers, *row.labels)).encode()
+        "".join((*row[:3], *spoken, *row.answers, *row.labels, row.question_type)).encode()
     except UnicodeEncodeError:
         raise BadSample("not text", "its .json spells half a character") from None

@@ -1,53 +1,229 @@
-"""Prompt templates by name: what stands before a caption or an answer.
+"""Prompt templates: what stands before a caption or an answer, and what of a sample is learned.
 
-A template has the fields ``{instruction}`` and ``{question}``; a part in square brackets is left
-out where its field is empty. The same text is used in training and in generation.
+Templates are data (``templates.yaml``, which tells their form). The same text is used in training,
+evaluation and generation.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
 
+from engine.config.yaml_source import parse, plain
+from engine.data.permutation import hash64
+from engine.data.text.tokenizer import clean
 from engine.errors import UserError
 from engine.registry import nearest
+from engine.types import BadSample, Record, Sample, Turn
 
-TEMPLATES = {
-    "plain": "{instruction}",
-    # GIT-LLM's forms
-    "instruction_answer": "[##Instruction: {instruction} ][##Question: {question} ]##Answer: ",
-    "human_gpt": "##human: [{instruction} ][{question} ]##gpt: ",
-}
+MARK = "<image>"  # the place of an image in a text
+_OWN = Path(__file__).with_suffix(".yaml")
 _PART = re.compile(r"\[([^\[\]]*)\]")
 _FIELD = re.compile(r"\{(\w*)\}")
-_FIELDS = ("instruction", "question")
+_FIELDS = {
+    "input": ("images", "instruction", "question", "head"),
+    "target": ("answer", "caption", "tail"),
+}
 
 
-def template(name: str, *, key: str) -> str:
-    """The template called ``name``, or ``name`` itself where it has a field. Raises UserError."""
-    text = TEMPLATES.get(name)
-    if text is None and "{" not in name:
-        raise UserError(
-            f"no prompt template is called {name!r}; {nearest(name, list(TEMPLATES))}, or write "
-            "one out with {instruction} or {question} in it",
-            key=key,
-        )
-    text = name if text is None else text
-    for field in re.findall(r"\{([^{}]*)\}", text):
-        if field not in _FIELDS:
-            raise UserError(
-                f"the prompt template {name!r} has the field {{{field}}}; fields are "
-                f"{' and '.join(f'{{{known}}}' for known in _FIELDS)}",
-                key=key,
-            )
-    return text
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One template; ``instruction`` is that of ``data.prompt``."""
+
+    input: str
+    target: str = "{answer}"
+    system: str = ""
+    after: str = " "
+    image: str = f"{MARK}\n"
+    instruction: str = ""
+
+    def has(self, field: str) -> bool:
+        """Whether the prompt or what is learned asks for ``field``."""
+        return f"{{{field}}}" in self.input + self.target
+
+    def prompt(self, row: Sample | Record, *, marks: bool = True) -> str:
+        """All that stands before a sample's last answer, earlier turns of a conversation included.
+
+        A mark stands where each of its images does, without ``marks`` nothing does. Raises
+        BadSample where the marks in the sample's texts are not as many as its images, or where
+        turns do not alternate.
+        """
+        turns, given = _asked(row.turns), num_images(row)
+        _check_marks(turns, given)
+        if not turns or not self.has("question"):
+            turns = [("human", "" if self.has("instruction") else self.instruction)]
+        return self._conversation(turns, given, marks, _cut(row)[0])
+
+    def question(self, question: str, num_images: int = 1, *, marks: bool = True) -> str:
+        """The prompt of one question, as ``prompt``."""
+        turn = ("human", question)
+        _check_marks([turn], num_images)
+        return self._conversation([turn], num_images, marks)
+
+    def learned(self, row: Sample | Record) -> str:
+        """What is learned of a sample: its last answer, its caption or a part of that."""
+        answers = [text for role, text in row.turns if role == "gpt"]
+        caption = _caption(row)
+        values = {"answer": answers[-1].strip() if answers else caption, "caption": caption}
+        return _fill(self.target, values | {"tail": _cut(row)[1]})
+
+    def alone(self, instruction: str) -> str:
+        """The prompt of an instruction, without images."""
+        return self.system + _fill(self.input, {"instruction": instruction})
+
+    def _conversation(
+        self, turns: Sequence[Turn], num_images: int, marks: bool, head: str = ""
+    ) -> str:
+        told, instruction = self.system, self.instruction
+        waiting = 0 if self.has("question") and _count_marks(turns) else num_images
+        for role, text in turns:
+            if role == "gpt":
+                told += _without_marks(text) + self.after
+                continue
+            own = text.count(MARK)
+            if own == 1 or not marks:
+                text = _without_marks(text)
+            images = self.image * ((own == 1) + waiting) if marks else ""
+            values = {"images": images, "instruction": instruction, "question": text.strip()}
+            told += "" if self.has("images") else images
+            told += _fill(self.input, values | {"head": head})
+            instruction, waiting = "", 0
+        return told
 
 
-def fill(text: str, *, instruction: str = "", question: str = "") -> str:
-    """The prompt of one sample."""
-    values = {"instruction": instruction, "question": question}
+_KEYS = [field.name for field in fields(Template) if field.name != "instruction"]
 
+
+def num_images(row: Sample | Record) -> int:
+    """Images of a sample."""
+    return 0 if row.image is None else 1 + len(row.more_images)
+
+
+def _asked(turns: Sequence[Turn]) -> Sequence[Turn]:
+    """A conversation up to its last question. Raises BadSample where it is in another order."""
+    for number, (role, _) in enumerate(turns):
+        if role != ("human", "gpt")[number % 2]:
+            before = f"after {turns[number - 1][0]}" if number else "first"
+            raise BadSample("malformed", f"turn {number + 1}: {role} speaks {before}")
+    return turns[: len(turns) - (len(turns) % 2 == 0)]
+
+
+def _count_marks(turns: Sequence[Turn]) -> int:
+    return sum(text.count(MARK) for role, text in turns if role == "human")
+
+
+def _check_marks(turns: Sequence[Turn], num_images: int) -> None:
+    """Raises BadSample where the texts have marks, but not as many as there are images."""
+    count = _count_marks(turns)
+    if count not in (0, num_images):
+        raise BadSample("image count", f"{count} {MARK} in the text, {num_images} given")
+
+
+def _without_marks(text: str) -> str:
+    return text.replace(MARK, "").strip()
+
+
+def _caption(row: Sample | Record) -> str:
+    return clean(row.caption if isinstance(row, Record) else row.text)
+
+
+def _cut(row: Sample | Record) -> tuple[str, str]:
+    """A sample's caption in two: the first half of it at most, and the rest.
+
+    A record, for which nothing is drawn, is not cut; a sample in evaluation always at one place.
+    """
+    caption = _caption(row)
+    most = len(caption) // 2
+    if isinstance(row, Record) or not most:
+        return "", caption
+    place = (1 + most) // 2 if row.seed is None else 1 + hash64(row.seed, 2) % most
+    return caption[:place], caption[place:]
+
+
+def _fill(text: str, values: dict[str, str]) -> str:
     def part(match: re.Match[str]) -> str:
         inside = match[1]
-        return inside if all(values[field] for field in _FIELD.findall(inside)) else ""
+        return inside if all(values.get(field) for field in _FIELD.findall(inside)) else ""
 
-    return _FIELD.sub(lambda match: values[match[1]], _PART.sub(part, text))
+    return _FIELD.sub(lambda match: values.get(match[1], ""), _PART.sub(part, text))
+
+
+def template(name: str, *, key: str, instruction: str = "") -> Template:
+    """The template of that name or file, or that consists of ``name``. Raises UserError at ``key``.
+
+    A file is named ``FILE.yaml`` or, where it holds several, ``FILE.yaml#NAME``.
+    """
+    file, _, chosen = name.partition("#")
+    known = templates(_OWN, key)
+    if file.endswith((".yaml", ".yml")):
+        found = _of_file(Path(file), chosen, key)
+    elif name in known:
+        found = known[name]
+    elif "{" in name:
+        found = Template(input=name)
+        _check(f"the prompt template {name!r}", found, key)
+    else:
+        raise UserError(
+            f"no prompt template is called {name!r}; {nearest(name, list(known))}, name a YAML "
+            "file, or write one out with {instruction} or {question} in it",
+            key=key,
+        )
+    return replace(found, instruction=instruction)
+
+
+def _of_file(path: Path, chosen: str, key: str) -> Template:
+    found = templates(path, key)
+    if chosen not in found and (chosen or len(found) != 1):
+        wanted = f"none is called {chosen!r}" if chosen else "none is chosen"
+        raise UserError(
+            f"{path} holds {len(found)} templates and {wanted}; name one as {path}#NAME: "
+            + ", ".join(found),
+            key=key,
+        )
+    return found[chosen] if chosen else next(iter(found.values()))
+
+
+@cache
+def templates(path: Path, key: str) -> dict[str, Template]:
+    """The templates of a file by name. Raises UserError at ``key``, naming the file."""
+    try:
+        text = path.read_text(encoding="utf8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the prompt templates {path}: {error}", key=key) from error
+    document = parse(text, str(path))
+    if document.faults:
+        raise UserError("\n".join(map(str, document.faults)), key=key)
+    raw: Any = plain(document.root) if document.root else None
+    if not isinstance(raw, dict) or not all(isinstance(value, dict) for value in raw.values()):
+        raise UserError(f"{path} must hold templates, each NAME: {{input: …}}", key=key)
+    found = {}
+    for name, values in raw.items():
+        what = f"{path}: the prompt template {name!r}"
+        for option, value in values.items():
+            if option not in _KEYS:
+                raise UserError(f"{what} has no {option!r}; {nearest(option, _KEYS)}", key=key)
+            if not isinstance(value, str):
+                raise UserError(f"{what}: {option} must be a text, not {value!r}", key=key)
+        if "input" not in values:
+            raise UserError(f"{what} has no input: what stands before an answer", key=key)
+        found[name] = Template(**values)
+        _check(what, found[name], key)
+    return found
+
+
+def _check(what: str, found: Template, key: str) -> None:
+    """Raises UserError for a field that nothing is known by."""
+    for where, known in _FIELDS.items():
+        for field in re.findall(r"\{([^{}]*)\}", getattr(found, where)):
+            if field not in known:
+                told = ", ".join(f"{{{name}}}" for name in known)
+                raise UserError(
+                    f"{what} has the field {{{field}}}; fields of {where} are {told}", key=key
+                )
+    for where in ("system", "after", "image"):
+        if (stray := _FIELD.search(getattr(found, where))) is not None:
+            raise UserError(f"{what} has {stray[0]} in {where}, which takes no fields", key=key)

@@ -10,13 +10,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from tokenizers import Tokenizer
-from torch import Tensor
+from tokenizers import AddedToken, Tokenizer
 
 from engine.errors import UserError
+
+if TYPE_CHECKING:  # exported models are run where there is no torch
+    from torch import Tensor
 
 ROLES = ("pad", "mask", "cls", "sep", "bos", "eos", "unk")
 _VOCABULARY, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
@@ -58,6 +59,19 @@ class TextTokenizer:
         self.vocab_size: int = max(vocabulary.values()) + 1  # ids may have gaps
         self._num_added = tokenizer.num_special_tokens_to_add(is_pair=False)
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a token so spelled; None where there is none."""
+        number: int | None = self.tokenizer.token_to_id(token)
+        return number
+
+    def add_special(self, token: str) -> int:
+        """The id of a special token, which is added where there is none so spelled."""
+        self.tokenizer.add_special_tokens([AddedToken(token, special=True)])
+        number: int = self.tokenizer.get_vocab(with_added_tokens=True)[token]
+        self.special_ids |= {number}
+        self.vocab_size = max(self.vocab_size, number + 1)
+        return number
+
     def state(self) -> dict[str, Any]:
         """All of it as plain JSON values, to be sent to other processes."""
         return {"vocabulary": self.tokenizer.to_str(), "tokens": self.tokens}
@@ -79,7 +93,16 @@ class TextTokenizer:
         return spelling
 
     def __call__(self, texts: list[str], max_length: int) -> tuple[Tensor, Tensor]:
-        """``input_ids_BT`` and ``attention_mask_BT``, int64, as long as the longest text.
+        """``input_ids_BT`` and ``attention_mask_BT``, int64: see ``rows``."""
+        import torch
+
+        rows = self.rows(texts, max_length)
+        shape = (len(rows[0]), len(rows[0][0]) if rows[0] else 0)
+        ids_BT, mask_BT = (torch.tensor(each, dtype=torch.int64).view(shape) for each in rows)
+        return ids_BT, mask_BT
+
+    def rows(self, texts: list[str], max_length: int) -> tuple[list[list[int]], list[list[int]]]:
+        """Ids and mask of each text, padded on the right to the longest.
 
         ``max_length`` counts the special tokens; a longer text loses words from its end and keeps
         its end token. Raises UserError where ``max_length`` leaves no room for text.
@@ -94,11 +117,7 @@ class TextTokenizer:
         longest = max((len(row) for row in rows), default=0)
         padded = [row + [self.pad_id] * (longest - len(row)) for row in rows]
         mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
-        shape = (len(rows), longest)
-        return (
-            torch.tensor(padded, dtype=torch.int64).view(shape),
-            torch.tensor(mask, dtype=torch.int64).view(shape),
-        )
+        return padded, mask
 
     def _ids(self, text: str, max_length: int) -> list[int]:
         # One text at a time: encode_batch starts threads, which forked data workers cannot use.

@@ -20,7 +20,7 @@ from engine.data.transforms.resampling import Box, Size, resample
 from engine.types import BadSample
 
 _PILLOWS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_MAX_RESIZED_PIXELS = 1 << 24  # a 1 × 100,000 strip resized by its shorter side would fill memory
+MAX_RESIZED_PIXELS = 1 << 24  # a 1 × 100,000 strip resized by its shorter side would fill memory
 
 
 def pair(size: int | Size) -> Size:
@@ -28,7 +28,8 @@ def pair(size: int | Size) -> Size:
     return size if isinstance(size, tuple) else (size, size)
 
 
-def _height_width(image: Image.Image | Tensor) -> Size:
+def height_width(image: Image.Image | Tensor) -> Size:
+    """Of a decoded image of either form."""
     if isinstance(image, Image.Image):
         return image.height, image.width
     return image.shape[-2], image.shape[-1]
@@ -70,6 +71,11 @@ def resize_exactly(
     return image.resize(size[::-1], _PILLOWS[interpolation])
 
 
+def middle(size: Size, crop: Size) -> Box:
+    """The box of a crop about the middle of an image, rounded as torchvision's center_crop."""
+    return round((size[0] - crop[0]) / 2), round((size[1] - crop[1]) / 2), *crop
+
+
 class Resize:
     """To (height, width) exactly, or by the shorter side to an int; then cropped about the middle,
     where ``crop`` says how large."""
@@ -80,7 +86,7 @@ class Resize:
         self.config, self.exact, self.crop = config, exact, crop
 
     def __call__(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
-        size = self._size(*_height_width(image))
+        size = self._size(*height_width(image))
         if self.exact:
             return resize_exactly(image, size, self.config.interpolation)
         return resize(image, size, self.config.interpolation, crop=self._middle(size))
@@ -90,16 +96,12 @@ class Resize:
             return self.config.size
         short = self.config.size
         long = short * max(height, width) // min(height, width)
-        if long * short > _MAX_RESIZED_PIXELS:
+        if long * short > MAX_RESIZED_PIXELS:
             raise BadSample("too large", f"{width}×{height} pixels resized by the shorter side")
         return (short, long) if height <= width else (long, short)
 
     def _middle(self, size: Size) -> Box | None:
-        if self.crop is None:
-            return None
-        height, width = self.crop
-        # Rounded as torchvision's center_crop does it.
-        return round((size[0] - height) / 2), round((size[1] - width) / 2), height, width
+        return None if self.crop is None else middle(size, self.crop)
 
     def covers(self, crop: Size) -> bool:
         """Whether this puts out whole images, and a crop of that size lies inside each."""
@@ -114,7 +116,7 @@ class RandomResizeCrop:
         self.config, self.size, self.exact = config, pair(config.size), exact
 
     def __call__(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
-        box = self.draw(*_height_width(image))
+        box = self.draw(*height_width(image))
         if self.exact:
             return resize_exactly(image, self.size, self.config.interpolation, box)
         return resize(image, self.size, self.config.interpolation, box)

@@ -17,6 +17,7 @@ import engine.torchvision_ops  # noqa: F401  isort: skip  before torchvision
 from torchvision.transforms import v2  # isort: skip
 
 from engine.config import transforms as schema
+from engine.data.transforms.aspect import Fit
 from engine.data.transforms.geometry import (
     RandomFlip,
     RandomResizeCrop,
@@ -95,6 +96,9 @@ PIECES: dict[str, Callable[[schema.Transforms], Piece]] = {
 }
 
 
+_SIZED = ("resize", "resize_bicubic", "center_crop", "random_crop", "random_resize_crop")
+
+
 class Pipeline:
     """The named transforms one after another; random through torch's global generator alone.
 
@@ -129,14 +133,35 @@ def build(names: list[str], config: schema.Transforms, key: str, decoder: str = 
     """The pipeline of the names at the dotted ``key``, for ``data.decoder``. Raises UserError."""
     pieces = [_piece(name, config, key) for name in names]
     size = output_size(names, config, key)
+    if config.image_aspect_ratio is not None:
+        pieces = _fitted(names, pieces, config, size)
     if decoder == "pillow_exact":
         for piece in pieces:
-            if isinstance(piece, Resize | RandomResizeCrop):
+            if isinstance(piece, Resize | RandomResizeCrop | Fit):
                 piece.exact = True
         return Pipeline(pieces, size, None, decoder)
     if names[0] not in PIECES:  # a transform from outside is given what Pillow gives
         decoder = "pillow"
-    return Pipeline(_fused(names, pieces, config), size, _decode_size(names, config), decoder)
+    if config.image_aspect_ratio is None:
+        pieces = _fused(names, pieces, config)
+    return Pipeline(pieces, size, _decode_size(names, config), decoder)
+
+
+def _fitted(
+    names: list[str], pieces: list[Piece], config: schema.Transforms, size: Size
+) -> list[Piece]:
+    """One piece in place of all resizes and crops, where the first of them stands."""
+    places = [place for place, name in enumerate(names) if name in _SIZED]
+    chosen = (getattr(config, names[place]) for place in places)
+    ways = [section.interpolation for section in chosen if hasattr(section, "interpolation")]
+    assert config.image_aspect_ratio is not None
+    interpolation = ways[0] if ways else config.resize_bicubic.interpolation
+    fit = Fit(config.image_aspect_ratio, size, interpolation, config.normalize.mean)
+    return [
+        fit if place == places[0] else piece
+        for place, piece in enumerate(pieces)
+        if place not in places[1:]
+    ]
 
 
 def _fused(names: list[str], pieces: list[Piece], config: schema.Transforms) -> list[Piece]:
@@ -173,8 +198,8 @@ def output_size(names: list[str], config: schema.Transforms, key: str = "transfo
             return pair(getattr(config, name).size)
         if name in ("resize", "resize_bicubic"):
             size = getattr(config, name).size
-            if isinstance(size, tuple):
-                return size
+            if isinstance(size, tuple) or config.image_aspect_ratio is not None:
+                return pair(size)
             raise UserError(
                 f"{key}: {name} by the shorter side to {size} leaves images of different shapes; "
                 f"add center_crop after it, or set transforms.{name}.size: [{size}, {size}]",
@@ -194,6 +219,8 @@ def _decode_size(names: list[str], config: schema.Transforms) -> Size | None:
     image has as many pixels a side as are put out.
     """
     for name in names:
+        if name in _SIZED and config.image_aspect_ratio is not None:
+            return output_size(names, config)
         if name in ("resize", "resize_bicubic"):
             return pair(getattr(config, name).size)
         if name == "random_resize_crop":

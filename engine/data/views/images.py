@@ -20,6 +20,7 @@ from engine.data.permutation import Indices, hash64
 from engine.data.views.caption_order import BLOCK, captions_at, in_blocks
 from engine.data.views.groups import Groups
 from engine.data.views.rows import Draw, Place, View
+from engine.data.views.turns import joined
 from engine.types import BadSample, Record, Source
 
 
@@ -81,13 +82,15 @@ class JoinedCaptions:
         return replace(
             found[0],
             caption=self._joined(record.caption for record in found),
-            turns=tuple(turn for record in found for turn in record.turns),
+            turns=joined(record.turns for record in found),
             answers=tuple(answer for record in found for answer in record.answers),
             labels=tuple(dict.fromkeys(label for record in found for label in record.labels)),
         )
 
     def column(self, name: str) -> np.ndarray:
-        """int64 codes of each image's first row."""
+        """int64 codes of each image's first row; of ``length`` the sum, int32."""
+        if name == "length":
+            return self._lengths()
         return np.asarray(self.source.column(name))[self.groups.firsts()]
 
     def captions(self) -> Iterator[str]:
@@ -96,6 +99,12 @@ class JoinedCaptions:
         for start in range(0, len(self), BLOCK):
             for size in self.groups.sizes(start, min(start + BLOCK, len(self))).tolist():
                 yield self._joined(islice(captions, size))
+
+    def _lengths(self) -> np.ndarray:
+        lengths = np.asarray(self.source.column("length"))[self.groups.rows]
+        firsts = np.cumsum(self.groups.sizes(0, len(self))) - self.groups.sizes(0, len(self))
+        totals = np.add.reduceat(np.abs(lengths), firsts)
+        return (np.sign(lengths[firsts]) * totals).astype(np.int32)
 
     def _joined(self, captions: Iterable[str]) -> str:
         return self.separator.join(stripped for c in captions if (stripped := c.strip()))

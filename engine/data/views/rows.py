@@ -153,7 +153,8 @@ class Concatenated(View):
         codes, used = [], 0
         for part in self.parts:
             own = np.asarray(part.column(name))
-            codes.append(own if name == "label" else np.where(own < 0, own, own + used))
+            shared = name in ("label", "length")  # what means the same in all parts
+            codes.append(own if shared else np.where(own < 0, own, own + used))
             used += int(own.max(initial=-1)) + 1
         return np.concatenate(codes)
 

@@ -1,6 +1,6 @@
-"""Any causal language model with the image as a prefix (GIT, arXiv 2205.14100).
+"""Any causal language model with images as a prefix (GIT, arXiv 2205.14100).
 
-Image tokens see each other both ways and none of the text; text sees the image and what precedes
+Image tokens see each other both ways and none of the text; text sees the images and what precedes
 it. Positions that are computed (RoPE, ALiBi) count the image's tokens; learned ones are kept for
 the text, which begins at the first of them, so that an image takes none of a short table away.
 """
@@ -8,24 +8,35 @@ the text, which begins at the first of them, so that an image takes none of a sh
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
 import transformers  # isort: skip
+from transformers import DynamicCache  # isort: skip
 from engine import masks
 from engine.config.model import Decoder as Section
 from engine.errors import UserError
+from engine.losses.language_model import row_losses
 from engine.models.decoders import language_model as lm
-from engine.models.decoders.language_model import Decoder
+from engine.models.decoders.language_model import AnsweringDecoder, TextDecoder
+from engine.models.decoders.splice import side_by_side
+from engine.models.decoders.text_positions import TextPositions
 
-_LEARNED = ("embed_positions", "wpe")  # names of tables of positions: OPT and its kin, GPT-2
+
+class Known(NamedTuple):
+    """Images and prompts, all but each prompt's last token read; rows are padded on the left."""
+
+    cache: Any  # transformers'
+    valid_BS: Tensor  # of what is read and the last token
+    last_B1: Tensor
+    num_image_B: Tensor  # tokens of images
 
 
-class CausalDecoder(Decoder):
+class CausalDecoder(TextDecoder, AnsweringDecoder):
     """Image tokens before the text."""
 
     def __init__(self, model: Any, width: int, start_id: int) -> None:
@@ -34,101 +45,141 @@ class CausalDecoder(Decoder):
         self.text_positions = TextPositions(model)
         self.takes_positions = "position_ids" in inspect.signature(self.base[0].forward).parameters
 
-    def hidden(self, image_BND: Tensor, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+    def hidden(
+        self,
+        image_MND: Tensor,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        num_images_B: Tensor | None = None,
+    ) -> Tensor:
         """States [B, T, D] of the text, ready for the head."""
-        num_prefix = image_BND.shape[1]
-        text_BTD = self.model.get_input_embeddings()(input_ids_BT)
-        embeds_BSD = torch.cat([image_BND.to(text_BTD.dtype), text_BTD], dim=1)
-        mask = masks.prefix(num_prefix, attention_mask_BT, embeds_BSD.dtype)
-        hidden_BSD = self._run(embeds_BSD, mask, num_prefix, use_cache=False).last_hidden_state
-        return hidden_BSD[:, num_prefix:]
+        embeds_BSD, seen_BN = self._embedded(image_MND, input_ids_BT, num_images_B)
+        num_prefix = seen_BN.shape[1]
+        mask = masks.prefix(num_prefix, attention_mask_BT, embeds_BSD.dtype, seen_BN)
+        # behind a text's end the count goes on: a position for each, whatever the padding
+        counted_BS = torch.cat([seen_BN, torch.ones_like(attention_mask_BT)], dim=1)
+        found = self._run(embeds_BSD, mask, _positions(counted_BS), seen_BN.sum(1))
+        return found.last_hidden_state[:, num_prefix:]
 
-    def _run(self, embeds_BSD: Tensor, mask: Tensor, num_prefix: int, *, use_cache: bool) -> Any:
-        options = {}
-        if self.takes_positions:
-            rows, length = embeds_BSD.shape[:2]
-            options["position_ids"] = torch.arange(length, device=mask.device).expand(rows, -1)
-        with self.text_positions.after(num_prefix):
+    def _embedded(
+        self, image_MND: Tensor, ids_BT: Tensor, num_images_B: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Images, padded on the left, and text behind them; which of the images' places count."""
+        text_BTD = self.model.get_input_embeddings()(ids_BT)
+        if num_images_B is None:
+            image_BND, seen_BN = image_MND, ids_BT.new_ones(image_MND.shape[:2])
+        else:
+            image_BND, seen_BN = side_by_side(image_MND, num_images_B)
+        return torch.cat([image_BND.to(text_BTD.dtype), text_BTD], dim=1), seen_BN
+
+    def _run(
+        self,
+        embeds_BSD: Tensor,
+        mask: Tensor,
+        position_BS: Tensor,
+        num_image_B: Tensor,
+        cache: Any = None,
+        *,
+        use_cache: bool = False,
+    ) -> Any:
+        options = {"position_ids": position_BS} if self.takes_positions else {}
+        with self.text_positions.after(num_image_B):
             return self.base[0](
-                inputs_embeds=embeds_BSD, attention_mask=mask, use_cache=use_cache, **options
+                inputs_embeds=embeds_BSD,
+                attention_mask=mask,
+                use_cache=use_cache,
+                past_key_values=cache,
+                **options,
             )
 
-    def prefill(self, image_BND: Tensor) -> Any:
-        """Keys and values of the image tokens, as transformers' cache."""
-        rows, length = image_BND.shape[:2]
-        embeds_BND = image_BND.to(self.model.get_input_embeddings().weight.dtype)
-        full = torch.zeros(rows, 1, length, length, dtype=embeds_BND.dtype, device=image_BND.device)
-        return self._run(embeds_BND, full, length, use_cache=True).past_key_values
+    def condition(
+        self,
+        image_MND: Tensor,
+        prompt_ids_BT: Tensor,
+        prompt_mask_BT: Tensor,
+        num_images_B: Tensor | None = None,
+    ) -> Known:
+        """Keys and values of images and prompts up to each prompt's last token."""
+        embeds_BSD, seen_BN = self._embedded(image_MND, prompt_ids_BT, num_images_B)
+        valid_BS = torch.cat([seen_BN, prompt_mask_BT], dim=1)
+        causal_BS = torch.cat([torch.zeros_like(seen_BN), torch.ones_like(prompt_mask_BT)], dim=1)
+        # nothing between an image and its text: positions that count distances would count it
+        order_BS = valid_BS.argsort(dim=1, stable=True)
+        valid_BS, causal_BS = valid_BS.gather(1, order_BS), causal_BS.gather(1, order_BS)
+        embeds_BSD = embeds_BSD.gather(1, order_BS[..., None].expand_as(embeds_BSD))
+        cache, num_image_B = DynamicCache(), seen_BN.sum(1)
+        if valid_BS.shape[1] > 1:
+            sees_BSS = masks.visible(causal_BS[:, :-1], valid_BT=valid_BS[:, :-1])
+            cache = self._run(
+                embeds_BSD[:, :-1],
+                masks.additive(sees_BSS, embeds_BSD.dtype),
+                _positions(valid_BS)[:, :-1],
+                num_image_B,
+                cache,
+                use_cache=True,
+            ).past_key_values
+        return Known(cache, valid_BS, prompt_ids_BT[:, -1:], num_image_B)
+
+    def nll_after(
+        self,
+        known: Known,
+        rows_R: Tensor,
+        labels_RL: Tensor,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Σ −log p [R] of answers, padded with −100; ``rows_R`` are their rows of ``known``."""
+        cache = DynamicCache(
+            [(layer.keys[rows_R], layer.values[rows_R]) for layer in known.cache.layers]
+        )
+        said_RL = torch.cat([known.last_B1[rows_R], labels_RL[:, :-1].clamp_min(0)], dim=1)
+        embeds_RLD = self.model.get_input_embeddings()(said_RL)
+        read_RS = known.valid_BS[rows_R, :-1]
+        valid_RS = torch.cat([read_RS, torch.ones_like(said_RL)], dim=1)
+        # what was read is there for all alike; a step of time for each token of the answer
+        causal_RS = torch.cat([torch.zeros_like(read_RS), torch.ones_like(said_RL)], dim=1)
+        num_read = read_RS.shape[1]
+        sees_RLS = masks.visible(causal_RS, valid_BT=valid_RS)[:, num_read:]
+        hidden_RLD = self._run(
+            embeds_RLD,
+            masks.additive(sees_RLS, embeds_RLD.dtype),
+            _positions(valid_RS)[:, num_read:],
+            known.num_image_B[rows_R],
+            cache,
+            use_cache=True,
+        ).last_hidden_state
+        return row_losses(hidden_RLD, labels_RL, *self.head(), label_smoothing=label_smoothing)
 
     def generate(
-        self, image_BND: Tensor, prompt_ids_BT: Tensor, prompt_mask_BT: Tensor, **options: Any
+        self,
+        image_MND: Tensor,
+        prompt_ids_BT: Tensor,
+        prompt_mask_BT: Tensor,
+        num_images_B: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
-        """Texts after the prompt, int64 [B · num_return_sequences, new tokens]."""
-        num_prefix = image_BND.shape[1]
-        cache = self.prefill(image_BND)
+        """Texts after the prompt, int64 [B · num_return_sequences, new tokens].
+
+        transformers sees the prompt's last token only: ``repetition_penalty`` is for new tokens.
+        """
+        known = self.condition(image_MND, prompt_ids_BT, prompt_mask_BT, num_images_B)
         copies = options.get("num_beams", 1)
         if options.get("do_sample"):
             copies *= options.get("num_return_sequences", 1)
         if copies > 1:  # generate repeats the prompts, not the cache
-            cache.batch_repeat_interleave(copies)
-        seen_BN = prompt_mask_BT.new_ones(len(image_BND), num_prefix)
-        with self.text_positions.after(num_prefix):
+            known.cache.batch_repeat_interleave(copies)
+        with self.text_positions.after(known.num_image_B.repeat_interleave(copies)):
             found = self.model.generate(
-                prompt_ids_BT,
-                attention_mask=torch.cat([seen_BN, prompt_mask_BT], dim=1),
-                past_key_values=cache,
+                known.last_B1,
+                attention_mask=known.valid_BS,
+                past_key_values=known.cache,
                 **({"use_cache": True} | options),  # which MPT does not by default
             )
-        return found[:, prompt_ids_BT.shape[1] :]
+        return found[:, 1:]
 
 
-class TextPositions:
-    """Learned positions for text alone: behind an image of N tokens, position N is the text's 0.
-
-    The table is left as it is, with its name and weights; its answers are bent while in use. Image
-    tokens get no position: they keep the order that the image encoder gave them.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.num_prefix: int | None = None  # None: the table answers as ever
-        self.tables = [
-            module
-            for name, module in model.named_modules()
-            if name.rpartition(".")[2] in _LEARNED and isinstance(module, nn.Embedding)
-        ]
-        for table in self.tables:
-            forward = table.forward
-            table.forward = self._wrapped(forward)  # type: ignore[method-assign]
-
-    def after(self, num_prefix: int) -> _After:
-        """Within the block, positions are counted behind ``num_prefix`` image tokens."""
-        return _After(self, num_prefix)
-
-    def _wrapped(self, forward: Any) -> Any:
-        takes = inspect.signature(forward).parameters
-
-        def look_up(*args: Any, **kwargs: Any) -> Tensor:
-            if self.num_prefix is None:
-                return forward(*args, **kwargs)
-            bound = inspect.signature(forward).bind(*args, **kwargs)
-            name = "position_ids" if "position_ids" in takes else next(iter(takes))
-            position_BT = bound.arguments[name] - self.num_prefix
-            bound.arguments[name] = position_BT.clamp_min(0)
-            found_BTD = forward(*bound.args, **bound.kwargs)
-            return found_BTD * (position_BT >= 0).unsqueeze(-1).to(found_BTD.dtype)
-
-        return look_up
-
-
-class _After:
-    def __init__(self, positions: TextPositions, num_prefix: int) -> None:
-        self.positions, self.num_prefix = positions, num_prefix
-
-    def __enter__(self) -> None:
-        self.positions.num_prefix = self.num_prefix
-
-    def __exit__(self, *error: object) -> None:
-        self.positions.num_prefix = None
+def _positions(counts_BS: Tensor) -> Tensor:
+    """Of what counts its number in the row, from 0 on."""
+    return (counts_BS.cumsum(1) - 1).clamp_min(0)
 
 
 def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> CausalDecoder:

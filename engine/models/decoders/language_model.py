@@ -22,16 +22,14 @@ class Decoder(nn.Module):
     """A language model that speaks about images: subclasses say how it sees them.
 
     ``width`` is that of the image tokens it takes, ``start_id`` the token that a text begins with.
+    Images come as ``image_MND``, the tokens of M images: row 0's, then row 1's …, ``num_images_B``
+    of them (None: one each).
     """
 
     def __init__(self, model: Any, width: int, start_id: int) -> None:
         super().__init__()
         self.model = model
         self.width, self.start_id = width, start_id
-
-    def hidden(self, image_BND: Tensor, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        """States [B, T, D] of the text, ready for the head: that at t predicts the token after."""
-        raise NotImplementedError
 
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Weight [V, D] and bias [V] of the output layer."""
@@ -40,24 +38,80 @@ class Decoder(nn.Module):
 
     def nll(
         self,
-        image_BND: Tensor,
+        image_MND: Tensor,
         input_ids_BT: Tensor,
         attention_mask_BT: Tensor,
-        labels_BT: Tensor,
+        labels: Tensor,
         label_smoothing: float = 0.0,
+        num_images_B: Tensor | None = None,
     ) -> Tensor:
         """Σ −log p of each row's supervised labels, [B], in fp32 or wider."""
-        hidden_BTD = self.hidden(image_BND, input_ids_BT, attention_mask_BT)
-        return row_losses(hidden_BTD, labels_BT, *self.head(), label_smoothing=label_smoothing)
+        raise NotImplementedError
 
     def generate(
-        self, image_BND: Tensor, prompt_ids_BT: Tensor, prompt_mask_BT: Tensor, **options: Any
+        self,
+        image_MND: Tensor,
+        prompt_ids_BT: Tensor,
+        prompt_mask_BT: Tensor,
+        num_images_B: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         """Texts after the prompt, int64 [B · num_return_sequences, new tokens], by ``generate``.
 
-        Prompts begin with ``start_id`` and are padded on the left. ``options`` are those of
-        transformers' ``generate``.
+        Prompts that the decoder goes on with begin with ``start_id`` and are padded on the left.
+        ``options`` are those of transformers' ``generate``.
         """
+        raise NotImplementedError
+
+
+class TextDecoder(Decoder):
+    """One that reads prompt and answer as one text: labels stand beside the input's tokens."""
+
+    def hidden(
+        self,
+        image_MND: Tensor,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        num_images_B: Tensor | None = None,
+    ) -> Tensor:
+        """States [B, T, D] of the text, ready for the head: that at t predicts the token after."""
+        raise NotImplementedError
+
+    def nll(
+        self,
+        image_MND: Tensor,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        labels: Tensor,
+        label_smoothing: float = 0.0,
+        num_images_B: Tensor | None = None,
+    ) -> Tensor:
+        """Σ −log p of each row's supervised labels [B, T], in fp32 or wider."""
+        hidden_BTD = self.hidden(image_MND, input_ids_BT, attention_mask_BT, num_images_B)
+        return row_losses(hidden_BTD, labels, *self.head(), label_smoothing=label_smoothing)
+
+
+class AnsweringDecoder(Decoder):
+    """One that can weigh several answers to a prompt without reading the prompt again."""
+
+    def condition(
+        self,
+        image_MND: Tensor,
+        prompt_ids_BT: Tensor,
+        prompt_mask_BT: Tensor,
+        num_images_B: Tensor | None = None,
+    ) -> Any:
+        """What ``nll_after`` and ``generate`` know of images and prompts, as ``generate``'s."""
+        raise NotImplementedError
+
+    def nll_after(
+        self,
+        known: Any,
+        rows_R: Tensor,
+        labels_RL: Tensor,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Σ −log p [R] of answers, padded with −100; ``rows_R`` are their rows of ``known``."""
         raise NotImplementedError
 
 
@@ -82,7 +136,7 @@ def configuration_of(
         more=pretrained.vocabulary(vocab_size, pad_id),
     )
     if bool(found.is_encoder_decoder) != encoder_decoder:
-        other = "causal" if encoder_decoder else "t5_cross"
+        other = "causal" if encoder_decoder else "t5 or t5_cross"
         raise UserError(
             f"decoder {section.name!r} cannot be a {found.model_type!r} model; "
             f"known are {examples}, or set {KEY}.name: {other}",

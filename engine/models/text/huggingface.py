@@ -57,7 +57,7 @@ def pool_tokens(hidden_BTD: Tensor, attention_mask_BT: Tensor, how: str) -> Tens
         at_B = real_BT.shape[1] - 1 - real_BT.flip(1).argmax(1)
     else:
         at_B = real_BT.argmax(1)  # 0 unless the padding is on the left
-    return hidden_BTD[torch.arange(len(at_B), device=at_B.device), at_B]
+    return hidden_BTD[torch.arange(at_B.shape[0], device=at_B.device), at_B]
 
 
 def build(

@@ -51,6 +51,7 @@ class DecoupledAccumulation:
         self.seed = runner.seed
         self.rows = rows  # of a sub-batch on this rank, at most
         self.task, self.model, self.precision, self.device = task, model, precision, device
+        self.lockstep = collectives.world() > 1 and reduction.lockstep(model)
         self.keep = KeepGraphs(runner.keep_graphs, device)
         self.feed = Feed(device)
         self.norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
@@ -64,7 +65,7 @@ class DecoupledAccumulation:
         split = self._split(batch)
         statistics = [(b, b.clone()) for norm in self.norms for b in norm.buffers()]
         while True:
-            self._others_wait = False
+            self._others_wait = self.lockstep
             try:
                 losses = self.gradients(batch, split, step)
                 break
@@ -122,7 +123,7 @@ class DecoupledAccumulation:
             once = dict(_gradients(whole.shared))
 
             # 3. On to the parameters; up to the last backward each rank may try again alone
-            self._others_wait = False
+            self._others_wait = self.lockstep
             while True:
                 try:
                     self._backward(batch, split, step, kept, pulls, once)
@@ -161,7 +162,7 @@ class DecoupledAccumulation:
             if j == 0:
                 self._others_wait = collectives.world() > 1
                 reduction.release(self.model, outputs)
-            torch.autograd.backward(outputs, gradients)
+            reduction.backward(self.model, outputs, gradients)
             del features, ends, outputs
 
     def _forward(self, part: Batch, step: int, j: int, *, graph: bool) -> Features:

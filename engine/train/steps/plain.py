@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.config.schema import Data, Runner
-from engine.dist import collectives
+from engine.dist import collectives, reduction
 from engine.train import rng
 from engine.train.precision import Precision
 from engine.train.steps.batches import numbers, to_device
@@ -36,7 +36,7 @@ def build(
         ):
             features = task.features(model, to_device(batch, device))
         losses = task.losses(features)  # outside autocast: a loss picks its own number formats
-        precision.scale(losses["loss"]).backward()
+        reduction.backward(model, [precision.scale(losses["loss"])])
         return numbers(losses, features)
 
     return gradients

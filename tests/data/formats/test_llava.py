@@ -1,10 +1,17 @@
 """Conversations in LLaVA's form."""
 
+import json
 import pickle
 
 import pytest
 
+from engine.config.schema import Config, Transforms
+from engine.data.batch_memory import stack_several
+from engine.data.loader import train_batches
+from engine.data.reader import Limits
+from engine.data.transforms import pipeline
 from engine.errors import UserError
+from engine.train.plan import make_plan
 from tests.data.formats.folders import folder, opened, put, rows
 
 
@@ -54,6 +61,21 @@ def test_several_images(root):
     assert [r.key for r in rows(opened("llava", root))] == ["a.jpg", "coco/b.jpg", "row 3"]
     found = rows(opened("llava", root, several_images="refuse"))
     assert found[0].key == "a.jpg" and found[1] == "several images" and found[2].image is None
+    found = rows(opened("llava", root, several_images="all"))
+    assert [record.more_images for record in found] == [(), (root / "train" / "a.jpg",), ()]
+    bad = [["a.jpg", "../secret.jpg"], ["a.jpg", ""], ["a.jpg"], ["gone.jpg", "a.jpg"]]
+    put(root / "train.json", [_sample("q", "a", image=image) for image in bad])
+    found = rows(opened("llava", root, several_images="all"))
+    assert found[:2] == ["outside root", "missing"] and not found[2].more_images
+    assert found[3].image == root / "train" / "gone.jpg"  # that it is not there is told when read
+
+
+def test_speakers_take_turns(root):
+    turns = [{"from": who, "value": "x"} for who in ("human", "human", "gpt")]
+    greeted = [{"from": who, "value": who} for who in ("gpt", "human", "gpt")]
+    put(root / "train.json", [{"conversations": turns}, {"conversations": greeted}])
+    first, second = rows(opened("llava", root))
+    assert first == "malformed" and [who for who, _ in second.turns] == ["gpt", "human", "gpt"]
 
 
 def test_other_speakers(root):
@@ -114,3 +136,49 @@ def test_real_conversations(shared_data, tmp_path):
     assert [r.image for r in found] == [r.image for r in csv]
     assert len(found) == 900 and all(r.image.is_file() for r in found)
     assert all("<image>" in r.turns[0][1] and len(r.turns) == 2 for r in found)
+
+
+def _images_and_rows(samples):
+    rows = [(sample.dataset, sample.index) for sample in samples]
+    return {"images": stack_several(samples)[0], "rows": rows}
+
+
+def test_real_conversations_mixed_with_texts_alone(shared_data, tmp_path):
+    """Batches of one modality out of a file that has both and one that has texts alone."""
+    real = shared_data / "llava_1k"
+    samples = json.loads((real / "train_conversations.json").read_text())
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "train").symlink_to(real / "train")
+    alone = [
+        {"id": s["id"], "conversations": [{**turn, "value": turn["value"].replace("<image>", "")}
+                                          for turn in s["conversations"]]}
+        for s in samples[:200]
+    ]  # fmt: skip
+    put(tmp_path / "mixed" / "train.json", samples[:300] + alone[:100])
+    put(tmp_path / "texts" / "train.json", alone[100:])
+    settings = {
+        "data_path": str(tmp_path), "train_name": ["mixed", "texts"], "batch_size": 32,
+        "train_type": "modality_grouped", "conversations": "flatten",
+        "datasets": {name: {"format": "llava"} for name in ("mixed", "texts")},
+    }  # fmt: skip
+    plan = make_plan(Config.model_validate({"data": settings}), 2)
+    form = Transforms(image_aspect_ratio="pad", resize_bicubic={"size": 32})
+    transform = pipeline.build(["resize_bicubic"], form, "transforms.train_transforms")
+    ranks = [
+        train_batches(
+            plan.sources, plan.sampler, transform, _images_and_rows, first_step=0,
+            total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch, rank=rank, world=2,
+            seed=0, num_workers=0, limits=Limits(text_alone=True),
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    rows_seen, alone_seen = [], 0
+    for (_, one, bad), (_, two, _) in zip(*ranks, strict=True):
+        assert not bad and (one["images"] is None) == (two["images"] is None)
+        rows_seen += one["rows"] + two["rows"]
+        alone_seen += (one["images"] is None) * (len(one["rows"]) + len(two["rows"]))
+        for batch in (one, two):
+            if batch["images"] is not None:
+                assert batch["images"].shape == (len(batch["rows"]), 1, 3, 32, 32)
+    assert sorted(rows_seen) == [(0, n) for n in range(400)] + [(1, n) for n in range(100)]
+    assert alone_seen == 200

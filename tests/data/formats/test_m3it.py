@@ -68,6 +68,8 @@ def test_several_images(tmp_path):
     put(tmp_path / "train.jsonl", [_sample([_text(1), _text(2)]), _sample(_text(3)), _sample([])])
     assert [r.image for r in rows(opened("m3it", tmp_path))] == [picture(1), picture(3), None]
     assert rows(opened("m3it", tmp_path, several_images="refuse"))[0] == "several images"
+    source = opened("m3it", tmp_path, several_images="all")
+    assert [r.more_images for r in rows(source)] == [(picture(2),), (), ()]
 
 
 def test_entries_that_are_something_else(tmp_path):

@@ -68,6 +68,31 @@ def test_structs_without_bytes_are_paths(tmp_path):
     assert [r.image for r in found] == [tmp_path / "a.png", picture(5), None]
 
 
+def test_several_images(tmp_path):
+    folder(tmp_path, "a.png", "b.png")
+    text = base64.b64encode(picture(7)).decode()
+    cells = {
+        "paths": ("image", pa.array([["a.png", "b.png"], ["b.png"], []])),
+        "bytes": ("image", pa.array([[picture(0), picture(1)], [picture(1)], []])),
+        "structs": ("images", pa.array([[{"bytes": picture(n)} for n in (0, 1)],
+                                        [{"bytes": picture(1)}], None])),
+        "texts": ("image_base64_str", pa.array([[text, text], [text], []])),
+    }  # fmt: skip
+    for form, (name, images) in cells.items():
+        _write(tmp_path / f"{form}.parquet", **{name: images, "caption": ["x"] * 3})
+        options = {"train": f"{form}.parquet"}
+        every = rows(opened("parquet", tmp_path, several_images="all", **options))
+        assert [len(r.more_images) for r in every] == [1, 0, 0]
+        assert every[2].image is None
+        first = rows(opened("parquet", tmp_path, **options))
+        assert [r.image for r in first] == [r.image for r in every]
+        assert not any(r.more_images for r in first)
+        one, *_ = rows(opened("parquet", tmp_path, several_images="refuse", **options))
+        assert one == "several images"
+        expected = {"paths": tmp_path / "b.png", "texts": picture(7)}.get(form, picture(1))
+        assert every[0].more_images == (expected,)
+
+
 def test_base64_under_a_plain_name(tmp_path):
     text = base64.b64encode(picture(3)).decode()
     texts = ["data:image/png;base64," + text, text, "a"]

@@ -70,5 +70,16 @@ def records(root, form, split="train", **options):
             found.append(bad.cause)
             continue
         image = r.image.read_bytes() if hasattr(r.image, "read_bytes") else r.image
-        found.append((image, r.caption, r.image_id, r.caption_id, r.turns, r.answers, r.labels))
+        found.append(
+            (
+                image,
+                r.caption,
+                r.image_id,
+                r.caption_id,
+                r.turns,
+                r.answers,
+                r.labels,
+                r.question_type,
+            )
+        )
     return found

@@ -103,11 +103,11 @@ def test_endings_are_those_of_the_bytes(tmp_path):
 
 def test_questions_answers_and_labels_stay(tmp_path):
     source = csv_folder(tmp_path / "a", number=3)
-    header = ("image", "image_id", "question", "answers", "labels")
+    header = ("image", "image_id", "question", "answers", "labels", "question_type")
     rows = [
-        ("0.jpg", 0, "What?", "cat|cat|dog", "cat|animal"),
-        ("0.jpg", 0, "How many?", "2", ""),
-        ("1.jpg", 1, "Why?", "", "dog"),
+        ("0.jpg", 0, "What?", "cat|cat|dog", "cat|animal", "what"),
+        ("0.jpg", 0, "How many?", "2", "", "how many"),
+        ("1.jpg", 1, "Why?", "", "dog", ""),
     ]
     write_rows(source / "train_anno.csv", rows, header)
     wanted = records(source, "csv")
@@ -147,6 +147,18 @@ def test_conversations_stay_in_shards(tmp_path):
     wanted = records(source, "llava")
     assert len(wanted[0][4]) == 4 and wanted[1][0] is None
     assert records(tmp_path / "b", "webdataset") == wanted
+
+
+def test_only_samples_of_one_image_are_packed(tmp_path):
+    root = _conversations(tmp_path / "a")
+    samples = json.loads((root / "train.json").read_text())
+    put(root / "train.json", [{**samples[0], "image": ["a.jpg", "a.jpg"]}, *samples])
+    (tmp_path / "c.yaml").write_text(
+        f"data: {{data_path: {tmp_path}, datasets: {{a: {{format: llava, several_images: all}}}}}}"
+    )
+    for to in ("webdataset", "csv"):
+        printed = run("a", tmp_path / to, f"--cfg={tmp_path / 'c.yaml'}", f"--to={to}")
+        assert "1 several images" in printed
 
 
 def test_what_csv_has_no_place_for_is_said(tmp_path):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from engine.data.tables import annotations
-from engine.data.tables.annotations import AnnotationSource, Row, open_annotations, row_or_fault
+from engine.data.tables.annotations import Row, open_annotations, row_or_fault
 from engine.data.tables.fields import answers, conversation, identity, most_common, question_caption
 from engine.data.tables.image_root import ImageRoot
+from engine.data.tables.source import AnnotationSource
 from engine.errors import UserError
 from engine.types import BadSample
 

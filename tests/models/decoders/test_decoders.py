@@ -159,6 +159,19 @@ def test_t5_loss_equals_transformers_own() -> None:
     torch.testing.assert_close(mine, own.loss)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_loss_hangs_on_trains_and_nothing_else_does(family: str) -> None:
+    decoder = make(family)
+    trains = {name for name, p in decoder.named_parameters() if p.requires_grad}
+    decoder.requires_grad_(True)
+    decoder.nll(*make_texts()).sum().backward()
+    reached = {
+        name for name, p in decoder.named_parameters() if p.grad is not None and p.grad.any()
+    }
+    assert trains - reached == set()
+    assert reached - trains == set()
+
+
 def test_t5_has_no_encoder_to_speak_of() -> None:
     names = [name for name, p in make("t5_cross").named_parameters() if ".encoder." in name]
     assert names == ["model.encoder.final_layer_norm.weight"]
@@ -209,3 +222,17 @@ def test_a_folder_without_weights_is_named(tmp_path) -> None:
     section = Section(name="causal", tag=str(tmp_path), pretrained=True)
     with pytest.raises(UserError, match="cannot get decoder"):
         find("models/decoders", "causal").build(section, vocab_size=VOCABULARY, pad_id=0, eos_id=1)
+
+
+def test_damaged_weights_are_named(tmp_path) -> None:
+    import transformers
+
+    sizes = {k: v for k, v in SIZES["gpt2"].items() if k != "model_type"}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=VOCABULARY, **sizes))
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    section = Section(name="causal", tag=str(tmp_path), pretrained=True)
+    with pytest.raises(UserError, match="weights of .* are damaged") as told:
+        find("models/decoders", "causal").build(section, vocab_size=VOCABULARY, pad_id=0, eos_id=1)
+    assert told.value.key == "model.decoder.tag"

@@ -1,0 +1,159 @@
+"""Questions about a scene, each with the one answer that is true, in words of a style.
+
+    colour    What colour is the star?                       → red
+    count     How many moons are there?                      → 2
+    shape     Which shape is left of the red circle?         → star
+    relation  Where is the star, seen from the circle?       → left
+    yes/no    Is there a small red star?                     → yes
+    match     Does this figure show "…"? Please answer yes or no.
+
+A question is asked only where what it names is one group alone, so that it has one answer. Yes and
+no are equally likely; what is not so differs in one word from what is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from engine.data.shapes.scene import COLOURS, SHAPES, SIZES, Group, Scene
+from engine.data.shapes.wording import (
+    SIZE_WORDS,
+    caption,
+    noun,
+    num_phrasings,
+    one_word_changed,
+    plural,
+)
+
+MATCH = 'Does this figure show "{caption}"? Please answer yes or no.'
+_SIDES = {"left": ("left of", "right of"), "above": ("above", "below")}
+_PLACES = {"left": ("left", "right"), "above": ("above", "below")}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked for (``kind``), in which words, and the answer."""
+
+    kind: str
+    text: str
+    answer: str
+
+    @property
+    def answer_type(self) -> str:
+        """As VQA v2 has it: yes/no, number or other."""
+        return {"yes/no": "yes/no", "match": "yes/no", "count": "number"}.get(self.kind, "other")
+
+
+def ask(scene: Scene, style: str, rng: np.random.Generator) -> list[Question]:
+    """One question of each kind that the scene allows, five or six, in a random order."""
+    asked = []
+    for kind, make in _KINDS.items():
+        if found := make(scene, style, rng):
+            asked.append(Question(kind, *found))
+    return [asked[place] for place in rng.permutation(len(asked))]
+
+
+_Asked = tuple[str, str] | None  # a question and its answer, where there is one
+
+
+def _colour(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
+    group, other = _either(scene, rng)
+    words = [noun(group)]
+    if group.shape == other.shape:
+        if group.size == other.size:
+            return None
+        words.insert(0, SIZE_WORDS[style][group.size])
+    return f"What colour {_be(group)} the {' '.join(words)}?", group.colour
+
+
+def _count(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
+    group, _ = _either(scene, rng)
+    if rng.random() < 2 / 3:
+        named, same = plural(group.shape), "shape"
+    else:
+        named, same = f"{group.colour} shapes", "colour"
+    counted = [g for g in (scene.first, scene.second) if getattr(g, same) == getattr(group, same)]
+    return f"How many {named} are there?", str(sum(g.count for g in counted))
+
+
+def _shape(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
+    group, other = _either(scene, rng)
+    if group.colour != other.colour and rng.random() < 0.5:
+        return f"What shape is {group.colour}?", group.shape
+    side = _SIDES[scene.relation][group is scene.second]
+    return f"Which shape is {side} the {other.colour} {noun(other)}?", group.shape
+
+
+def _relation(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
+    group, other = _either(scene, rng)
+    one, another = _names(group, other)
+    place = _PLACES[scene.relation][group is scene.second]
+    return f"Where {_be(group)} the {one}, seen from the {another}?", place
+
+
+def _yes_no(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
+    group, other = _either(scene, rng)
+    answer = ("no", "yes")[rng.integers(2)]
+    if rng.random() < 0.5:
+        one, another = _names(group, other)
+        sides = _SIDES[scene.relation]
+        side = sides[(group is scene.second) == (answer == "yes")]
+        return f"{_be(group).capitalize()} the {one} {side} the {another}?", answer
+    told = group if answer == "yes" else _absent(scene, group, rng)
+    size = SIZE_WORDS[style][told.size]
+    return f"Is there a {size} {told.colour} {told.shape}?", answer
+
+
+def _match(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
+    told = caption(scene, style, int(rng.integers(num_phrasings(style))))
+    answer = ("no", "yes")[rng.integers(2)]
+    if answer == "no":
+        told = one_word_changed(told, rng)
+    return MATCH.format(caption=told), answer
+
+
+_KINDS: dict[str, Callable[[Scene, str, np.random.Generator], _Asked]] = {
+    "colour": _colour,
+    "count": _count,
+    "shape": _shape,
+    "relation": _relation,
+    "yes/no": _yes_no,
+    "match": _match,
+}
+KINDS = tuple(_KINDS)
+
+
+def _either(scene: Scene, rng: np.random.Generator) -> tuple[Group, Group]:
+    """One group and the other."""
+    pair = scene.first, scene.second
+    return pair if rng.integers(2) else pair[::-1]
+
+
+def _be(group: Group) -> str:
+    return "is" if group.count == 1 else "are"
+
+
+def _names(group: Group, other: Group) -> tuple[str, str]:
+    """Each of two groups by its shape, with its colour where the shapes are the same."""
+    if group.shape != other.shape:
+        return noun(group), noun(other)
+    return f"{group.colour} {noun(group)}", f"{other.colour} {noun(other)}"
+
+
+def _absent(scene: Scene, group: Group, rng: np.random.Generator) -> Group:
+    """A group with one attribute changed, such that the scene has none like it."""
+    there = {(g.size, g.colour, g.shape) for g in (scene.first, scene.second)}
+    changes = [
+        [replace(group, size=size) for size in SIZES],
+        [replace(group, colour=colour) for colour in COLOURS],
+        [replace(group, shape=shape) for shape in SHAPES],
+    ]
+    possible = [
+        [g for g in changed if (g.size, g.colour, g.shape) not in there] for changed in changes
+    ]
+    possible = [changed for changed in possible if changed]
+    changed = possible[rng.integers(len(possible))]
+    return changed[rng.integers(len(changed))]

@@ -1,0 +1,154 @@
+"""Labels of an image as a row of tokens: a prompt, then each label with its separator.
+
+Labels come from a dataset's lists, or are the nouns of its captions. How a label is spelled in
+tokens is read off the tokenizer, behind the prompt; no token is known by its number.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from engine.config.recognition import Labels
+from engine.data.permutation import hash64
+from engine.data.text.tokenizer import TextTokenizer
+from engine.errors import UserError
+from engine.types import BadSample, Batch, Record, Sample
+
+_KEY = "data.labels"
+_SAMPLE_LABEL = "thing"  # to see how a label and its separator are cut
+
+
+def clean(labels: Iterable[str]) -> list[str]:
+    """Labels in small letters with plain spaces, each once, in their order; no empty ones."""
+    plain = (" ".join(label.replace("_", " ").lower().split()) for label in labels)
+    return list(dict.fromkeys(label for label in plain if label))
+
+
+def labels_of(one: Record | Sample, section: Labels) -> list[str]:
+    """The cleaned labels of a record or sample; none where it has none."""
+    if section.source == "given":
+        return clean(one.labels)
+    from engine.data.text.nouns import nouns  # with its tagger, which few runs need
+
+    dropped = set(section.leave_out)
+    found = nouns(one.caption if isinstance(one, Record) else one.text)
+    return [noun for noun in clean(found) if noun not in dropped]
+
+
+class Row(NamedTuple):
+    """One row of text, each list as long as it has tokens; see ``TruncatedDecoder``."""
+
+    ids: list[int]
+    segment: list[int]  # 0 of the prompt, i ≥ 1 of label i
+    position: list[int]
+    source: list[int]  # the place whose state tells the token; −1: not learned
+    unseen: list[int]
+
+
+def lay_out(
+    prompt: Sequence[int], labels: Sequence[Sequence[int]], *, nxtp: bool, per_label: bool
+) -> Row:
+    """A prompt and labels, each ending with the separator, as one row.
+
+    Each label's first token is told by the prompt's last state. By NXTP's rule (``nxtp``) it is
+    told by the separator before it instead, the last label has no separator, and nobody looks at
+    the tokens of that one.
+    """
+    start = len(prompt)
+    row = Row(list(prompt), [0] * start, list(range(start)), [-1] * start, [0] * start)
+    for number, label in enumerate(labels, 1):
+        last = nxtp and number == len(labels)
+        tokens, place = label[: len(label) - last], len(row.ids)
+        row.ids.extend(tokens)
+        row.segment.extend([number] * len(tokens))
+        first = start if per_label else place
+        row.position.extend(range(first, first + len(tokens)))
+        row.source.extend(range(place - 1, place - 1 + len(tokens)))
+        if not nxtp:
+            row.source[place] = start - 1
+        row.unseen.extend([int(last)] * len(tokens))
+    return row
+
+
+def stack(rows: Sequence[Row], pad_id: int) -> Batch:
+    """Rows as int64 tensors [B, T], padded to the longest one; ``unseen_BT`` where anything is."""
+
+    def padded(name: str, value: int) -> Tensor:
+        lists = [torch.tensor(getattr(row, name)) for row in rows]
+        return pad_sequence(lists, batch_first=True, padding_value=value)
+
+    ids_BT = padded("ids", pad_id)
+    lengths_B = torch.tensor([len(row.ids) for row in rows])
+    batch = {
+        "input_ids_BT": ids_BT,
+        "attention_mask_BT": (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long(),
+        "segment_BT": padded("segment", 0),
+        "position_BT": padded("position", 0),
+        "source_BT": padded("source", -1),
+    }
+    if any(any(row.unseen) for row in rows):
+        batch["unseen_BT"] = padded("unseen", 0)
+    return batch
+
+
+class LabelText:
+    """How a tokenizer writes prompts and labels.
+
+    Raises UserError for a separator that is not one token of its own.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, section: Labels) -> None:
+        self.tokenizer, self.section = tokenizer, section
+        written = f"{section.prompt} {_SAMPLE_LABEL}"
+        with_end = tokenizer.raw(written + section.separator)
+        without = tokenizer.raw(written)
+        prompt = tokenizer.raw(section.prompt)
+        apart = with_end[:-1] == without and without[: len(prompt)] == prompt
+        if not section.separator.strip() or not apart:
+            raise UserError(
+                f"the separator {section.separator!r} is not one token behind a label: "
+                f"{_SAMPLE_LABEL + section.separator!r} has the tokens "
+                f"{[tokenizer.pieces[i] for i in with_end[len(prompt) :]]}; "
+                "take a mark that the tokenizer keeps apart, such as ','",
+                key=f"{_KEY}.separator",
+            )
+        self.separator_id = with_end[-1]
+        self.ids = functools.lru_cache(1 << 14)(self._ids)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Ids of a prompt alone."""
+        return self.tokenizer.raw(prompt)
+
+    def train_prompt(self, seed: int | None) -> str:
+        """The prompt that a sample's seed draws; the fixed one without a seed."""
+        choice = self.section.train_prompts
+        if seed is None or not choice:
+            return self.section.prompt
+        return choice[hash64(seed, 0, 0, 7) % len(choice)]
+
+    def _ids(self, label: str) -> tuple[int, ...]:
+        """Ids of a label and its separator, as they stand behind the prompt.
+
+        Raises BadSample for a label that has the separator in it.
+        """
+        prompt = self.prompt_ids(self.section.prompt)
+        whole = self.tokenizer.raw(f"{self.section.prompt} {label}")[len(prompt) :]
+        if self.section.separator in label or self.separator_id in whole:
+            raise BadSample(
+                "separator in label",
+                f"{label!r} holds {self.section.separator!r}; choose another {_KEY}.separator",
+            )
+        return (*whole, self.separator_id)
+
+    def order(self, labels: Sequence[str], seed: int | None) -> list[str]:
+        """Labels shuffled by a sample's seed; as they are without one."""
+        if seed is None:
+            return list(labels)
+        return [labels[i] for i in np.random.default_rng(seed).permutation(len(labels))]

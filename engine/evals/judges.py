@@ -1,0 +1,59 @@
+"""The models that judge what another one says, each opened when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from engine.config.schema import Config
+from engine.errors import UserError
+
+_ENCODER = "eval.recognition.encoder"
+
+
+@dataclass
+class Judges:
+    """``open_judge`` opens a contrastive model by its name and the key that names it."""
+
+    config: Config
+    device: torch.device
+    open_judge: Callable[[str, str], Any] | None
+    opened: dict[str, Any] = field(default_factory=dict)
+
+    def contrast(self, role: str) -> Any:
+        """The ``ranker`` or ``scorer`` that ``generate`` names; None for none.
+
+        A ranker is asked for by best_of_n alone, and by rank: clip of labels. Raises UserError.
+        """
+        chosen = self.config.generate
+        name, key = getattr(chosen, role).model, f"generate.{role}.model"
+        asks = {"rank: clip": chosen.rank == "clip", "best_of_n": chosen.method == "best_of_n"}
+        asking = next((by for by, asks_for_one in asks.items() if asks_for_one), None)
+        if role == "ranker" and asking is None:
+            return None
+        if name is None and role == "ranker":
+            raise UserError(f"{asking} needs a model that chooses: a clip run or a CLIP", key=key)
+        if name is None or self.open_judge is None:
+            return None
+        if name not in self.opened:
+            self.opened[name] = self.open_judge(name, key)
+        return self.opened[name]
+
+    def of_labels(self, task: Any) -> tuple[Any, Any]:
+        """Who ranks labels, and who tells how alike they are; None where nobody is asked.
+
+        Raises UserError for what cannot be had, or done.
+        """
+        from engine.evals.sentences import open_sentences  # with transformers
+        from engine.generate import labels
+
+        labels.check(self.config.generate, task.tokenizer.vocab_size)
+        name = self.config.eval.recognition.encoder
+        if name is not None and _ENCODER not in self.opened:
+            self.opened[_ENCODER] = open_sentences(
+                name, key=_ENCODER, device=self.device, open_judge=self.open_judge
+            )
+        return self.contrast("ranker"), self.opened.get(_ENCODER)

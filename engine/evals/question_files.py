@@ -1,0 +1,140 @@
+"""A file of questions about images, as a source to be answered.
+
+    questions.csv     image,question[,question_id][,answers]      answers joined by |
+    questions.json    [{"question", "image" or "image_id", "question_id", "answers"}, …], or VQA's
+                      {"questions": [{"question_id", "image_id", "question"}, …]}; also .json.gz
+    questions.jsonl   one of these a line
+
+An image is a file below the folder of images; one known by its image_id alone is the file whose
+name ends with that number (``COCO_val2014_000000000042.jpg`` is 42), or is that id. A question
+without either is asked without an image.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.data.tables.fields import answers as given_answers
+from engine.data.tables.image_root import ImageRoot
+from engine.errors import UserError
+from engine.metrics.json_files import entries, identity, load, string, text
+from engine.types import BadSample, Record
+
+KEY = "generate.input"
+_FORM = '{"question": …, "image" or "image_id": …, "question_id": …}'
+_NUMBER = re.compile(r"(\d+)$")
+
+
+class Questions:
+    """The questions of a file, in its order; a bad one is a BadSample when it is asked for."""
+
+    split = "input"
+
+    def __init__(self, path: Path, images: Path | None = None) -> None:
+        """Raises UserError where the file is not of a known form, or an id is there twice."""
+        self.path, self.name = path, path.name
+        self.root = ImageRoot(images or path.parent)
+        if not self.root.folder.is_dir():
+            raise UserError(f"there is no folder {self.root.folder}", key="generate.images")
+        try:
+            self.rows = _read(path)
+            self.ids = [self._id(place, row) for place, row in enumerate(self.rows)]
+        except UserError as error:
+            raise UserError(str(error), key=KEY) from error
+        if len(set(self.ids)) < len(self.ids):
+            twice = next(own for place, own in enumerate(self.ids) if own in self.ids[:place])
+            raise UserError(f"{path} has question_id {twice} more than once", key=KEY)
+        wanted = any("image" not in row and "image_id" in row for row in self.rows)
+        self._files = _by_id(self.root.folder) if wanted else {}
+
+    def _id(self, place: int, row: dict[str, Any]) -> str:
+        where = f"{self.path}: question {place + 1}"
+        string(where, row, "question", _FORM)
+        return identity(where, row, "question_id", _FORM) if "question_id" in row else str(place)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Record:
+        """The row at ``index``; BadSample where its image cannot be told."""
+        row, key = self.rows[index], f"question {self.ids[index]}"
+        image = self._image(row)
+        image_id = str(row.get("image_id") or row.get("image") or "")
+        answers = tuple(answer for answer in given_answers(row.get("answers")) if answer)
+        turns = (("human", row["question"]),)
+        return Record(key, image, "", image_id, self.ids[index], None, turns, answers)
+
+    def _image(self, row: dict[str, Any]) -> Path | None:
+        name = row.get("image")
+        if isinstance(name, str) and name:
+            return self.root.path(name)
+        if name not in (None, "", []):
+            raise BadSample("malformed", f"the image is {name!r}, a file's name is wanted")
+        if row.get("image_id") in (None, ""):
+            return None
+        own = str(row["image_id"])
+        found = self._files.get(str(int(own)) if own.isdecimal() else own, [])
+        if len(found) != 1:
+            said = f"{len(found)} files in {self.root.folder} are called so" if found else (
+                f"no file in {self.root.folder} is called so"
+            )  # fmt: skip
+            raise BadSample("missing", f"image {own}: {said}")
+        return found[0]
+
+    def column(self, name: str) -> np.ndarray:
+        """int64 [rows]: every question is its own."""
+        return np.arange(len(self))
+
+    def captions(self) -> Iterator[str]:
+        """One empty text a question."""
+        return iter([""] * len(self))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if path.suffix in (".csv", ".tsv"):
+        return entries(path, _csv(path), "a line", "questions")
+    loaded = load(path)
+    if isinstance(loaded, dict) and "questions" in loaded:
+        loaded = loaded["questions"]
+    return entries(path, loaded, _FORM, "questions")
+
+
+def _csv(path: Path) -> list[dict[str, Any]]:
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    reader = csv.DictReader(io.StringIO(text(path), newline=""), delimiter=delimiter, strict=True)
+    columns = reader.fieldnames or []
+    if "question" not in columns:
+        raise UserError(f"{path} has no column question; its columns are: {', '.join(columns)}")
+    rows: list[dict[str, Any]] = []
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                many = "more" if None in row else "fewer"
+                raise UserError(f"{path}, line {reader.line_num}: {many} values than columns")
+            rows.append({**row, "answers": row["answers"].split("|")} if "answers" in row else row)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+    return rows
+
+
+def _by_id(folder: Path) -> dict[str, list[Path]]:
+    """Files below a folder by the number that their name ends with, or by their name."""
+    found: dict[str, list[Path]] = {}
+    for parent, inner, files in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        for name in files:
+            stem = name.partition(".")[0]
+            number = _NUMBER.search(stem)
+            own = str(int(number[1])) if number else stem
+            found.setdefault(own, []).append(Path(parent) / name)
+            if number and own != stem:
+                found.setdefault(stem, []).append(Path(parent) / name)
+    return found

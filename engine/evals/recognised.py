@@ -1,0 +1,97 @@
+"""What was recognised in each image: as lines, as figures, as a curve, to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from engine.data.text.nouns import lemmatiser
+from engine.evals.gallery import thumbnail
+from engine.evals.sentences import Embed
+from engine.generate.labels import Label
+from engine.logs import curve_png
+from engine.logs.gallery import Example
+from engine.metrics import recognition as metrics
+from engine.types import BadSample, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Recognised:
+    """An image's labels, the best first, and its own."""
+
+    image_id: str
+    row: int  # of the source
+    labels: list[Label]
+    references: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of a predictions file."""
+        told: dict[str, Any] = {
+            "image_id": self.image_id,
+            "labels": [label.to_json() for label in self.labels],
+        }
+        if self.references:
+            told["references"] = self.references
+        return told
+
+
+def score(
+    predictions: Sequence[Recognised], ks: Sequence[int], embed: Embed | None = None
+) -> dict[str, float]:
+    """Precision, recall and F1 at each k, in percent: word for word, by lemma where there is a
+    lemmatiser, and by meaning where there is an encoder (``embed``)."""
+    said = [[label.text for label in p.labels] for p in predictions]
+    own = [p.references for p in predictions]
+    kinds: dict[str, dict[int, metrics.Scores]] = {
+        "exact": {k: metrics.exact(said, own, k) for k in ks}
+    }
+    if (lemma := lemmatiser()) is not None:
+        kinds["lemma"] = {k: metrics.exact(said, own, k, lambda s: lemma(s.lower())) for k in ks}
+    if embed is not None:
+        said = [labels[: max(ks)] for labels in said]
+        likeness = _likeness(said, own, embed)
+        kinds["semantic"] = {k: metrics.semantic(likeness, k) for k in ks}
+    names = {"P": "precision", "R": "recall", "F1": "f1"}
+    return {
+        f"{kind}_{name}@{k}": 100 * getattr(scores, part)
+        for kind, by_k in kinds.items()
+        for k, scores in by_k.items()
+        for name, part in names.items()
+    }
+
+
+def _likeness(
+    said: Sequence[Sequence[str]], own: Sequence[Sequence[str]], embed: Embed
+) -> list[np.ndarray]:
+    """Cosines [true, predicted] of each image's labels; every text is encoded once."""
+    texts = sorted({label for labels in (*said, *own) for label in labels})
+    vector_ND, at = embed(texts), {text: place for place, text in enumerate(texts)}
+
+    def vectors(labels: Sequence[str]) -> np.ndarray:
+        return vector_ND[[at[label] for label in labels]]
+
+    return [vectors(true) @ vectors(given).T for true, given in zip(own, said, strict=True)]
+
+
+def curve(name: str, predictions: Sequence[Recognised]) -> Image.Image | None:
+    """The precision-recall curve of all labels; None where none was given."""
+    told = [[(label.text, label.prob) for label in p.labels] for p in predictions]
+    found = metrics.curve(told, [p.references for p in predictions])
+    if not found.precision.size:
+        return None
+    points = (found.recall.tolist(), found.precision.tolist())
+    return curve_png.draw(f"Labels of {name}, word for word", {"by probability": points})
+
+
+def shown(source: Source, one: Recognised, max_pixels: int) -> Example:
+    """An image with its own labels and those that it was given, with their probabilities."""
+    try:
+        image = source[one.row].image
+    except BadSample:
+        image = None
+    given: list[tuple[str, float | None]] = [(label.text, label.prob) for label in one.labels]
+    return Example(thumbnail(image, max_pixels), one.references, given, one.image_id)

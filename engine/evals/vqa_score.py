@@ -1,0 +1,248 @@
+"""VQAScore: how well texts fit images, as the probability of "Yes" (Lin et al. 2024).
+
+A model of --task=vqa is asked, of each image and text, whether the figure shows the text; the score
+is exp(−mean cross-entropy of the answer's tokens, its end included). It is differentiable, down to
+the images. ``python -m engine.evals.vqa_score`` scores a CSV: see ``engine.evals.score_tables``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.data.text.templates import template as find_template
+from engine.errors import UserError
+from engine.evals import score_tables
+from engine.evals.encode import evaluating
+from engine.evals.pictures import Picture, Pictures
+from engine.generate.likelihood import log_likelihoods
+from engine.train.precision import Precision
+from engine.train.trained_run import open_run
+from engine.types import BadSample
+
+QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
+ANSWER = "Yes"
+
+
+class VQAScore:
+    """A model's opinion of images and texts.
+
+    Args:
+        model: the folder of a run or of a checkpoint, or a model with its ``task``.
+        task: that which made the model.
+        question: what is asked; ``{}`` is the text's place.
+        answer: that whose likelihood is the score.
+        against: another answer; the score is then P(answer) among these two, each with its end.
+        template: a prompt template other than that which the model was trained with.
+        batch_size: pairs that the model reads at once; of images, a quarter of it.
+        device: of a run that is opened; by default a GPU if there is one.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        task: Any = None,
+        *,
+        question: str = QUESTION,
+        answer: str = ANSWER,
+        against: str | None = None,
+        template: str | None = None,
+        batch_size: int = 64,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if question.count("{}") != 1:
+            raise UserError(f"the question must have {{}} in it once, for the text: {question!r}")
+        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+        if isinstance(model, nn.Module):
+            if task is None:
+                raise ValueError("a model needs the task that made it, for its prompts and tokens")
+            found: nn.Module = model
+        else:
+            run = open_run(Path(model), "vqa", key="model", warn=_warn)
+            device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            precision = Precision.choose(run.config.dist, device)
+            self.autocast, task = precision.autocast, run.task
+            found = run.model.to(device, precision.weights).requires_grad_(False)
+        self.model: Any = found
+        self.task = task
+        self.question, self.batch_size = question, batch_size
+        self.answers = [answer] if against is None else [answer, against]
+        instruction = task.config.data.prompt.instruction
+        self.template = (
+            template and find_template(template, key="template", instruction=instruction)
+        ) or None
+        self.pictures = Pictures(found, task.config)
+
+    def __call__(
+        self, images: Sequence[Picture] | Tensor, texts: Sequence[str], *, grad: bool = False
+    ) -> Tensor:
+        """Scores [M, N] of each image with each text, in fp32 or wider, on the model's device.
+
+        With ``grad`` the result has a graph, back to float images that ask for a gradient. Raises
+        BadSample for an image that cannot be read.
+        """
+        if not len(images) or not texts:
+            raise ValueError(f"{len(images)} images and {len(texts)} texts have no scores")
+        places = [place for place in range(len(images)) for _ in texts]
+        with torch.set_grad_enabled(grad), evaluating(self.model):
+            tokens_MND = self._tokens([self.pictures(image) for image in images])
+            scores = self._score(tokens_MND, places, [*texts] * len(images))
+        return scores.view(len(images), len(texts))
+
+    def pairs(
+        self,
+        images: Sequence[Picture],
+        texts: Sequence[str],
+        *,
+        grad: bool = False,
+        bad: Callable[[Picture, BadSample], None] | None = None,
+    ) -> Tensor:
+        """Scores [P] of each image with the text in the same place.
+
+        An image that returns is read and encoded once; a window of images is in memory at a time.
+        One that cannot be read is told to ``bad`` and scores NaN, or without it raises BadSample.
+        """
+        keys = [str(image) if isinstance(image, str | Path) else id(image) for image in images]
+        of_image: dict[Any, list[int]] = {}
+        for place, (key, _) in enumerate(zip(keys, texts, strict=True)):
+            of_image.setdefault(key, []).append(place)
+        groups, parts, order = list(of_image.values()), [], []
+        with torch.set_grad_enabled(grad), evaluating(self.model):
+            for start in range(0, len(groups), self.batch_size):
+                window = groups[start : start + self.batch_size]
+                read = [(group, self.pictures.read(images[group[0]], bad)) for group in window]
+                usable = [(group, image) for group, image in read if image is not None]
+                rows = [place for group, _ in usable for place in group]
+                owner = [number for number, (group, _) in enumerate(usable) for _ in group]
+                if usable:
+                    tokens_MND = self._tokens([image for _, image in usable])
+                    parts.append(self._score(tokens_MND, owner, [texts[row] for row in rows]))
+                    order += rows
+        if not parts:
+            return torch.full((len(texts),), torch.nan)
+        found = torch.cat(parts)
+        blank = found.new_full((len(texts),), torch.nan)
+        return blank.index_copy(0, torch.tensor(order, device=found.device), found)
+
+    def batch(
+        self, dataset: Iterable[Mapping[str, Sequence[Any]]], *, grad: bool = False
+    ) -> Tensor:
+        """Scores [S, M, N] of samples ``{"images": [M], "texts": [N]}``, all of one size.
+
+        As ``pairs``: samples share batches. Raises ValueError where they differ in size.
+        """
+        samples = [(list(sample["images"]), list(sample["texts"])) for sample in dataset]
+        sizes = {(len(images), len(texts)) for images, texts in samples}
+        if len(sizes) != 1:
+            raise ValueError(f"samples must have as many images and texts each, not {sizes}")
+        images = [image for own, texts in samples for image in own for _ in texts]
+        texts = [text for own, texts in samples for _ in own for text in texts]
+        return self.pairs(images, texts, grad=grad).view(len(samples), *sizes.pop())
+
+    def _score(self, tokens_MND: Tensor, places: Sequence[int], texts: Sequence[str]) -> Tensor:
+        """Scores [P] of texts with the images at ``places``; texts of like length share a batch."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        self._check(texts)
+        parts = [torch.empty(0, device=tokens_MND.device)]
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            asked = [self.question.replace("{}", texts[i]) for i in chosen]
+            place_B = torch.tensor([places[i] for i in chosen], device=tokens_MND.device)
+            with self.autocast():
+                found = log_likelihoods(
+                    self.task, self.model, tokens_MND[place_B], asked,
+                    [self.answers] * len(chosen), template=self.template,
+                )  # fmt: skip
+            log_p_BA = found.log_p_R.view(len(chosen), -1)
+            if len(self.answers) > 1:
+                parts.append(log_p_BA.softmax(1)[:, 0])
+            else:
+                parts.append((log_p_BA[:, 0] / found.tokens_R).exp())
+        back = torch.tensor(order, device=tokens_MND.device).argsort()
+        return torch.cat(parts)[back]
+
+    def _check(self, texts: Sequence[str]) -> None:
+        """Raises BadSample where the longest text leaves no room for an answer."""
+        longest = max(texts, key=lambda text: len(text.encode(errors="replace")), default="")
+        asked = [self.question.replace("{}", longest)]
+        ids_1P = self.task.prompts(asked, template=self.template)[0]
+        if self.task.room(ids_1P) < max(len(self.task.answer_ids(one)) for one in self.answers):
+            raise BadSample(
+                "prompt too long",
+                f"{ids_1P.shape[1]} tokens, model.decoder.max_length {self.task.max_length}: "
+                f"{longest[:80]!r}",
+            )
+
+    def _tokens(self, pixels: Sequence[Tensor]) -> Tensor:
+        """Image tokens [M, N, D] of what ``pictures`` gave, each image encoded once."""
+        size = max(1, self.batch_size // 4)
+        parts = []
+        for start in range(0, len(pixels), size):
+            with self.autocast():
+                parts.append(self.model.image_tokens(torch.stack([*pixels[start : start + size]])))
+        return torch.cat(parts)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Score a CSV, print its figures as JSON; returns the exit code. Raises UserError."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.evals.vqa_score", description=score_tables.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--model", type=Path, required=True, help="folder of a --task=vqa run")
+    score_tables.add_arguments(parser)
+    parser.add_argument(
+        "--question", default=QUESTION, help="{} is the text (default: %(default)s)"
+    )
+    parser.add_argument("--answer", default=ANSWER, help="default: %(default)s")
+    parser.add_argument("--against", metavar="NO", help="score P(answer) among these two")
+    parser.add_argument("--template", help="a prompt template; default: the model's own")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--device", help="default: cuda if there is one")
+    given = parser.parse_args(argv)
+    table = score_tables.read(given.csv, given.group_by)
+    score = VQAScore(
+        given.model, question=given.question, answer=given.answer, against=given.against,
+        template=given.template, batch_size=max(1, given.batch_size), device=given.device,
+    )  # fmt: skip
+    root = given.images or given.csv.parent
+    bad: dict[str, str] = {}
+    pairs = table.pairs()
+    try:
+        scores = score.pairs(
+            [root / image for image, _ in pairs],
+            [text for _, text in pairs],
+            bad=lambda image, error: bad.update({str(image): str(error)}),
+        ).tolist()
+    except BadSample as error:
+        raise UserError(f"{given.csv}: {error}") from error
+    for image, why in bad.items():
+        _warn(f"{image} is left out: {why}")
+    if all(map(math.isnan, scores)):
+        raise UserError(f"none of the images of {given.csv} can be read from {root}")
+    figures = table.figures(scores, given.group_by)
+    out = given.out or given.model / "vqa_score" / given.csv.stem
+    score_tables.write(out, table, scores, figures, f"score of “{given.answer}”")
+    print(json.dumps(figures | {"out": str(out)}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as mistake:
+        print(mistake, file=sys.stderr)
+        sys.exit(2)

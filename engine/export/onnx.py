@@ -1,0 +1,178 @@
+"""ONNX: one graph a part, a manifest of all it takes to use them, and the run's tokenizer.
+
+    clip                 image_encoder.onnx  text_encoder.onnx
+    caption, recognize   image_encoder.onnx  decoder.onnx
+
+``python -m engine.export.run FOLDER IMAGES…`` and ``engine.export.onnx_runner`` use the folder
+without torch; so can any other ONNX runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import engine
+from engine.config.export import Export
+from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
+from engine.errors import UserError
+from engine.export import decoders, graphs
+from engine.export.folder import new_folder, write_manifest
+from engine.export.graphs import Argument
+from engine.export.preprocessing import image_section
+from engine.export.trained import Trained
+from engine.generate.labels import label_room
+from engine.models.dual_encoder import DualEncoder
+from engine.models.vision_language import VisionLanguage
+
+_README = """# {title}
+
+Written by the vision-language engine {version} from `{origin}` (step {step}), task `{task}`, ONNX
+opset {opset}. `manifest.json` says what goes in and out of each graph, how images are prepared,
+which ids are special, and the SHA-256 of every file.
+
+Without torch, with numpy, pillow, tokenizers and onnxruntime, in this folder:
+
+    python -m engine.export.run . IMAGE…
+
+    from engine.export.onnx_runner import open_folder
+    model = open_folder(".")
+"""
+
+
+def build(trained: Trained, folder: Path, section: Export, key: str) -> None:
+    """Write ``folder``. Raises UserError: another task, no ONNX here, other content there."""
+    for package in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UserError(
+                f"format onnx needs {package} ({error}): pip install -e .[onnx]",
+                key="export.format",
+            ) from error
+    if trained.task_name not in _TASKS:
+        raise UserError(
+            f"--task={trained.task_name} has no form in ONNX; {', '.join(_TASKS)} have one",
+            key="export.format",
+        )
+    image = image_section(trained.config)
+    with new_folder(folder, key) as made:
+        write = _Writer(made, section, tuple(image["size"]))
+        sections = _TASKS[trained.task_name](trained, write)
+        trained.task.tokenizer.save(made / TOKENIZER_FOLDER)
+        told = {
+            "version": engine.__version__, "origin": trained.origin, "step": trained.step,
+            "task": trained.task_name, "opset": section.opset,
+            "title": trained.config.data.exp_name or trained.task_name,
+        }  # fmt: skip
+        (made / "README.md").write_text(_README.format(**told), encoding="utf8")
+        manifest = {
+            "format": "onnx", "task": trained.task_name, "engine": engine.__version__,
+            "torch": torch.__version__, "opset": section.opset, "origin": trained.origin,
+            "step": trained.step, "image": image, **sections, "graphs": write.graphs,
+        }  # fmt: skip
+        write_manifest(made, manifest)
+
+
+class _Writer:
+    """Puts graphs into the folder and keeps what the manifest will say of them."""
+
+    def __init__(self, folder: Path, section: Export, size: tuple[int, int]) -> None:
+        self.folder, self.section, self.size = folder, section, size
+        self.graphs: dict[str, Any] = {}
+
+    def __call__(
+        self, name: str, part: nn.Module, given: list[Argument], outputs: list[str],
+        past: list[Argument] | None = None,
+    ) -> None:  # fmt: skip
+        self.graphs[name] = graphs.write(
+            part.eval(), given, outputs, self.folder / f"{name}.onnx", past=past or (),
+            opset=self.section.opset, beside=self.section.external_data == "always",
+        )  # fmt: skip
+
+    def image(self, part: nn.Module, output: str) -> Tensor:
+        """The image encoder's graph; returns what it gives for its example."""
+        image_BCHW = torch.zeros(2, 3, *self.size)
+        self("image_encoder", part, [Argument("pixel_values", image_BCHW, {0: "batch"})], [output])
+        with torch.no_grad():
+            return part(image_BCHW)
+
+
+def _clip(trained: Trained, write: _Writer) -> dict[str, Any]:
+    model, tokenizer = trained.model, trained.task.tokenizer
+    assert isinstance(model, DualEncoder)
+    write.image(graphs.ImageFeatures(model), "image_features")
+    ids_BT, mask_BT = tokenizer(["an example", "another one"], _max_length(trained))
+    sizes = {0: "batch", 1: "length"}
+    write(
+        "text_encoder", graphs.TextFeatures(model),
+        [Argument("input_ids", ids_BT, sizes), Argument("attention_mask", mask_BT, sizes)],
+        ["text_features"],
+    )  # fmt: skip
+    known = {name: float(getattr(model, name)) for name in model.scalar_names}
+    scale = exp(known["logit_scale"]) if "logit_scale" in known else 1.0
+    logits = {"scale": scale, "bias": known.get("logit_bias")}
+    text = {"max_length": _max_length(trained), "pad_id": tokenizer.pad_id}
+    return {"text": {"tokenizer": TOKENIZER_FOLDER, **text}, "logits": logits}
+
+
+def _max_length(trained: Trained) -> int:
+    return trained.config.model.text_encoder.max_length
+
+
+def _decoder(trained: Trained, write: _Writer) -> dict[str, Any]:
+    """Both graphs of a model that speaks; what its text side is to be told in every task."""
+    model, task = trained.model, trained.task
+    assert isinstance(model, VisionLanguage)
+    num_image = write.image(graphs.ImageTokens(model), "image_tokens").shape[1]
+    step = decoders.step_of(model.decoder, num_image)
+    given, past, outputs = decoders.arguments_of(step, num_image, model.decoder.width)
+    write("decoder", step, given, outputs, past)
+    return {
+        "tokenizer": TOKENIZER_FOLDER,
+        "pad_id": task.tokenizer.pad_id,
+        "start_id": model.decoder.start_id,
+        "max_length": task.max_length,
+    }
+
+
+def _caption(trained: Trained, write: _Writer) -> dict[str, Any]:
+    prompt, task = trained.config.data.prompt, trained.task
+    text = _decoder(trained, write)
+    ids_BP, _ = task.prompts([prompt.instruction])
+    return {
+        "text": text
+        | {
+            "end_id": task.eos_id,
+            "template": prompt.template,
+            "instruction": prompt.instruction,
+            "prompt_ids": ids_BP[0].tolist(),
+        }
+    }
+
+
+def _recognize(trained: Trained, write: _Writer) -> dict[str, Any]:
+    task, section = trained.task, trained.config.generate
+    text = _decoder(trained, write)
+    return {
+        "text": text
+        | {
+            "separator_id": task.separator_id,
+            "prompt": trained.config.data.labels.prompt,
+            "prompt_ids": task.prompt_ids().tolist(),
+        },
+        "labels": {"room": label_room(task, section), "num_labels": section.num_labels},
+    }
+
+
+_TASKS: dict[str, Callable[[Trained, _Writer], dict[str, Any]]] = {
+    "clip": _clip,
+    "caption": _caption,
+    "recognize": _recognize,
+}

@@ -1,0 +1,187 @@
+"""Labels of images as texts: found by the method that is asked for, equal ones put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import exp
+from typing import Any, NamedTuple, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.config.schema import Generate
+from engine.data.text.tokenizer import TextTokenizer
+from engine.errors import UserError
+from engine.generate import draws, label_search
+from engine.generate.one_shot import Found, label_log_probs, num_first_tokens, one_shot
+from engine.models.decoders.truncated import Reading
+from engine.models.recognition import Recognizer
+
+
+class LabellingTask(Protocol):
+    """What recognition asks of a task."""
+
+    tokenizer: TextTokenizer
+    separator_id: int
+    nxtp: bool
+    per_label: bool
+    text: Any  # see ``engine.data.text.labels.LabelText``
+
+    def prompt_ids(self) -> Tensor: ...
+
+    def room(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label of an image; ``score`` is what it is ranked by."""
+
+    text: str
+    prob: float  # of all token sequences that spell it, each with its separator
+    score: float
+    ids: tuple[int, ...]  # of the likeliest of these
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a line of JSON."""
+        return {"label": self.text, "prob": self.prob, "score": self.score}
+
+
+def check(section: Generate, vocab_size: int) -> None:
+    """Raises UserError for what recognition cannot do."""
+    if section.method == "best_of_n":
+        raise UserError(
+            "best_of_n is for captions; labels are found by one_shot, greedy, beam or sample",
+            key="generate.method",
+        )
+    if section.method == "one_shot":
+        num_first_tokens(section, vocab_size)
+    if section.method == "beam" and section.num_beams > vocab_size - 1:
+        raise UserError(
+            f"num_beams {section.num_beams} is more than the {vocab_size - 1} tokens that can "
+            "begin a label",
+            key="generate.num_beams",
+        )
+
+
+def label_room(task: LabellingTask, section: Generate) -> int:
+    """Tokens that a generated label may have, its separator included."""
+    room = task.room()
+    return min(section.max_new_tokens or room, room)
+
+
+class Seen(NamedTuple):
+    """Images as the decoder takes them, and what it knows of them and the prompt."""
+
+    image_BND: Tensor
+    reading: Reading
+
+
+def look(task: LabellingTask, model: Recognizer, image_BCHW: Tensor) -> Seen:
+    """Images and the prompt, read once for whatever is asked of them."""
+    image_BND = model.image_tokens(image_BCHW)
+    return Seen(image_BND, model.decoder.read(image_BND, task.prompt_ids().to(image_BND.device)))
+
+
+def recognise(
+    task: LabellingTask,
+    model: Recognizer,
+    seen: Seen,
+    section: Generate,
+    *,
+    rows: Sequence[int] | None = None,
+) -> list[list[Label]]:
+    """Each image's labels, all that were found, by ``section.rank``; ``clip`` ranks nothing yet.
+
+    Drawn ones hang on ``section.seed`` and the image's number in ``rows`` (by default its place).
+    """
+    numbers = range(len(seen.image_BND)) if rows is None else rows
+    found = _search(task, model, seen.reading, section, numbers)
+    table_VD = model.decoder.model.get_input_embeddings().weight
+    return [
+        ranked(_labels(task, labels, section.rank, image_ND, table_VD), section.rank)
+        for labels, image_ND in zip(found, seen.image_BND, strict=True)
+    ]
+
+
+def _search(
+    task: LabellingTask, model: Recognizer, reading: Reading, section: Generate, rows: Sequence[int]
+) -> list[list[Found]]:
+    decoder, room = model.decoder, label_room(task, section)
+    common: dict[str, Any] = {"separator_id": task.separator_id}
+    if section.method == "greedy":
+        common |= {"num_labels": section.num_labels, "room": room}
+        return label_search.greedy(
+            decoder, reading, nxtp=task.nxtp, per_label=task.per_label, **common
+        )
+    if section.method == "beam":
+        common |= {"num_labels": section.num_labels, "room": room}
+        return label_search.beam(decoder, reading, num_beams=section.num_beams, **common)
+    common |= {"rows": section.label_rows}
+    if section.method == "sample":
+        uniform_RT = draws.uniforms(section.seed, rows, section.num_samples, room)
+        return label_search.sample(
+            decoder,
+            reading,
+            uniform_BKT=uniform_RT.view(len(rows), -1, room).to(reading.last_BD.device),
+            temperature=section.temperature,
+            top_k=section.top_k,
+            top_p=section.top_p,
+            **common,
+        )
+    num_first = num_first_tokens(section, len(decoder.head()[0]))
+    return one_shot(decoder, reading, num_first=num_first, room=room, **common)
+
+
+def _labels(
+    task: LabellingTask, found: Sequence[Found], rank: str, image_ND: Tensor, table_VD: Tensor
+) -> list[Label]:
+    """Labels as texts; of equal ones the probabilities are summed, and the best score is kept."""
+    known: dict[str, Label] = {}
+    for label in sorted(found, key=lambda one: -one.log_p) if rank != "none" else found:
+        text = task.tokenizer.decode(list(label.ids))
+        if not text:  # of special tokens alone
+            continue
+        prob = exp(label.log_p)
+        if rank == "ppl":
+            score = exp(-label.log_p / (len(label.ids) + 1))
+        elif rank == "sim":
+            score = similarity(image_ND, table_VD[list(label.ids)])
+        else:
+            score = prob
+        if text not in known:
+            known[text] = Label(text, prob, score, label.ids)
+            continue
+        other = known[text]
+        if rank in ("ppl", "sim"):
+            score = min(score, other.score) if rank == "ppl" else max(score, other.score)
+        else:
+            score += other.score
+        known[text] = replace(other, prob=other.prob + prob, score=score)
+    return list(known.values())
+
+
+def similarity(image_ND: Tensor, token_TD: Tensor) -> float:
+    """How near a label's tokens lie to the image's, in the decoder's space: 1 − the mean of half
+    the distances of all pairs, each of length 1 (equation A.5 of NXTP, where less is nearer)."""
+    cosine_NT = F.normalize(image_ND.float(), dim=-1) @ F.normalize(token_TD.float(), dim=-1).T
+    return float(1 - ((2 - 2 * cosine_NT).clamp_min(0).sqrt() / 2).mean())
+
+
+def ranked(labels: list[Label], rank: str) -> list[Label]:
+    """The best label first: by the highest score, or the lowest perplexity; ``none`` changes
+    nothing."""
+    if rank == "none":
+        return labels
+    return sorted(labels, key=lambda label: label.score if rank == "ppl" else -label.score)
+
+
+def log_probs(
+    task: LabellingTask, model: Recognizer, seen: Seen, labels: Sequence[str], *, rows: int
+) -> Tensor:
+    """log p [B, labels] of given labels behind the prompt, ``rows`` of them at a time.
+
+    Raises BadSample for a label that has the separator in it.
+    """
+    ids = [task.text.ids(label) for label in labels]
+    return label_log_probs(model.decoder, seen.reading, ids, rows=rows)

@@ -1,0 +1,119 @@
+"""How likely given answers are: Σ log p of their tokens, without anything being generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from engine.data.text.templates import Template
+from engine.errors import UserError
+from engine.losses.language_model import IGNORED
+from engine.models.decoders.language_model import AnsweringDecoder
+from engine.models.vision_language import VisionLanguage
+from engine.types import Batch
+
+
+class AnsweringTask(Protocol):
+    """What is asked of a task."""
+
+    def prompts(
+        self,
+        questions: Sequence[str],
+        num_images: Sequence[int] | None = None,
+        template: Template | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def answer_ids(self, text: str) -> list[int]: ...
+
+
+class Likelihoods(NamedTuple):
+    """Of prompt 0's targets, then of prompt 1's …: exp(log_p / tokens) is a token's mean."""
+
+    log_p_R: Tensor  # Σ over a target's tokens and its end; fp32 or wider
+    tokens_R: Tensor  # int64, their number
+
+
+def log_likelihoods(
+    task: AnsweringTask,
+    model: VisionLanguage,
+    image_MND: Tensor,
+    prompts: Sequence[str],
+    targets: Sequence[Sequence[str]],
+    *,
+    num_images: Sequence[int] | None = None,
+    template: Template | None = None,
+    rows: int = 1024,
+) -> Likelihoods:
+    """Of each of ``targets[i]`` as the answer to ``prompts[i]``.
+
+    Images and prompt are encoded once for all of a prompt's targets; the decoder runs over the
+    targets' tokens alone. Gradients flow to the images where they are recorded.
+
+    Args:
+        image_MND: ``model.image_tokens`` of the first prompt's images, then of the second's …
+        prompts: questions, put into the task's template, or into ``template``.
+        num_images: of each prompt; absent: one each.
+        rows: targets that the decoder reads at once, at most.
+    """
+    device = image_MND.device
+    ids_BP, mask_BP = (x.to(device) for x in task.prompts(prompts, num_images, template))
+    counts_B = None if num_images is None else torch.tensor(num_images, device=device)
+    known = _decoder(model).condition(image_MND, ids_BP, mask_BP, counts_B)
+    return _weigh(task, model, known, targets, rows, device)
+
+
+def batch_likelihoods(
+    task: AnsweringTask,
+    model: VisionLanguage,
+    batch: Batch,
+    targets: Sequence[Sequence[str]],
+    *,
+    rows: int = 1024,
+) -> Likelihoods:
+    """As ``log_likelihoods``, of a batch of prompts with images, as ``VqaTask.prompt_batch``."""
+    image_MND, num_images_B = model.batch_tokens(batch)
+    ids_BP, mask_BP = batch["input_ids_BT"], batch["attention_mask_BT"]
+    known = _decoder(model).condition(image_MND, ids_BP, mask_BP, num_images_B)
+    return _weigh(task, model, known, targets, rows, ids_BP.device)
+
+
+def _decoder(model: VisionLanguage) -> AnsweringDecoder:
+    decoder = model.decoder
+    if not isinstance(decoder, AnsweringDecoder):
+        raise UserError(
+            f"a {type(decoder).__name__} cannot weigh answers; take t5 or causal",
+            key="model.decoder.name",
+        )
+    return decoder
+
+
+def _weigh(
+    task: AnsweringTask,
+    model: VisionLanguage,
+    known: Any,
+    targets: Sequence[Sequence[str]],
+    rows: int,
+    device: torch.device,
+) -> Likelihoods:
+    ids: dict[str, Tensor] = {}
+    said = [
+        (row, ids.setdefault(text, torch.tensor(task.answer_ids(text))))
+        for row, given in enumerate(targets)
+        for text in given
+    ]
+    tokens = torch.tensor([len(answer) for _, answer in said])
+    # of like length together: an answer is padded to the longest beside it
+    order = tokens.argsort(stable=True)
+    found = []
+    for chosen in order.split(rows):
+        labels_RL = pad_sequence(
+            [said[i][1] for i in chosen], batch_first=True, padding_value=IGNORED
+        )
+        row_R = torch.tensor([said[i][0] for i in chosen], device=device)
+        found.append(-_decoder(model).nll_after(known, row_R, labels_RL.to(device)))
+    back = order.argsort().to(device)
+    return Likelihoods(torch.cat(found)[back], tokens.to(device))

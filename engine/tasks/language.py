@@ -1,0 +1,137 @@
+"""What tasks have in common that speak about images: their model, loss, and texts as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from engine import registry
+from engine.config.schema import Config
+from engine.data.text.templates import template
+from engine.data.text.tokenizer import TextTokenizer
+from engine.data.transforms.geometry import square
+from engine.data.transforms.pipeline import output_size
+from engine.dist import collectives
+from engine.errors import UserError
+from engine.losses.language_model import IGNORED
+from engine.models import connectors
+from engine.models.idle import freeze_idle
+from engine.models.vision_language import VisionLanguage
+from engine.types import Batch, Features, Sample
+
+Tokens = tuple[list[int], list[int]]
+"""Ids of what stands before a text to learn, and of that text with its end."""
+
+
+class LanguageTask:
+    """A task whose model is an image encoder, a connector and a decoder."""
+
+    rows_interact = False
+    decoders: tuple[str, ...] = ()  # those of the engine's that the task can take
+    other_task = ""  # what to do where another one is asked for
+    model_class: type[VisionLanguage] = VisionLanguage
+
+    def __init__(self, config: Config, tokenizer: TextTokenizer) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.max_length = config.model.decoder.max_length
+        prompt = config.data.prompt
+        self.template = template(
+            prompt.template, key="data.prompt.template", instruction=prompt.instruction
+        )
+        self.eos_id = tokenizer.end_id
+        self.start_id = tokenizer.pad_id  # until the decoder says its own
+        name = config.model.decoder.name
+        own = registry.names("models/decoders").get(name)
+        if own is not None and own not in self.decoders:
+            raise UserError(
+                f"decoder {name!r} is none for this task; take {' or '.join(self.decoders)}"
+                + self.other_task,
+                key="model.decoder.name",
+            )
+
+    def build_model(self) -> VisionLanguage:
+        """Image encoder, connector and decoder, on the CPU."""
+        model, transforms = self.config.model, self.config.transforms
+        size = self.image_size
+        image = registry.find(
+            "models/image", model.image_encoder.name, key="model.image_encoder.name"
+        ).build(model.image_encoder, image_size=model.image_encoder.image_size or square(size))
+        freeze_idle(image, model.connector.layer, size)
+        decoder = registry.find(
+            "models/decoders", model.decoder.name, key="model.decoder.name"
+        ).build(
+            model.decoder,
+            vocab_size=self.tokenizer.vocab_size,
+            pad_id=self.tokenizer.pad_id,
+            eos_id=self.eos_id,
+        )
+        self.start_id = decoder.start_id
+        return self.model_class(
+            image,
+            connectors.build(model.connector.name, image.token_width, decoder.width),
+            decoder,
+            layer=model.connector.layer,
+            keep_prefix=model.connector.keep_cls,
+            label_smoothing=self.config.loss.language_model.label_smoothing,
+            mean=transforms.normalize.mean,
+            std=transforms.normalize.std,
+        )
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width that training images come in."""
+        transforms = self.config.transforms
+        return output_size(transforms.train_transforms, transforms)
+
+    def answer_ids(self, text: str) -> list[int]:
+        """A text's tokens and its end."""
+        return [*self.tokenizer.raw(text), self.eos_id]
+
+    def as_one_text(self, pairs: Sequence[Tokens]) -> Batch:
+        """``input_ids_BT``, ``attention_mask_BT`` and ``labels_BT`` of texts that go on.
+
+        Labels at t are the tokens after position t, from the first one that is learned on.
+        """
+        rows = [before + after for before, after in pairs]
+        labels = [[IGNORED] * (len(before) - 1) + after for before, after in pairs]
+        ids_BT, mask_BT = self.padded([row[:-1] for row in rows])
+        labels_BT = _rectangle(labels, IGNORED)
+        return {"input_ids_BT": ids_BT, "attention_mask_BT": mask_BT, "labels_BT": labels_BT}
+
+    def padded(self, rows: Sequence[list[int]], *, left: bool = False) -> tuple[Tensor, Tensor]:
+        """Ids and their mask, int64, padded to the longest row."""
+        side = "left" if left else "right"
+        mask_BT = _rectangle([[1] * len(row) for row in rows], 0, side)
+        return _rectangle(rows, self.tokenizer.pad_id, side), mask_BT
+
+    def features(self, model: Callable[..., Any], batch: Batch) -> Features:
+        """Each row's loss and number of supervised tokens: a step holds no logits."""
+        return Features(model(batch))
+
+    def losses(self, features: Features) -> dict[str, Tensor]:
+        """Mean over all ranks' supervised tokens; the mean over ranks of L_r is that."""
+        nll_B, tokens_B = features.per_sample["nll_B"], features.per_sample["tokens_B"]
+        total = collectives.all_reduce_(tokens_B.sum().to(nll_B.dtype), "sum")
+        loss = nll_B.sum() * (collectives.world() / total.clamp_min(1))
+        return {"loss": loss}
+
+
+def places(samples: Sequence[Sample]) -> Batch:
+    """Where the samples come from."""
+    return {
+        "dataset_B": torch.tensor([sample.dataset for sample in samples]),
+        "index_B": torch.tensor([sample.index for sample in samples]),
+    }
+
+
+def _rectangle(rows: Sequence[list[int]], value: int, side: str = "right") -> Tensor:
+    return pad_sequence(
+        [torch.tensor(row, dtype=torch.int64) for row in rows],
+        batch_first=True,
+        padding_value=value,
+        padding_side=side,
+    )

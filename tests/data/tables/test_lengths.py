@@ -1,0 +1,82 @@
+"""Lengths of rows: what Arrow counts is what a loop over the records counts."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.data.tables import annotations, lengths
+from engine.data.tables.annotations import Row, open_annotations
+from engine.data.tables.image_root import ImageRoot
+from engine.data.tables.source import AnnotationSource
+from engine.data.views.groups import group_rows
+from engine.data.views.images import JoinedCaptions, OneCaption
+from engine.data.views.rows import Concatenated, Repeated, Subset
+from engine.data.views.turns import pairs_of
+from tests.data.formats.folders import folder, opened
+
+TEXT = st.text("aé🙂 ", max_size=6)
+SPEAKERS = ("human", "gpt", "human", "gpt", "human")
+ROWS = st.builds(
+    lambda caption, texts, start, image: Row(
+        image=image, caption=caption if not texts else None,
+        turns=tuple(zip(SPEAKERS[start:], texts, strict=False)),
+    ),
+    TEXT, st.lists(TEXT, max_size=4), st.integers(0, 1), st.sampled_from([None, "a.png"]),
+)  # fmt: skip
+
+
+def table_of(folder_, rows):
+    path = folder_ / "anno.txt"
+    path.write_text("x")
+    return open_annotations([path], len(rows), lambda: rows, cache_dir=folder_)
+
+
+@given(st.lists(ROWS, min_size=1, max_size=12), st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
+def test_as_a_loop_counts_them(tmp_path_factory, rows, batch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annotations, "_ROWS", batch)
+        table = table_of(tmp_path_factory.mktemp("t"), rows)
+    of_rows, of_pairs, ends = [], [], []
+    for row in rows:
+        sign = 1 if row.image else -1
+        texts = [text for _, text in row.turns] or [row.caption]
+        of_rows.append(sign * max(1, sum(map(len, texts))))
+        places = pairs_of(row.turns)
+        of_pairs += [sign * len(texts[p] + texts[p + 1]) for p in places] or [of_rows[-1]]
+        ends.append(len(of_pairs))
+    assert lengths.of_rows(table).tolist() == of_rows
+    assert lengths.pair_ends(table).tolist() == ends
+    assert lengths.of_pairs(table).tolist() == of_pairs
+    for counted in (lengths.of_rows(table), lengths.of_pairs(table)):
+        assert isinstance(counted, np.memmap) and counted.dtype == np.int32
+
+
+def test_of_views(tmp_path):
+    rows = [Row(image=name, caption="x" * n) for n, name in enumerate(("a", "b", "a", "b", "c"), 1)]
+    rows.append(Row(caption="alone"))
+    source = AnnotationSource("mine", "train", table_of(tmp_path, rows), ImageRoot(tmp_path))
+    length = source.column("length")
+    assert length.tolist() == [1, 2, 3, 4, 5, -5]
+    groups = group_rows(source, tmp_path)
+    assert JoinedCaptions(source, groups, " ").column("length").tolist() == [4, 6, 5, -5]
+    assert OneCaption(source, groups).column("length").tolist() == [1, 2, 5, -5]
+    assert Repeated(source, 2).column("length").tolist() == length.tolist() * 2
+    both = Concatenated("both", [source, source]).column("length")
+    assert both.tolist() == length.tolist() * 2 and both.dtype == np.int32
+    subset = Subset(source, 3, 0)
+    assert subset.column("length").tolist() == [
+        -5 if row.image is None else len(row.caption) for row in map(subset.__getitem__, range(3))
+    ]
+
+
+def test_of_questions_texts_beside_images_and_classes(tmp_path):
+    csv = folder(tmp_path / "csv", "train/a.png")
+    (csv / "train_anno.csv").write_text("image,question,answer\na.png,Why?,so|so|no\na.png,Is?,y\n")
+    assert opened("csv", csv).column("length").tolist() == [7, 5]  # "Why? so"
+    beside = folder(tmp_path / "beside", "train/a.png", "train/b.png")
+    (beside / "train" / "a.txt").write_text("four")
+    assert opened("sidecar", beside).column("length").tolist() == [4, 1]
+    classes = folder(tmp_path / "classes", "train/cat/a.png", "train/horse/b.png")
+    assert opened("imagefolder", classes, valid="train").column("length").tolist() == [3, 5]

@@ -1,0 +1,159 @@
+"""Labels as texts: equal ones put together, ranked, the same whatever shares their batch."""
+
+from __future__ import annotations
+
+from math import exp
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine.config.generation import Generate
+from engine.errors import UserError
+from engine.generate import labels as search
+from engine.generate.labels import Label, check, log_probs, look, ranked, recognise
+from engine.generate.one_shot import Found
+from tests.generate.labeller import labeller
+
+IMAGES = torch.randint(
+    256, (3, 3, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(5)
+)
+ONE_SHOT = {"method": "one_shot", "num_labels": 40}
+
+
+def by(section: dict, images=IMAGES, rows=None):
+    task, model = labeller()
+    return recognise(task, model, look(task, model, images), Generate(**section), rows=rows)
+
+
+def test_probabilities_of_labels_are_those_of_the_same_labels_given() -> None:
+    task, model = labeller()
+    seen = look(task, model, IMAGES)
+    told = 0
+    for row, labels in enumerate(recognise(task, model, seen, Generate(**ONE_SHOT))):
+        probs = [label.prob for label in labels]
+        assert probs == sorted(probs, reverse=True)
+        for label in labels:
+            if " " + label.text == task.tokenizer.decode(list(label.ids)) or not label.text:
+                continue
+            given = (*label.ids, task.separator_id)
+            own = search.label_log_probs(model.decoder, seen.reading, [given], rows=1)
+            assert label.prob >= exp(float(own[row, 0])) - 1e-12  # of several spellings the sum
+            told += 1
+    assert told > 5
+    some = ["dog", "red cat", "a"]
+    log_p_BK = log_probs(task, model, seen, some, rows=2)
+    for row in range(3):
+        for column, label in enumerate(some):  # token by token, each image alone, nothing cached
+            ids = [*task.prompt_ids().tolist(), *task.tokenizer.raw(f" {label},")]
+            batch = {
+                "input_ids_BT": torch.tensor([ids]),
+                "attention_mask_BT": torch.ones(1, len(ids), dtype=torch.int64),
+                "segment_BT": torch.zeros(1, len(ids), dtype=torch.int64),
+                "position_BT": torch.arange(len(ids))[None],
+            }
+            hidden = model.decoder.hidden(model.image_tokens(IMAGES[row : row + 1]), batch)[0]
+            log_p = model.decoder.log_probs(hidden)
+            places = range(len(task.prompt_ids()), len(ids))
+            want = sum(float(log_p[place - 1, ids[place]]) for place in places)
+            assert float(log_p_BK[row, column]) == pytest.approx(want, abs=1e-9)
+
+
+FOUND = [Found((104, 105), -1.0), Found((36, 104, 105), -0.5), Found((70,), -0.7), Found((2,), 0.0)]
+
+
+WORDS = {(104, 105): "hi", (36, 104, 105): "hi", (70,): "no", (2,): ""}
+
+
+class Spelling:
+    """Token 36 is a space, so that two of the labels are spelled alike; 2 is a special one."""
+
+    class tokenizer:  # noqa: N801  as the task has it
+        @staticmethod
+        def decode(ids):
+            return WORDS[tuple(ids)]
+
+
+def put_together(rank: str) -> list[Label]:
+    table = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    return ranked(search._labels(Spelling, FOUND, rank, image, table), rank)
+
+
+def test_equal_labels_are_one_with_the_sum_of_their_probabilities() -> None:
+    both, other = exp(-1.0) + exp(-0.5), exp(-0.7)
+    (first, second) = put_together("prob")
+    assert (first.text, first.prob, first.score) == ("hi", pytest.approx(both), first.prob)
+    assert first.ids == (36, 104, 105)  # the likelier spelling
+    assert (second.text, second.prob) == ("no", pytest.approx(other))
+
+
+def test_perplexity_ranks_the_lowest_first() -> None:
+    (first, second) = put_together("ppl")
+    # −log p over the label's tokens and the separator; of two spellings the lower one
+    assert first.score == pytest.approx(exp(0.5 / 4)) and first.text == "hi"
+    assert second.score == pytest.approx(exp(0.7 / 2))
+
+
+def test_similarity_is_by_the_mean_distance_of_unit_vectors() -> None:
+    table = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    want = {}
+    for ids in ((104, 105), (36, 104, 105), (70,)):
+        distances = [
+            (F.normalize(a, dim=0) - F.normalize(table[i], dim=0)).norm() / 2
+            for a in image
+            for i in ids
+        ]
+        score = float(1 - torch.stack(distances).mean())
+        text = WORDS[ids]
+        want[text] = max(want.get(text, -1.0), score)
+    found = put_together("sim")
+    assert {label.text: label.score for label in found} == pytest.approx(want, abs=1e-6)
+    assert [label.score for label in found] == sorted(want.values(), reverse=True)
+
+
+def test_none_leaves_labels_as_they_were_found() -> None:
+    assert [label.text for label in put_together("none")] == ["hi", "no"]
+    assert put_together("none")[0].ids == (104, 105)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [ONE_SHOT, {"method": "one_shot", "num_labels": 9, "first_tokens": 40, "label_rows": 7},
+     {"method": "greedy", "num_labels": 9}, {"method": "beam", "num_beams": 12, "num_labels": 9},
+     {"method": "sample", "num_samples": 30, "top_p": 0.9, "seed": 4}],
+)  # fmt: skip
+def test_labels_do_not_hang_on_what_shares_their_batch(section: dict) -> None:
+    together = by(section, rows=[7, 3, 5])
+    assert sum(map(len, together)) > 6
+    for place, row in enumerate([7, 3, 5]):
+        (alone,) = by(section, IMAGES[place : place + 1], rows=[row])
+        assert [label.text for label in alone] == [label.text for label in together[place]]
+        probs = [label.prob for label in together[place]]
+        assert [label.prob for label in alone] == pytest.approx(probs, abs=1e-12)
+
+
+def test_greedy_and_one_shot_find_the_same_independent_labels() -> None:
+    one_by_one = by({"method": "greedy", "num_labels": 12})
+    at_once = by({"method": "one_shot", "num_labels": 12})
+    for some, others in zip(one_by_one, at_once, strict=True):
+        assert [label.text for label in some] == [label.text for label in others]
+        probs = [label.prob for label in others]
+        assert [label.prob for label in some] == pytest.approx(probs, abs=1e-12)
+
+
+def test_a_label_is_as_long_as_the_run_allows_at_most() -> None:
+    task, _ = labeller()
+    assert task.room() == 12 - len(task.prompt_ids())
+    assert search.label_room(task, Generate()) == task.room()
+    assert search.label_room(task, Generate(max_new_tokens=2)) == 2
+    assert search.label_room(task, Generate(max_new_tokens=99)) == task.room()
+    for labels in by(ONE_SHOT | {"max_new_tokens": 2}):
+        assert all(len(label.ids) == 1 for label in labels)
+
+
+def test_more_beams_than_tokens_are_refused() -> None:
+    with pytest.raises(UserError, match="num_beams 40 is more than the 39 tokens") as caught:
+        check(Generate(method="beam", num_beams=40), 40)
+    assert caught.value.key == "generate.num_beams"
