@@ -1,4 +1,4 @@
-"""Rows of a table of tokens: they train, the table does not, and neither does weight decay reach it."""
+"""Rows of a table of tokens: they train; neither the table nor weight decay touches the rest."""
 
 from __future__ import annotations
 

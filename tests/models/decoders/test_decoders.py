@@ -233,6 +233,6 @@ def test_damaged_weights_are_named(tmp_path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     section = Section(name="causal", tag=str(tmp_path), pretrained=True)
-    with pytest.raises(UserError, match="weights of .* are damaged") as told:
+    with pytest.raises(UserError, match=r"weights of .* are damaged") as told:
         find("models/decoders", "causal").build(section, vocab_size=VOCABULARY, pad_id=0, eos_id=1)
     assert told.value.key == "model.decoder.tag"

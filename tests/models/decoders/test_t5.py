@@ -216,6 +216,6 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path) -> None:
         torch.equal(one, other)
         for one, other in zip(loaded.parameters(), make().float().parameters(), strict=True)
     )
-    with pytest.raises(UserError, match="has 41 ids but decoder .* knows only 40") as error:
+    with pytest.raises(UserError, match=r"has 41 ids but decoder .* knows only 40") as error:
         build(section, vocab_size=VOCABULARY + 1, pad_id=0, eos_id=1)
     assert error.value.key == "model.decoder.tokenizer"
