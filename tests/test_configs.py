@@ -181,6 +181,16 @@ RECIPES = {
         "data.prompt.tokenize": "reference", "model.connector.name": "mlp2x_gelu",
         "dist.name": "deepspeed", "dist.param": {"zero_stage": 3},
     },
+    "nxtp_llama2_7b.yaml": {
+        "model.image_encoder.tag": "openai/clip-vit-large-patch14",
+        "model.connector": {"name": "linear_no_bias", "layer": -1, "keep_cls": False},
+        "model.decoder.name": "truncated", "model.decoder.num_blocks": 6,
+        "model.decoder.tag": "meta-llama/Llama-2-7b-hf", "model.decoder.mask": "nxtp",
+        "model.decoder.image_token": "<|image|>", "data.labels.source": "nouns",
+        "data.batch_size": 512, "optim.lr.init": 1e-5, "optim.lr.warmup_steps": 2000,
+        "optim.param": {"betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.1}, "epoch.total": 3,
+        "generate.method": "one_shot", "generate.num_labels": 10,
+    },
     "lit.yaml": {
         "model.image_encoder.trainable": False, "model.image_encoder.pretrained": True,
         "model.text_encoder.trainable": True, "loss.name": "NCE",

@@ -65,3 +65,17 @@ def test_labels_of_different_segments_do_not_see_each_other() -> None:
     sees = masks.visible(causal, segment)[0]
     assert not sees[5, 3] and not sees[6, 4]  # the second label sees nothing of the first
     assert sees[5, :3].all() and sees[6, 5]  # but the image, the prompt and itself
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_unseen_is_seen_by_nobody_and_the_last_queries_are_the_last_rows(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    causal, segment, valid, unseen = (
+        torch.randint(0, n, (3, 9), generator=generator) for n in (2, 3, 2, 2)
+    )
+    seen = masks.visible(causal, segment, valid, unseen_BT=unseen)
+    want = by_loop(causal.tolist(), segment.tolist(), valid.tolist())
+    hidden = unseen.bool()[:, None, :] & valid.bool()[:, :, None]  # padding sees itself still
+    assert torch.equal(seen, want & ~hidden)
+    whole = masks.visible(causal, segment)
+    assert torch.equal(masks.visible(causal, segment, last=4), whole[:, -4:])

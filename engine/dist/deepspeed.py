@@ -8,10 +8,9 @@ groups, the schedule and the checkpoints are the engine's own at every stage.
 from __future__ import annotations
 
 import logging
-import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,10 +24,11 @@ from engine.config.schema import Config, Dist
 from engine.dist import collectives
 from engine.dist.launch import join_alone
 from engine.dist.sharded import Sharded
-from engine.dist.zero_settings import KEY, Settings, width
+from engine.dist.zero_settings import KEY, Settings, prepare_process, width
 from engine.dist.zero_shares import Shares
 from engine.errors import UserError
 
+_RELEASE = "0.19."  # inner parts of it are called
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -46,7 +46,10 @@ def check(config: Config, device: torch.device, precision: str) -> None:
             "offload moves memory from GPUs to the host, and this run is on the CPU: leave it out",
             key="dist.param.offload",
         )
-    _prepare_process(device)
+    if not (found := version("deepspeed")).startswith(_RELEASE):
+        raise UserError(f"DeepSpeed {found} is installed, and this is written for {_RELEASE}x: "
+                        "pip install -e '.[deepspeed]'", key="dist.name")  # fmt: skip
+    prepare_process(device)
     from deepspeed.accelerator import get_accelerator
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
@@ -111,7 +114,7 @@ class ZeRO(Sharded):
         device: torch.device,
     ) -> None:
         super().__init__()
-        _prepare_process(device)
+        prepare_process(device)
         join_alone(device)
         import deepspeed
 
@@ -243,11 +246,3 @@ class ZeRO(Sharded):
         with self.shares.gathered(self.module.parameters()):
             yield
         hooks._register_deepspeed_module(hooks.module)
-
-
-def _prepare_process(device: torch.device) -> None:
-    """What DeepSpeed looks for in the environment, and what is not to be heard of it."""
-    os.environ.setdefault("DS_ACCELERATOR", device.type)  # read when it is imported
-    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
-    # of torch, at each call of DeepSpeed's
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)

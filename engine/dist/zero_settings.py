@@ -6,9 +6,12 @@ thing they must agree. Nothing here imports deepspeed.
 
 from __future__ import annotations
 
+import os
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -172,3 +175,11 @@ def _param(given: dict[str, Any]) -> Param:
         place = str(first["loc"][0])
         raise UserError(f"{first['msg']}, not {first['input']!r}",
                         key=f"dist.param.{place}") from error  # fmt: skip
+
+
+def prepare_process(device: torch.device) -> None:
+    """What DeepSpeed looks for in the environment, and what is not to be heard of it."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # read when it is imported
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    # of torch, at each call of DeepSpeed's
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)

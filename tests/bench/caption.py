@@ -46,6 +46,7 @@ from tests.bench.timing import peak_bytes
 
 CONFIG = ROOT / "tests" / "bench" / "caption.yaml"
 STEPS = 12  # of each run
+SPAN = 48  # batches in succession that they are taken from, of all lengths alike
 Work = Callable[[], float]  # processor seconds from the first step's begin to the last one's end
 
 
@@ -64,6 +65,11 @@ class Replay(Training):
         """Nothing: both sides are timed without."""
 
 
+def num_tokens(batch: Batch) -> int:
+    """Supervised ones: padding is none."""
+    return int((batch["labels_BT"] != IGNORED).sum())
+
+
 class Case:
     """A configuration, batches of its data by the engine's loader, and runs over them."""
 
@@ -71,11 +77,13 @@ class Case:
         self.config, self.folder = config, folder
         self.setup = make_setup(config, "caption")
         drawing = make_training(Training, self.setup, folder / "draw")
+        steps = config.data.train_steps or 1
         with drawing.log:
-            steps = config.data.train_steps
-            self.batches = [batch for _, batch, _ in itertools.islice(drawing._batches(), steps)]
+            drawn = [b for _, b, _ in itertools.islice(drawing._batches(), steps * SPAN // STEPS)]
+        drawn.sort(key=num_tokens)
+        self.batches = drawn[len(drawn) // steps // 2 :: len(drawn) // steps]
         self.rows = caption_peer.items(self.batches)
-        self.tokens = sum(int((b["labels_BT"] != IGNORED).sum()) for b in self.batches)
+        self.tokens = sum(map(num_tokens, self.batches))
         self.image_size = self.batches[0]["image_BCHW"].shape[-1]
         self.columns = config.model.decoder.max_length
 
@@ -162,7 +170,7 @@ def speed(case: Case, repeats: int) -> Iterator[Line]:
 def configured(options: Options, folder: Path) -> tuple[dict[str, Any], Config]:
     """What is changed in the YAML, and all of it."""
     _, values = settings(Options(False, options.threads, data=options.data), folder)
-    values["data.train_steps"] = 2 if options.quick else STEPS
+    values |= {"data.train_steps": 2 if options.quick else STEPS, "epoch": 8}
     if options.data is None:
         shapes = {"format": "shapes", "image_size": 64, "num_valid": 8, "num_train": 6400}
         values["data.datasets"] = {"drawn": shapes}

@@ -71,7 +71,14 @@ def test_blocks_are_the_members_of_the_outermost_stacks() -> None:
 @pytest.mark.parametrize(
     ("param", "more", "device", "precision", "key", "told"),
     [
-        ({"reshard": True}, {}, CPU, "fp32", "dist.param.reshard", "did you mean 'reshard_after"),
+        (
+            {"reshard": True},
+            {},
+            CPU,
+            "fp32",
+            "dist.param.reshard",
+            "known: offload, resh",
+        ),
         ({"weights": "fp8"}, {}, CPU, "bf16", "dist.param.weights", "fp32 or bf16, not 'fp8'"),
         ({"weights": "bf16"}, {}, CPU, "fp32", "dist.param.weights", "which is fp32"),
         ({"offload": "cpu"}, {}, CPU, "fp32", "dist.param.offload", "this run is on the CPU"),

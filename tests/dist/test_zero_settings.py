@@ -227,6 +227,14 @@ def test_offload_on_a_cpu_is_refused_before_deepspeed_is_asked(
     assert caught.value.key == "dist.param.offload"
 
 
+def test_another_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.machinery.ModuleSpec("deepspeed", None)
+    monkeypatch.setattr(zero, "find_spec", lambda name: spec)
+    monkeypatch.setattr(zero, "version", lambda name: "0.14.2")
+    with pytest.raises(UserError, match=r"DeepSpeed 0\.14\.2 is installed.*0\.19\.x: pip"):
+        zero.check(config(), CPU, "fp32")
+
+
 def test_deepspeeds_own_complaints_are_passed_on(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install -e '.[deepspeed]'")
     values = {"zero_optimization": {"stage": 2, "reduce_bucket_sise": 5}}

@@ -12,6 +12,7 @@ from engine.models.connectors import build
     ("name", "kinds"),
     [
         ("linear", [nn.Linear]),
+        ("linear_no_bias", [nn.Linear]),
         ("linear_norm", [nn.Linear, nn.LayerNorm]),
         ("mlp1x_gelu", [nn.Linear]),
         ("mlp2x_gelu", [nn.Linear, nn.GELU, nn.Linear]),
@@ -23,6 +24,7 @@ def test_layers(name: str, kinds: list[type]) -> None:
     layers = list(connector) if isinstance(connector, nn.Sequential) else [connector]
     assert [type(layer) for layer in layers] == kinds
     assert connector(torch.zeros(2, 5, 6)).shape == (2, 5, 10)
+    assert (layers[0].bias is None) == (name == "linear_no_bias")
 
 
 def test_identity() -> None:
