@@ -27,6 +27,7 @@ from engine.train.state import TrainState, make_state
 from engine.train.steps import batches, dga, plain
 from engine.types import Batch
 from tests.tasks import test_caption as caption
+from tests.tasks import test_vqa as vqa
 from tests.train import test_exact as clip
 from tests.train import tiny
 
@@ -131,6 +132,9 @@ class Run:
         rank = collectives.rank()
         if self.case.task == "clip":
             batch = clip.make_batch(rank, COUNTS)
+        elif self.case.task == "vqa":  # images at one rank, at the other, at none
+            images = [([1, 2, 0, 1, 1], [0] * 4), ([0] * 5, [2, 0, 1, 1]), ([0] * 5, [0] * 4)]
+            batch = vqa.make_batch(self.task, [*images[step % 3]], rank)
         else:
             batch = caption.make_batch(self.task, COUNTS, rank)
         return batches.take(batch, torch.arange(COUNTS[rank]).roll(step)) | {"step": step}
@@ -140,15 +144,15 @@ class Run:
 
 
 def make_task(name: str) -> Any:
-    """clip, or a caption decoder's."""
+    """clip, vqa, or a caption decoder's."""
     if name == "clip":
         return clip.make_task({"name": "Sigmoid"}, "all", -1)
-    return caption.make_task(name)
+    return vqa.make_task() if name == "vqa" else caption.make_task(name)
 
 
 def make_model(name: str, task: Any) -> nn.Module:
     """fp32; a bound that is reached on the way for clip, low-rank adapters for t5_cross."""
-    module: Any = (clip if name == "clip" else caption).make_model(task)
+    module: Any = {"clip": clip, "vqa": vqa}.get(name, caption).make_model(task)
     if name == "clip":
         module.bounds = {"logit_scale": (LOWEST, None)}
     if name == "t5_cross":
@@ -164,7 +168,7 @@ def groups(task: str) -> list[schema.ParamGroup]:
     if task == "clip":
         return [group(pattern="^text_encoder.embed", train="freeze"),
                 group(pattern="^image", lr_scale=0.5)]  # fmt: skip
-    if task == "causal":
+    if task in ("causal", "vqa"):
         return []
     return [group(pattern=r"\.(q|v)\.", train="lora"), group(pattern="Norm|^connector"),
             group(pattern="layer_norm"), group(pattern=".", train="freeze")]  # fmt: skip

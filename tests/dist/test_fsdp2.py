@@ -23,6 +23,7 @@ CASES = [
     Case("causal", "fsdp2", KEPT),
     *(Case(task, "fsdp2", rows=2) for task in ("clip", "causal")),
     Case("t5_cross", "fsdp2", disturbed=True),
+    Case("vqa", "fsdp2"),
     Case("causal", "fsdp2", precision="bf16"),
     Case("causal", "fsdp2", LOW, precision="bf16"),
 ]

@@ -43,6 +43,8 @@ def zero(task: str, stage: int, file: str = "cut", weights: str | None = None, *
 CASES = [
     *(zero(task, stage) for task in ("clip", "t5_cross") for stage in STAGES),
     zero("causal", 3),
+    zero("vqa", 3),
+    zero("vqa", 3, rows=2),
     *(zero("clip", stage, rows=2) for stage in (2, 3)),
     *(zero("t5_cross", stage, disturbed=True) for stage in (1, 3)),
     *(zero("causal", stage, precision="bf16") for stage in STAGES),

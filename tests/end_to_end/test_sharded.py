@@ -1,4 +1,4 @@
-"""ZeRO as a user asks for it: training on two processes, and its checkpoints read without it."""
+"""Models in shares as a user asks for them, and their checkpoints read without what shared them."""
 
 import importlib.util
 import json
@@ -80,3 +80,11 @@ def test_zero_without_deepspeed_is_said_before_data_is_read(caption, without_dee
     for mode in ("train", "check"):
         done = caption(*wrong, f"--mode={mode}", code=2)
         mistake(done, "dist.name", "not installed", "pip install -e '.[deepspeed]'")
+
+
+def test_fsdp2_computes_what_one_process_does(caption, launch):
+    flags = ("epoch=1", "eval.epoch_interval=null")
+    caption("data.exp_name=plain", *flags)
+    caption("data.exp_name=shared", "--nproc_per_node=2", "dist.name=fsdp2", *flags)
+    pairs = zip(launch.losses("plain"), launch.losses("shared"), strict=True)
+    assert max(abs(one - two) for one, two in pairs) <= 1e-5
