@@ -1,4 +1,4 @@
-"""The README's commands, as they are printed, on small data."""
+"""The commands of the README and of its page on many GPUs, as they are printed, on small data."""
 
 import re
 import shlex
@@ -11,13 +11,18 @@ import pytest
 from engine.data.shapes import folder as drawn
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf8")
+PAGES = {
+    path: (ROOT / path).read_text(encoding="utf8")
+    for path in ("README.md", "configs/slurm/README.md")
+}
 SMALL = [
     "epoch=1", "data.train_steps=2", "data.batch_size=16", "data.batch_size_val=16",
     "data.num_workers=0", "log.tensorboard=false",
 ]  # fmt: skip
 
-DRAWN = {"vqa": "shapes_vqa", "recognize": "shapes_labels"}  # at first use, of the size asked for
+DRAWN = {  # at first use, of the size asked for
+    "vqa": ("shapes_vqa", "shapes_matches"), "recognize": ("shapes_labels",),
+}  # fmt: skip
 SCORED = {
     "clip": "text_to_image_R@1", "caption": "CIDEr", "vqa": "accuracy", "recognize": "exact_F1",
 }  # fmt: skip
@@ -25,7 +30,7 @@ SAID = {"caption": "16 captions", "vqa": "answers: ", "recognize": "16 "}
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", "\n".join(PAGES.values()), re.DOTALL)
     lines = [line for block in blocks for line in block.strip().splitlines()]
     return [part.strip() for line in lines for part in line.split("&&")]
 
@@ -52,8 +57,9 @@ def test_launch_command(checkout, command):
     assert words[0] == ".venv/bin/python"
     task = command.partition("--task=")[2].split()[0]
     small = [
-        f"data.datasets.{DRAWN[task]}.num_{n}" for n in ("train=48", "valid=16") if task in DRAWN
-    ]
+        f"data.datasets.{name}.num_{number}"
+        for name in DRAWN.get(task, ()) for number in ("train=48", "valid=16")
+    ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, *words[1:], *SMALL, *small], cwd=checkout, capture_output=True, text=True,
         timeout=300,
@@ -85,6 +91,7 @@ def test_the_other_commands_install_and_test():
     }
 
 
-def test_files_that_the_readme_links_to_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_links_to_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", PAGES[page]):
+        assert ((ROOT / page).parent / target).exists(), target

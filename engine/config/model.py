@@ -55,6 +55,7 @@ class Connector(Section):
     name: str = "linear"  # identity | linear | linear_no_bias | linear_norm | mlpNx_gelu
     layer: Annotated[int, Field(lt=0)] = -1  # hidden layer counted from the end; -1: after its norm
     keep_cls: bool = True  # the encoder's class token and other prefix tokens
+    positions: Literal["sincos2d"] | None = None  # added to what the decoder gets of an image
 
 
 class Decoder(Section):

@@ -2,26 +2,70 @@
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.registry import nearest
 
 _KEY = "model.connector.name"
 _MLP = re.compile(r"mlp(\d+)x_gelu")  # LLaVA's name for it
+_POSITIONS_SCALE = 0.5  # beside tokens whose channels have a standard deviation of 1
 _NAMES = ["identity", "linear", "linear_no_bias", "linear_norm", "mlp2x_gelu"]
 
 
-def build(name: str, width: int, target: int) -> nn.Module:
-    """Tokens [B, N, width] → [B, N, target].
+class Positions(nn.Module):
+    """Adds to each token of an image where it lies: sines and cosines of its row and its column.
+
+    They tell a decoder that has no positions of its own for images (T5) above from below. Their
+    wavelengths lie between 2π and 20π tokens, for grids of up to about 30 tokens a side.
+
+    Args:
+        aspect: height of the image by its width, from which the grid of its tokens follows.
+        num_prefix_tokens: tokens before the grid, which lie nowhere.
+    """
+
+    def __init__(self, aspect: float, num_prefix_tokens: int) -> None:
+        super().__init__()
+        self.aspect, self.num_prefix_tokens = aspect, num_prefix_tokens
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Tokens [B, N, D] → the same with positions. ValueError where they are no such grid."""
+        number, width = tokens_BND.shape[1] - self.num_prefix_tokens, tokens_BND.shape[2]
+        rows = max(1, round(math.sqrt(number * self.aspect)))
+        if number % rows:
+            raise ValueError(f"{number} tokens are no grid of {rows} rows")
+        places = torch.arange(number, device=tokens_BND.device)
+        steps = torch.arange(width // 4, device=tokens_BND.device)
+        waves_W = 10.0 ** (-steps / (width // 4))
+        parts = []
+        for place_N in (places // (number // rows), places % (number // rows)):
+            angle_NW = place_N[:, None] * waves_W
+            parts += [angle_NW.sin(), angle_NW.cos()]
+        place_ND = _POSITIONS_SCALE * torch.cat(parts, 1).to(tokens_BND.dtype)
+        space = 0, width - place_ND.shape[1], self.num_prefix_tokens, 0  # widths of 4n + 1, 2, 3
+        return tokens_BND + nn.functional.pad(place_ND, space)
+
+
+def build(name: str, width: int, target: int, positions: Positions | None = None) -> nn.Module:
+    """Tokens [B, N, width] → [B, N, target], with ``positions`` added to what comes out.
 
     ``linear_norm`` is GIT's linear layer with a layer norm, ``mlpNx_gelu`` LLaVA's N linear layers
     with GELU between them. Raises UserError for another name, and for ``identity`` between
     different widths.
     """
+    connector = _layers(name, width, target)
+    if positions is None:
+        return connector
+    layers = connector if isinstance(connector, nn.Sequential) else [connector]
+    return nn.Sequential(*layers, positions)
+
+
+def _layers(name: str, width: int, target: int) -> nn.Module:
     if name == "identity":
         if width != target:
             raise UserError(

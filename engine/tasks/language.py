@@ -72,7 +72,9 @@ class LanguageTask:
         self.start_id = decoder.start_id
         return self.model_class(
             image,
-            connectors.build(model.connector.name, image.token_width, decoder.width),
+            connectors.build(
+                model.connector.name, image.token_width, decoder.width, self._positions(image)
+            ),
             decoder,
             layer=model.connector.layer,
             keep_prefix=model.connector.keep_cls,
@@ -80,6 +82,14 @@ class LanguageTask:
             mean=transforms.normalize.mean,
             std=transforms.normalize.std,
         )
+
+    def _positions(self, image: Any) -> connectors.Positions | None:
+        """What tells the decoder where in an image a token lies, if the configuration asks."""
+        connector, (height, width) = self.config.model.connector, self.image_size
+        if connector.positions is None:
+            return None
+        prefix = image.num_prefix_tokens if connector.keep_cls else 0
+        return connectors.Positions(height / width, prefix)
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -1,11 +1,13 @@
 """Connectors: what each is made of, and clear words for those that cannot be."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from engine.errors import UserError
-from engine.models.connectors import build
+from engine.models.connectors import Positions, build
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,26 @@ def test_unknown(name: str) -> None:
     with pytest.raises(UserError, match="no connector is called") as error:
         build(name, 6, 10)
     assert error.value.key == "model.connector.name"
+
+
+@pytest.mark.parametrize(("height", "width", "prefix"), [(4, 4, 0), (2, 6, 1), (3, 1, 2)])
+def test_positions_tell_row_and_column_and_nothing_else(height, width, prefix) -> None:
+    connector = build("linear_norm", 6, 18, Positions(height / width, prefix))
+    tokens = torch.randn(2, prefix + height * width, 6, generator=torch.manual_seed(0))
+    added = connector(tokens) - connector[:-1](tokens)
+    torch.testing.assert_close(added[0], added[1])
+    assert not added[:, :prefix].any() and not added[..., 16:].any()
+    rows, columns = added[0, prefix:].view(height, width, 18).split([8, 10], dim=2)
+    torch.testing.assert_close(rows, rows[:, :1].expand_as(rows))
+    torch.testing.assert_close(columns, columns[:1].expand_as(columns))
+    for lines in (rows[:, 0], columns[0]):  # by hand: sines, then cosines, of wavelengths 2π … 20π
+        for place, found in enumerate(lines.tolist()):
+            waves = [10 ** (-step / 4) for step in range(4)]
+            sines = [0.5 * f(place * wave) for f in (math.sin, math.cos) for wave in waves]
+            assert found[:8] == pytest.approx(sines, abs=1e-6)
+    assert set(connector.state_dict()) == set(connector[:-1].state_dict())
+
+
+def test_tokens_that_are_no_grid() -> None:
+    with pytest.raises(ValueError, match="7 tokens are no grid of 3 rows"):
+        Positions(1.0, 0)(torch.zeros(1, 7, 8))

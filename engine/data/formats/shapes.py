@@ -1,8 +1,9 @@
 """The built-in dataset: drawn into the CSV folder form at first use, then read like any other.
 
 With ``texts: questions`` a row is a question about an image, with ``texts: conversations`` all
-questions about it; the folder then also holds them as VQA v2 has its files. With ``texts: labels``
-it is an image and the names of what it shows.
+questions about it; the folder then also holds them as VQA v2 has its files. With ``texts: matches``
+it is the question whether a caption is true of an image; half of them have one word changed. With
+``texts: labels`` it is an image and the names of what it shows.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Config(Section):
     num_train: Annotated[int, Field(ge=1, le=60_000)] = 6000  # there are about 79,000 scenes
     num_valid: Annotated[int, Field(ge=1, le=3_600)] = 600  # four each of about 1,000 families
     image_size: Annotated[int, Field(ge=16, le=512)] = 64  # pixels
-    texts: Literal["captions", "questions", "conversations", "labels"] = "captions"
+    texts: Literal["captions", "questions", "conversations", "matches", "labels"] = "captions"
 
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source:
@@ -41,7 +42,7 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source:
     own = config.model_dump(exclude={"root", "texts"})
     options = drawn.Options(
         **own,
-        questions=config.texts in ("questions", "conversations"),
+        questions=config.texts in ("questions", "conversations", "matches"),
         labels=config.texts == "labels",
     )
     try:
@@ -61,6 +62,7 @@ _READ_AS = {  # a format, and its annotation files
     "captions": ("csv", "{}_anno.csv"),
     "questions": ("csv", "{}_questions.csv"),
     "conversations": ("llava", "{}_conversations.json"),
+    "matches": ("csv", "{}_matches.csv"),
     "labels": ("csv", "{}_labels.csv"),
 }
 

@@ -2,7 +2,8 @@
 
     colour    What colour is the star?                       → red
     count     How many moons are there?                      → 2
-    shape     Which shape is left of the red circle?         → star
+    shape     What shape is red?                             → star
+              Which shape is left of the red circle?         → star
     relation  Where is the star, seen from the circle?       → left
     yes/no    Is there a small red star?                     → yes
     match     Does this figure show "…"? Please answer yes or no.
@@ -48,7 +49,7 @@ class Question:
 
 
 def ask(scene: Scene, style: str, rng: np.random.Generator) -> list[Question]:
-    """One question of each kind that the scene allows, five or six, in a random order."""
+    """One question of each kind that the scene allows, in a random order: all but colour always."""
     asked = []
     for kind, make in _KINDS.items():
         if found := make(scene, style, rng):

@@ -2,7 +2,7 @@
 
 For a split: ``train_questions.csv`` (columns as of a VQA table), ``train_questions.json`` and
 ``train_annotations.json`` (VQA v2), ``train_conversations.json`` (LLaVA: all questions about an
-image as one conversation).
+image as one conversation); and ``train_matches.csv``, whether captions are true, apart from these.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ Asked = tuple[str, list[Question]]  # an image's name and what is asked about it
 
 def write(folder: Path, split: str, images: Sequence[Asked]) -> None:
     """All files of a split; an image's number is its ``image_id``."""
+    matches = [(name, [q for q in asked if q.kind == "match"]) for name, asked in images]
+    _write_csv(folder / f"{split}_matches.csv", matches)
+    images = [(name, [q for q in asked if q.kind != "match"]) for name, asked in images]
     _write_csv(folder / f"{split}_questions.csv", images)
     _write_json(folder / f"{split}_questions.json", {
         "task_type": "Open-Ended",

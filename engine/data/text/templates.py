@@ -132,15 +132,15 @@ def _caption(row: Sample | Record) -> str:
 
 
 def _cut(row: Sample | Record) -> tuple[str, str]:
-    """A sample's caption in two: the first half of it at most, and the rest.
+    """A sample's caption in two, neither of them empty, at a character of any place in it.
 
-    A record, for which nothing is drawn, is not cut; a sample in evaluation always at one place.
+    A record, for which nothing is drawn, is not cut; a sample in evaluation always in its middle.
     """
     caption = _caption(row)
-    most = len(caption) // 2
-    if isinstance(row, Record) or not most:
+    places = len(caption) - 1
+    if isinstance(row, Record) or places < 1:
         return "", caption
-    place = (1 + most) // 2 if row.seed is None else 1 + hash64(row.seed, 2) % most
+    place = 1 + (places // 2 if row.seed is None else hash64(row.seed, 2) % places)
     return caption[:place], caption[place:]
 
 

@@ -109,7 +109,7 @@ def test_broken_conversations_are_bad_samples(name, turns, images, told) -> None
     assert str(caught.value) == told
 
 
-def test_a_caption_is_cut_at_a_character_of_its_first_half() -> None:
+def test_a_caption_is_cut_at_any_character() -> None:
     found, places = of("t5_plain_split_text"), set()
     for seed in range(200):
         row = sample(text=" a dog  runs ", seed=seed)
@@ -118,9 +118,9 @@ def test_a_caption_is_cut_at_a_character_of_its_first_half() -> None:
         head = prompt.removeprefix("<image>")
         assert head + learned == "a dog runs"
         places.add(len(head))
-    assert places == {1, 2, 3, 4, 5}
+    assert places == set(range(1, 10))
     still = replace(sample(), seed=None)
-    assert found.prompt(still) == found.prompt(still) == "<image>a d"
+    assert found.prompt(still) == found.prompt(still) == "<image>a dog"
     record = Record("k", Path("x"), "a dog runs", "i", "c")
     assert (found.prompt(record), found.learned(record)) == ("<image>", "a dog runs")
     assert found.learned(sample(text="x")) == "x"
