@@ -69,6 +69,8 @@ def train(setup: Setup) -> None:
             )
         elif not metrics and config.eval.epoch_interval is not None:  # nothing was left to train
             log.row({"step": state.step, **evaluate_and_show(setup, state, log)})
+        if bad.total:
+            log.message(bad.told())
         log.message(f"run folder: {setup.run_dir}")
     close_run(setup, state)
 
@@ -91,9 +93,9 @@ def close_run(setup: Setup, state: TrainState) -> None:
     if any(group.train == "lora" for group in config.optim.groups):
         from engine.models.adapters import save_adapters
 
-        with state.parallel.whole():
-            if rank == 0:
-                save_adapters(state.module, setup.run_dir / "adapters", config.model.lora)
+        weights = state.parallel.weights()
+        if rank == 0:
+            save_adapters(state.module, setup.run_dir / "adapters", config.model.lora, weights)
     if rank == 0:
         write_report(setup.run_dir, galleries=setup.evaluate.galleries)
 

@@ -40,6 +40,7 @@ class Record:
     labels: tuple[str, ...] = ()  # names of what is in the image
     more_images: tuple[Path | bytes, ...] = ()  # the second and all further ones
     question_type: str = ""  # what the question asks for, as the dataset names it
+    answer_type: str = ""  # what it is answered by: VQA's yes/no, number and other
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Sample:
     labels: tuple[str, ...] = ()
     more_images: tuple[Tensor, ...] = ()  # each as ``image``
     question_type: str = ""
+    answer_type: str = ""
 
 
 class BadSample(Exception):
@@ -89,7 +91,8 @@ class Source(Protocol):
 
     def column(self, name: str) -> np.ndarray:
         """int64 codes of ``image_id`` or ``caption_id`` of all rows, equal where the ids are; or
-        int32 ``length``: characters of a row's texts, negative where it has no image."""
+        int32 ``length``: characters of a row's texts, negative where it has no image; or int32
+        ``answer_length``: how many of them are its last answer's, or its caption's."""
         ...
 
     def captions(self) -> Iterator[str]:

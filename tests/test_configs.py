@@ -41,7 +41,7 @@ CLIP_VISION = {
     "model_type": "clip_vision_model", "intermediate_size": 64, "patch_size": 32, **LANGUAGE,
 }  # fmt: skip
 LARGE = {"num_hidden_layers": 2, "patch_size": 48}  # for images of 336 pixels, and layer -2
-DEEP = {"nxtp_llama2_7b.yaml": {"num_hidden_layers": 24}}  # of which the last six train
+DEEP = {"embed_dim": 32, "depth": 24, "num_heads": 2}  # timm's, of which the last six train
 
 
 def small(path: Path, folder: Path) -> list[str]:
@@ -50,7 +50,7 @@ def small(path: Path, folder: Path) -> list[str]:
     large = config.transforms.center_crop.size == 336
     names = [f"drawn{i}" for i in range(len(config.data.train_name))]
     options = {"format": "shapes", "num_train": 32, "num_valid": 8, "image_size": 32}
-    if path.parent.name == "vqa" and config.data.prompt.template != "t5_plain":
+    if path.parent.name == "vqa" and not config.data.prompt.template.startswith("t5_plain"):
         options["texts"] = "questions"
     if path.parent.name == "recognize" and config.data.labels.source == "given":
         options["texts"] = "labels"
@@ -71,7 +71,7 @@ def small(path: Path, folder: Path) -> list[str]:
     if path.parent.name == "vqa":
         changed |= {"model.init": None, "model.decoder.tokenizer.datasets": []}
     if path.parent.name == "recognize":
-        changed |= {"eval.recognition.encoder": None, "ckpt.best_metric": None}
+        changed |= {"eval.recognition.encoder": None, "ckpt.best_metric": None, "model.init": None}
     if config.model.image_encoder.init:
         changed["model.image_encoder.init"] = None
     if path.name in DECODERS:
@@ -80,9 +80,9 @@ def small(path: Path, folder: Path) -> list[str]:
             "dist.precision": "fp32",
             "model.image_encoder.pretrained": False,
             "model.image_encoder.embedding_dim": None,
-            "model.image_encoder.param": CLIP_VISION
-            | (LARGE if large else {})
-            | DEEP.get(path.name, {}),
+            "model.image_encoder.param": CLIP_VISION | (LARGE if large else {})
+            if config.model.image_encoder.name == "huggingface"
+            else DEEP,
             "model.decoder.tag": None,
             "model.decoder.pretrained": False,
             "model.decoder.config": DECODERS[path.name],
@@ -166,10 +166,11 @@ RECIPES = {
     },
     "clip_flant5_stage1.yaml": {
         "model.image_encoder.tag": "openai/clip-vit-large-patch14-336",
-        "model.connector": {"name": "mlp2x_gelu", "layer": -2, "keep_cls": False},
+        "model.connector.name": "mlp2x_gelu", "model.connector.layer": -2,
+        "model.connector.keep_cls": False,
         "model.decoder.name": "t5", "model.decoder.tag": "google/flan-t5-xxl",
         "model.decoder.max_length": 2048, "model.decoder.gradient_checkpointing": True,
-        "data.prompt.template": "t5_plain", "data.prompt.tokenize": "reference",
+        "data.prompt.template": "t5_plain_split_text", "data.prompt.tokenize": "reference",
         "dist.name": "deepspeed", "dist.param": {"zero_stage": 2},
         "transforms.image_aspect_ratio": "pad", "data.batch_size": 256, "optim.lr.init": 1e-2,
         "optim.param": {"weight_decay": 0.0}, "optim.lr.warmup_proportion": 0.03,
@@ -182,8 +183,9 @@ RECIPES = {
         "dist.name": "deepspeed", "dist.param": {"zero_stage": 3},
     },
     "nxtp_llama2_7b.yaml": {
-        "model.image_encoder.tag": "openai/clip-vit-large-patch14",
-        "model.connector": {"name": "linear_no_bias", "layer": -1, "keep_cls": False},
+        "model.image_encoder.tag": "vit_large_patch14_clip_quickgelu_224.openai",
+        "model.connector.name": "linear_no_bias", "model.connector.layer": -1,
+        "model.connector.keep_cls": False,
         "model.decoder.name": "truncated", "model.decoder.num_blocks": 6,
         "model.decoder.tag": "meta-llama/Llama-2-7b-hf", "model.decoder.mask": "nxtp",
         "model.decoder.image_token": "<|image|>", "data.labels.source": "nouns",

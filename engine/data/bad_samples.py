@@ -110,6 +110,13 @@ class BadSamples:
             key="data.max_bad_fraction",
         )
 
+    def told(self) -> str:
+        """How many were left out so far, of which causes, and where they are named."""
+        return (
+            f"{self.total:,} of {self.seen:,} samples read were left out "
+            f"({_by_cause(self.counts)}): {self.path}"
+        )
+
     def _append(self, records: list[BadRecord]) -> None:
         if not self._write:
             return

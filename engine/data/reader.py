@@ -157,6 +157,7 @@ class Reader:
             record.labels,
             tuple(images[1:]),
             record.question_type,
+            record.answer_type,
         )
 
     def _image(self, encoded: bytes, out: Tensor | None) -> Tensor:

@@ -23,7 +23,7 @@ from engine import registry
 from engine.config.schema import Config, Dist
 from engine.dist import collectives
 from engine.dist.launch import join_alone
-from engine.dist.sharded import Sharded
+from engine.dist.sharded import Sharded, refuse_batch_norm
 from engine.dist.zero_settings import KEY, Settings, prepare_process, width
 from engine.dist.zero_shares import Shares
 from engine.errors import UserError
@@ -66,10 +66,11 @@ def check(config: Config, device: torch.device, precision: str) -> None:
         ) from error
 
 
-def shares(config: Config, precision: str) -> tuple[str, ...]:
-    """Of a step's memory (``engine.models.memory``), what is divided by the number of ranks."""
-    stage = Settings(config, collectives.world(), precision).stage
-    return ("optimizer", "gradients", "weights")[:stage]
+def device_bytes(
+    config: Config, precision: str, world: int, whole: Mapping[str, int]
+) -> dict[str, int]:
+    """What one device holds of weights, gradients and optimizer; ``whole`` is by DDP in fp32."""
+    return Settings(config, world, precision).device_bytes(whole)
 
 
 def build(
@@ -88,6 +89,7 @@ def build(
     settings = Settings(run, collectives.world(), precision)
     if settings.stage == 0:
         return registry.find("dist", "torch").build(model, Dist(), device)
+    refuse_batch_norm(model, settings.weights)
     return ZeRO(model, optimizer, settings, device)
 
 

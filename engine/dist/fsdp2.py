@@ -21,12 +21,11 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from engine.config.schema import Config, Dist
-from engine.dist import collectives
+from engine.dist import collectives, dtensors
 from engine.dist.launch import join_alone
-from engine.dist.sharded import Sharded
+from engine.dist.sharded import Sharded, refuse_batch_norm
 from engine.errors import UserError
 from engine.registry import nearest
 
@@ -67,9 +66,12 @@ def check(config: Config, device: torch.device, precision: str) -> None:
         )
 
 
-def shares(config: Config, precision: str) -> tuple[str, ...]:
-    """Of a step's memory (``engine.models.memory``), what is divided by the number of ranks."""
-    return ("optimizer", "gradients", "weights")
+def device_bytes(
+    config: Config, precision: str, world: int, whole: Mapping[str, int]
+) -> dict[str, int]:
+    """What one device holds of weights, gradients and optimizer; ``whole`` is by DDP in fp32."""
+    offloads = config.dist.param.get("offload") is not None
+    return {name: 0 if offloads else size // world for name, size in whole.items()}
 
 
 def build(
@@ -85,7 +87,7 @@ def build(
 
     ``model`` may lie on the CPU: it reaches the device share by share.
     """
-    check(run, device, precision)
+    refuse_batch_norm(model, config.param.get("weights", "fp32"))
     return FullyShared(model, optimizer, config.param, device)
 
 
@@ -111,15 +113,15 @@ class FullyShared(Sharded):
             "mp_policy": MixedPrecisionPolicy(
                 low, torch.float32 if low else None, cast_forward_inputs=False
             ),
-            "offload_policy": CPUOffloadPolicy() if param.get("offload") else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda")
+            if param.get("offload")
+            else OffloadPolicy(),
         }
         self.reshard = bool(param.get("reshard_after_forward", True))
         for block in blocks(module):
             fully_shard(block, reshard_after_forward=self.reshard, **settings)
         fully_shard(module, reshard_after_forward=False, **settings)
-        if not param.get("offload"):
-            module.to(device)  # buffers
-        self.module, self.optimizer = module, optimizer
+        self.module, self.optimizer, self.device = module, optimizer, device
         self.parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
         shared = dict(module.named_parameters())
         for group in optimizer.param_groups:
@@ -149,14 +151,12 @@ class FullyShared(Sharded):
         torch.autograd.backward(outputs, gradients)
 
     def clip(self, max_norm: float | None) -> float:
-        having = [parameter for parameter in self.trained if parameter.grad is not None]
-        if not having:
-            return 0.0
-        norm = nn.utils.get_total_norm([p.grad for p in having if p.grad is not None])
-        whole = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        if max_norm is not None and max_norm < whole < float("inf"):
-            nn.utils.clip_grads_with_norm_(having, max_norm, torch.tensor(whole))
-        return whole
+        gradients: list[Any] = [p.grad for p in self.trained if p.grad is not None]
+        norm = dtensors.norm(gradients, self.device)
+        if max_norm is not None and max_norm < norm < float("inf"):
+            for gradient in gradients:  # as torch's own clipping has it
+                gradient.to_local().mul_(max_norm / (norm + 1e-6))
+        return norm
 
     def update(self) -> None:
         self.optimizer.step()
@@ -173,14 +173,17 @@ class FullyShared(Sharded):
         known: dict[int, Tensor] = {}  # a tied tensor is one
         for name, tensor in self.module.state_dict(keep_vars=True).items():
             if id(tensor) not in known:
-                known[id(tensor)] = _whole(tensor)
+                known[id(tensor)] = dtensors.whole(tensor, self.device)
             found[name] = known[id(tensor)]
         return found if collectives.rank() == 0 else {}
 
     def optimizer_state(self) -> dict[str, Any]:
         saved = self.optimizer.state_dict()
         state = {
-            number: {k: _whole(v) if isinstance(v, Tensor) else v for k, v in values.items()}
+            number: {
+                key: dtensors.whole(value, self.device) if isinstance(value, Tensor) else value
+                for key, value in values.items()
+            }
             for number, values in saved["state"].items()
         }
         return {**saved, "state": state} if collectives.rank() == 0 else {}
@@ -228,20 +231,7 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """On the CPU, at rank 0; the others only help to gather it."""
-    tensor = tensor.detach()
-    if isinstance(tensor, DTensor):
-        tensor = tensor.full_tensor()
-    return tensor.cpu().clone() if collectives.rank() == 0 else torch.empty(0)
-
-
-def _share(value: Any, parameter: Tensor) -> Any:
-    """This rank's share of what belongs to a parameter; what is no tensor of its shape as it is."""
-    if not isinstance(value, Tensor) or value.shape != parameter.shape or value.ndim == 0:
-        return value
-    assert isinstance(parameter, DTensor)
-    value = value.to(parameter.device)
-    return distribute_tensor(
-        value, parameter.device_mesh, parameter.placements, src_data_rank=None
-    )  # fmt: skip
+def _share(value: Any, parameter: Any) -> Any:
+    """Of what a parameter has of its own shape this rank's share; anything else as it is."""
+    alike = isinstance(value, Tensor) and value.ndim > 0 and value.shape == parameter.shape
+    return dtensors.share(value, parameter) if alike else value

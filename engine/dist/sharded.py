@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from engine.errors import UserError
 
 
 class Sharded(nn.Module, ABC):
@@ -73,3 +76,19 @@ class Sharded(nn.Module, ABC):
     @abstractmethod
     def whole(self) -> AbstractContextManager[None]:
         """Within the block the module itself can be run: each rank has all of the weights."""
+
+
+def refuse_batch_norm(module: nn.Module, weights: str) -> None:
+    """Raises UserError for batch norm with ``weights`` in other than fp32, as its statistics are.
+
+    torch computes it in one format or not at all.
+    """
+    for name, part in module.named_modules():
+        if weights != "fp32" and isinstance(part, _BatchNorm) and part.affine:
+            remedy = "leave dist.param.weights out" if weights == "bf16" else "take bf16"
+            raise UserError(
+                f"{name} is a batch norm, whose statistics are fp32, and weights in {weights} do "
+                f"not go with it: {remedy}, or take an encoder with layer or group norm (for "
+                "timm's ResNets model.image_encoder.param.norm_layer=groupnorm1)",
+                key="dist.param.weights" if weights == "bf16" else "dist.precision",
+            )

@@ -22,6 +22,10 @@ _PASSED = (  # what DeepSpeed alone knows
     *("comms_logger", "flops_profiler", "data_types", "zero_allow_untested_optimizer"),
     *("zero_force_ds_cpu_optimizer",),
 )
+_REFUSED = (  # within zero_optimization: shares of other kinds, and names of earlier releases
+    *("mics_shard_size", "mics_hierarchical_params_gather", "zenflow"),
+    *("cpu_offload", "cpu_offload_params", "cpu_offload_use_pin_memory"),
+)
 _SCHEDULES = {  # DeepSpeed's name: ours
     "WarmupLR": "constant_schedule_with_warmup",
     "WarmupDecayLR": "linear_schedule_with_warmup",
@@ -56,7 +60,13 @@ class ZeroJson:
                     f"{path}: {name} cannot be used here; remove it, or {nearest(name, known)}",
                     key=KEY,
                 )
-        return cls(path, found)
+        read = cls(path, found)
+        for name in read.section("zero_optimization"):
+            if name in _REFUSED:
+                raise UserError(
+                    f"{path}: zero_optimization.{name} cannot be used here; remove it", key=KEY
+                )
+        return read
 
     def section(self, *names: str) -> dict[str, Any]:
         """An object in the file without what is ``"auto"``; {} where it is not there."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from engine.errors import UserError
 from engine.registry import nearest
 
 _ELEMENTWISE = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD", "Adadelta")
-_BUCKET = 500_000_000  # DeepSpeed's default, in elements
+_BUCKET = 50_000_000  # elements; a tenth of DeepSpeed's, of which a step would hold 2 GB
 
 
 class Param(Section):
@@ -57,9 +58,8 @@ class Settings:
                 "for; set runner.compile: false, or zero_stage: 2",
                 key="runner.compile",
             )
-        if self.stage == 0 and self.offloads:
-            raise UserError("at stage 0 nothing is shared out, and so nothing offloaded; take "
-                            "zero_stage: 1, 2 or 3", key="dist.param.zero_stage")  # fmt: skip
+        if self.stage == 0:
+            self._check_unshared()
 
     @property
     def offloads(self) -> bool:
@@ -101,6 +101,24 @@ class Settings:
             },
         }
 
+    def device_bytes(self, whole: Mapping[str, int]) -> dict[str, int]:
+        """What one device holds of ``whole`` weights, gradients and optimizer, by DDP in fp32."""
+        if self.stage == 0:
+            return dict(whole)
+        low = 1 if self.weights == "fp32" else 2
+        found = {
+            "optimizer": whole["optimizer"] + whole["gradients"],  # with the fp32 weights it moves
+            "gradients": whole["gradients"] // low,
+            "weights": whole["weights"] // low,
+        }
+        for name in list(found)[: self.stage]:
+            found[name] //= self.world
+        zero = self.resolved(1, 1)["zero_optimization"]
+        for name, place in (("optimizer", "offload_optimizer"), ("weights", "offload_param")):
+            if zero.get(place, {}).get("device") == "cpu":
+                found[name] = 0
+        return found
+
     def _weights(self) -> str:
         """The weights' format in the passes; where it is a low one, fp32 ones are kept as well."""
         precision = self.precision
@@ -123,6 +141,15 @@ class Settings:
                 key="dist.param.weights",
             )
         return found
+
+    def _check_unshared(self) -> None:
+        """Stage 0 is torch's DDP, which keeps weights in fp32 where they are."""
+        remedy = "at stage 0 nothing is shared out, and so nothing {}; take zero_stage: 1, 2 or 3"
+        if self.offloads:
+            raise UserError(remedy.format("offloaded"), key="dist.param.zero_stage")
+        if self.param.weights not in (None, "fp32"):
+            raise UserError(remedy.format(f"kept in {self.param.weights} beside fp32"),
+                            key="dist.param.weights")  # fmt: skip
 
     def _check_optimizer(self) -> None:
         name = self.config.optim.name.removeprefix("torch.optim.")

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from engine.dist import collectives
 from engine.errors import UserError
 
+_LOW = torch.bfloat16, torch.float16
+
 
 class Shares:
     """What ``zero`` has shared out. Every rank must call each of the methods.
@@ -45,7 +47,10 @@ class Shares:
         return self._gather(tensors, modifier_rank=modifier_rank)
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
-        """Rank 0: the state dict of ``module``, on the CPU, as it is kept in fp32. Else empty."""
+        """Rank 0: the state dict of ``module`` on the CPU, in fp32. Elsewhere empty.
+
+        What is frozen is as exact as the passes have it: nothing else is kept of it.
+        """
         found: dict[str, Tensor] = {}
         known: dict[int, Tensor] = {}  # a tied tensor is one
         for name, tensor in module.state_dict(keep_vars=True).items():
@@ -58,7 +63,8 @@ class Shares:
         if tensor.requires_grad:
             return _kept(self.utils.safe_get_full_fp32_param(tensor))
         with self.gathered([tensor]):
-            return _kept(tensor.detach().clone())
+            copy = tensor.detach().clone()
+            return _kept(copy.float() if copy.dtype in _LOW else copy)
 
     def state_dict(self) -> dict[str, Any]:
         """Rank 0: as torch's, on the CPU. Elsewhere empty."""

@@ -28,6 +28,7 @@ class Answer:
     answer: str
     references: tuple[str, ...]
     question_type: str = ""
+    answer_type: str = ""
     probability: float | None = None  # among the answers that it was chosen from
 
     def to_json(self) -> dict[str, Any]:
@@ -42,6 +43,8 @@ class Answer:
             told["answers"] = list(self.references)
         if self.question_type:
             told["question_type"] = self.question_type
+        if self.answer_type:
+            told["answer_type"] = self.answer_type
         if self.probability is not None:
             told["probability"] = self.probability
         return told

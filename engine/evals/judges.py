@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,17 +42,25 @@ class Judges:
             self.opened[name] = self.open_judge(name, key)
         return self.opened[name]
 
-    def of_labels(self, task: Any) -> tuple[Any, Any]:
+    def of_labels(self, task: Any, k: Sequence[int] = ()) -> tuple[Any, Any]:
         """Who ranks labels, and who tells how alike they are; None where nobody is asked.
 
-        Raises UserError for what cannot be had, or done.
+        ``k`` are numbers of labels that are to be scored; without any nobody tells. Raises
+        UserError for what cannot be had, or done.
         """
         from engine.evals.sentences import open_sentences  # with transformers
         from engine.generate import labels
 
         labels.check(self.config.generate, task.tokenizer.vocab_size)
+        number = self.config.generate.num_labels
+        if max(k, default=0) > number:
+            raise UserError(
+                f"figures at k {max(k)} are asked for, of {number} labels an image; raise "
+                "generate.num_labels or leave that k out",
+                key="eval.recognition.k",
+            )
         name = self.config.eval.recognition.encoder
-        if name is not None and _ENCODER not in self.opened:
+        if k and name is not None and _ENCODER not in self.opened:
             self.opened[_ENCODER] = open_sentences(
                 name, key=_ENCODER, device=self.device, open_judge=self.open_judge
             )

@@ -85,7 +85,7 @@ class Evaluations:
         if "answer" in self.task.modalities and config.data.valid_name:
             answers.choices(config.generate)
         if "labels" in self.task.modalities and config.data.valid_name:
-            self.judges.of_labels(self.task)
+            self.judges.of_labels(self.task, config.eval.recognition.k)
         if (probe := config.eval.linear_probe).train:
             self._labelled(probe.train, "train")
             self._labelled(probe.valid or probe.train, "valid")
@@ -185,7 +185,7 @@ class Evaluations:
 
         source = open_source(name, "valid", self.config.data, key="data.valid_name")
         section, pixels = self.config.eval.recognition, self.config.data.max_image_pixels
-        ranker, embed = self.judges.of_labels(self.task)
+        ranker, embed = self.judges.of_labels(self.task, section.k)
         found = recognition.evaluate(
             encoder,
             source,

@@ -24,7 +24,7 @@ from engine.metrics.vqa import Scores, score
 from engine.metrics.vqa_files import Question
 from engine.types import Batch, Sample, Source
 
-_MOST_KINDS = 20  # question types that are told one by one, the commonest
+_MOST_KINDS = 20  # of questions, and of answers, that are told one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def figures(predictions: Sequence[Answer]) -> dict[str, float | str]:
     """
     alone = all(len(p.references) == 1 for p in predictions)
     questions = {
-        str(p.row): Question(p.references, question_type=p.question_type or None)
+        str(p.row): Question(p.references, p.answer_type or None, p.question_type or None)
         for p in predictions
     }
     found: Scores = score(questions, {str(p.row): p.answer for p in predictions}, exact=alone)
@@ -143,21 +143,19 @@ def figures(predictions: Sequence[Answer]) -> dict[str, float | str]:
         "exact_match": found.exact_match,
         "gqa_accuracy": found.gqa["accuracy"],
     }
-    told |= {f"answer:{_plain(k)}": v for k, v in found.per_answer_type.items()}
-    common = Counter(p.question_type for p in predictions).most_common(_MOST_KINDS)
-    told |= {
-        f"question:{_plain(kind)}": found.per_question_type[kind]
-        for kind, _ in sorted(common)
-        if kind
-    }
+    told |= _by_kind("answer", found.per_answer_type, Counter(q.kind for q in questions.values()))
+    asked = Counter(q.question_type for q in questions.values() if q.question_type)
+    told |= _by_kind("question", found.per_question_type, asked)
     told |= {f"yes_no_{name}": value for name, value in found.yes_no.items()}
     told["majority_answer"] = found.majority["answer"]
     told["accuracy_is"] = "exact match" if alone else "VQA v2"
     return told
 
 
-def _plain(kind: str) -> str:
-    return kind.replace("/", "_")  # which parts a metric's name from its dataset's
+def _by_kind(of: str, scores: dict[str, float], counts: Counter[str]) -> dict[str, float]:
+    """Figures of the commonest kinds; a slash would part a metric's name from its dataset's."""
+    common = sorted(kind for kind, _ in counts.most_common(_MOST_KINDS))
+    return {f"{of}:{kind.replace('/', '_')}": scores[kind] for kind in common}
 
 
 class _WithQuestions:
@@ -180,4 +178,5 @@ def _asked(sample: Sample) -> dict[str, Any]:
         "question": questions[-1] if questions else "",
         "references": list(sample.answers) or ([] if told is None else [told]),
         "question_type": sample.question_type,
+        "answer_type": sample.answer_type,
     }

@@ -40,10 +40,11 @@ class VQAScore:
         model: the folder of a run or of a checkpoint, or a model with its ``task``.
         task: that which made the model.
         question: what is asked; ``{}`` is the text's place.
-        answer: that whose likelihood is the score.
+        answer: that whose likelihood is the score; ``{}`` here, and an empty question, score how
+            likely the model is to say the text itself.
         against: another answer; the score is then P(answer) among these two, each with its end.
         template: a prompt template other than that which the model was trained with.
-        batch_size: pairs that the model reads at once; of images, a quarter of it.
+        batch_size: pairs that the model reads at once (64; on a CPU 32); of images, a quarter.
         device: of a run that is opened; by default a GPU if there is one.
     """
 
@@ -56,11 +57,15 @@ class VQAScore:
         answer: str = ANSWER,
         against: str | None = None,
         template: str | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        if question.count("{}") != 1:
-            raise UserError(f"the question must have {{}} in it once, for the text: {question!r}")
+        self.answers = [answer] if against is None else [answer, against]
+        if sorted(each.count("{}") for each in (question, answer)) not in ([0, 1], [1, 1]):
+            raise UserError(
+                f"the question or the answer must have {{}} in it, once, for the text: "
+                f"{question!r}, {answer!r}"
+            )
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
         if isinstance(model, nn.Module):
             if task is None:
@@ -74,8 +79,8 @@ class VQAScore:
             found = run.model.to(device, precision.weights).requires_grad_(False)
         self.model: Any = found
         self.task = task
-        self.question, self.batch_size = question, batch_size
-        self.answers = [answer] if against is None else [answer, against]
+        usual = 32 if next(found.parameters()).device.type == "cpu" else 64  # by what caches hold
+        self.question, self.batch_size = question, batch_size or usual
         instruction = task.config.data.prompt.instruction
         self.template = (
             template and find_template(template, key="template", instruction=instruction)
@@ -156,12 +161,13 @@ class VQAScore:
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             asked = [self.question.replace("{}", texts[i]) for i in chosen]
+            said = [[each.replace("{}", texts[i]) for each in self.answers] for i in chosen]
             place_B = torch.tensor([places[i] for i in chosen], device=tokens_MND.device)
+            tokens_BND = tokens_MND[place_B]
             with self.autocast():
                 found = log_likelihoods(
-                    self.task, self.model, tokens_MND[place_B], asked,
-                    [self.answers] * len(chosen), template=self.template,
-                )  # fmt: skip
+                    self.task, self.model, tokens_BND, asked, said, template=self.template
+                )
             log_p_BA = found.log_p_R.view(len(chosen), -1)
             if len(self.answers) > 1:
                 parts.append(log_p_BA.softmax(1)[:, 0])
@@ -175,7 +181,8 @@ class VQAScore:
         longest = max(texts, key=lambda text: len(text.encode(errors="replace")), default="")
         asked = [self.question.replace("{}", longest)]
         ids_1P = self.task.prompts(asked, template=self.template)[0]
-        if self.task.room(ids_1P) < max(len(self.task.answer_ids(one)) for one in self.answers):
+        said = [self.task.answer_ids(each.replace("{}", longest)) for each in self.answers]
+        if self.task.room(ids_1P) < max(map(len, said)):
             raise BadSample(
                 "prompt too long",
                 f"{ids_1P.shape[1]} tokens, model.decoder.max_length {self.task.max_length}: "
@@ -207,16 +214,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--question", default=QUESTION, help="{} is the text (default: %(default)s)"
     )
-    parser.add_argument("--answer", default=ANSWER, help="default: %(default)s")
+    parser.add_argument(
+        "--answer", default=ANSWER, help="{} here, too, is the text (default: %(default)s)"
+    )
     parser.add_argument("--against", metavar="NO", help="score P(answer) among these two")
     parser.add_argument("--template", help="a prompt template; default: the model's own")
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=int)
     parser.add_argument("--device", help="default: cuda if there is one")
     given = parser.parse_args(argv)
     table = score_tables.read(given.csv, given.group_by)
     score = VQAScore(
         given.model, question=given.question, answer=given.answer, against=given.against,
-        template=given.template, batch_size=max(1, given.batch_size), device=given.device,
+        template=given.template, batch_size=max(0, given.batch_size or 0), device=given.device,
     )  # fmt: skip
     root = given.images or given.csv.parent
     bad: dict[str, str] = {}

@@ -47,6 +47,7 @@ def options(section: Generate, room: int, eos_id: int, pad_id: int) -> dict[str,
         "pad_token_id": pad_id,
         "do_sample": section.method in ("sample", "best_of_n"),
         "num_beams": section.num_beams if section.method == "beam" else 1,
+        "synced_gpus": False,  # weights are whole, and ranks may have texts of different numbers
     }
     if chosen["do_sample"]:
         chosen |= {

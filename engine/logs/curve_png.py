@@ -39,7 +39,8 @@ def draw(title: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]
         least = level / (2 - level)  # recall at precision 1
         steps = [least + (1 - least) * step / 60 for step in range(61)]
         pen.line([at(r, level * r / (2 * r - level)) for r in steps], "#cfd0d4")
-        pen.text(at(1, least), f"F1 {level:g}", _SOFT, small, anchor="rs")
+        right, low = at(1, least)
+        pen.text((right - 3, low - 5), f"F1 {level:g}", _SOFT, small, anchor="rs")
     pen.text((_LEFT, 14), title, _INK, large)
     pen.text((_SIDE / 2, _SIDE - 12), "recall", _SOFT, small, anchor="ms")
     pen.text((_LEFT - 8, _TOP - 8), "precision", _SOFT, small, anchor="ms")

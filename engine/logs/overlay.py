@@ -27,7 +27,7 @@ def draw(image: Image.Image, weight_hw: np.ndarray, text: str) -> Image.Image:
     glow = np.stack(
         [np.interp(heat[..., 0], places, [rgb[c] for _, rgb in _GLOW]) for c in range(3)], axis=-1
     )
-    opacity = _OPACITY * np.sqrt(heat) if high > low else 0.0
+    opacity = _OPACITY * heat if high > low else 0.0
     mixed = Image.fromarray((large * (1 - opacity) + glow * opacity).astype(np.uint8))
     picture = Image.new("RGB", (size[0], size[1] + _LINE), "white")
     picture.paste(mixed)

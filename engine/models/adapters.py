@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
@@ -80,14 +80,17 @@ def merge(model: nn.Module) -> None:
         setattr(model.get_submodule(parent), child, layer.get_base_layer())
 
 
-def save_adapters(model: nn.Module, folder: Path, lora: Lora) -> None:
+def save_adapters(
+    model: nn.Module, folder: Path, lora: Lora, weights: Mapping[str, Tensor] | None = None
+) -> None:
     """Adapters, and all else that trains, without the frozen base: a few megabytes.
 
-    ``adapter_model.safetensors`` holds tensors by the model's own names.
+    ``adapter_model.safetensors`` holds tensors by the model's own names, taken out of ``weights``
+    where the model's own lie in shares or in a low precision.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        name: parameter.detach().cpu().contiguous()
+        name: (parameter if weights is None else weights[name]).detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }

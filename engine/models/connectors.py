@@ -14,15 +14,15 @@ from engine.registry import nearest
 
 _KEY = "model.connector.name"
 _MLP = re.compile(r"mlp(\d+)x_gelu")  # LLaVA's name for it
-_POSITIONS_SCALE = 0.5  # beside tokens whose channels have a standard deviation of 1
 _NAMES = ["identity", "linear", "linear_no_bias", "linear_norm", "mlp2x_gelu"]
 
 
 class Positions(nn.Module):
     """Adds to each token of an image where it lies: sines and cosines of its row and its column.
 
-    They tell a decoder that has no positions of its own for images (T5) above from below. Their
-    wavelengths lie between 2π and 20π tokens, for grids of up to about 30 tokens a side.
+    They tell a decoder that has no positions of its own for images (T5) above from below, beside
+    tokens whose channels vary by about 1 (``linear_norm``). Their wavelengths lie between 2π and
+    20π tokens, for grids of up to about 30 tokens a side.
 
     Args:
         aspect: height of the image by its width, from which the grid of its tokens follows.
@@ -46,7 +46,7 @@ class Positions(nn.Module):
         for place_N in (places // (number // rows), places % (number // rows)):
             angle_NW = place_N[:, None] * waves_W
             parts += [angle_NW.sin(), angle_NW.cos()]
-        place_ND = _POSITIONS_SCALE * torch.cat(parts, 1).to(tokens_BND.dtype)
+        place_ND = torch.cat(parts, 1).to(tokens_BND.dtype)
         space = 0, width - place_ND.shape[1], self.num_prefix_tokens, 0  # widths of 4n + 1, 2, 3
         return tokens_BND + nn.functional.pad(place_ND, space)
 

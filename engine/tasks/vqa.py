@@ -156,11 +156,14 @@ class VqaTask(LanguageTask):
         """
         counts = [1] * len(questions) if num_images is None else num_images
         asked = self.template if template is None else template
-        rows = [
-            self._prompt_ids(asked.question(question, count, marks=self.encodes_prompt))
-            for question, count in zip(questions, counts, strict=True)
-        ]
-        return self.padded(rows, left=not self.encodes_prompt)
+        pairs = list(zip(questions, counts, strict=True))
+        rows = {  # one question may be asked of many images
+            (question, count): self._prompt_ids(
+                asked.question(question, count, marks=self.encodes_prompt)
+            )
+            for question, count in dict.fromkeys(pairs)
+        }
+        return self.padded([rows[pair] for pair in pairs], left=not self.encodes_prompt)
 
     def room(self, ids_BP: Tensor) -> int:
         """Tokens that an answer to such prompts may have."""

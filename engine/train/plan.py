@@ -12,6 +12,7 @@ from engine import registry
 from engine.config.schema import Config
 from engine.data.sources import open_source, row_options
 from engine.data.stream.source import StreamSource, streams
+from engine.data.text.templates import template
 from engine.errors import UserError
 from engine.types import Source
 
@@ -74,7 +75,7 @@ def make_plan(config: Config, world: int) -> Plan:
     if "blocks" in wanted:
         more = {"blocks": _blocks(sources), "window": data.window_shards}
     if "lengths" in wanted:
-        more = {"lengths": [source.column("length") for source in sources]}
+        more = _lengths(config, sources)
     sampler = build(
         [len(source) for source in sources],
         data.batch_size,
@@ -87,6 +88,22 @@ def make_plan(config: Config, world: int) -> Plan:
     if data.train_steps:
         steps = min(steps, data.train_steps)
     return Plan(sources, sampler, steps, config.epoch.total)
+
+
+def _lengths(config: Config, sources: list[Source]) -> dict[str, Any]:
+    """How long the texts of all rows are; of the answers apart, where a decoder takes them so."""
+    lengths = [source.column("length") for source in sources]
+    name, asked = config.model.decoder.name, config.data.prompt
+    form = template(asked.template, key="data.prompt.template")
+    if form.has("question"):
+        decoder = registry.find("models/decoders", name, key="model.decoder.name")
+        if not getattr(decoder, "ENCODES_PROMPT", False):
+            return {"lengths": lengths}
+        return {"lengths": lengths, "answers": [s.column("answer_length") for s in sources]}
+    # what was asked is not read
+    answers = [np.maximum(source.column("answer_length"), 1) for source in sources]
+    signs = zip(answers, lengths, strict=True)
+    return {"lengths": [np.where(length < 0, -own, own) for own, length in signs]}
 
 
 def _blocks(sources: list[Source]) -> list[np.ndarray | None]:

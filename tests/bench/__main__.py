@@ -1,7 +1,7 @@
 """The benchmarks: python -m tests.bench [ROW …] [--data FOLDER] [--threads N] [--quick].
 
-Rows: loss, dga, truth, step, text, train, loading, tar, caption, head, generate, accumulate;
-learning and ablation take hours and run only by name.
+Rows: loss, dga, truth, step, text, train, loading, tar, caption, head, generate, accumulate,
+grouped, vqa_score, recognize, onnx; learning and ablation take hours and run only by name.
 ``--quick`` runs tiny sizes: it shows that a row runs and that its two sides agree, and no more.
 """
 
@@ -133,6 +133,10 @@ ROWS: dict[str, Rows] = {
     "head": _module("head"),
     "generate": _module("generation"),
     "accumulate": _module("accumulate"),
+    "grouped": _module("grouped"),
+    "vqa_score": _module("vqa_score"),
+    "recognize": _module("recognize"),
+    "onnx": _module("onnx"),
     "learning": _module("learning"),
 }
 LONG = ("learning", "ablation")

@@ -88,10 +88,12 @@ def test_questions_answers_and_labels(tmp_path):
 def test_question_ids_and_types(tmp_path):
     root = _dataset(tmp_path)
     (root / "train_anno.csv").write_text(
-        "image,question_id,question,answer,question_type\na.jpg,17,Is it?,yes|no|yes,is it\n"
+        "image,question_id,question,answer,question_type,answer_type\n"
+        "a.jpg,17,Is it?,yes|no|yes,is it,yes/no\n"
     )
     record = _build(root)[0]
-    assert (record.caption_id, record.question_type) == ("17", "is it")
+    kinds = record.question_type, record.answer_type
+    assert (record.caption_id, *kinds) == ("17", "is it", "yes/no")
     assert record.answers == ("yes", "no", "yes")
 
 

@@ -21,9 +21,10 @@ LENGTHS = st.lists(
 )
 
 
-def make(name, lengths, batch_size, seed=0):
+def make(name, lengths, batch_size, seed=0, answers=None):
     arrays = [np.array(each, np.int32) for each in lengths]
-    return MODULES[name].build(list(map(len, lengths)), batch_size, seed, lengths=arrays)
+    sizes = list(map(len, lengths))
+    return MODULES[name].build(sizes, batch_size, seed, lengths=arrays, answers=answers)
 
 
 def epoch_of(sampler, epoch=0):
@@ -47,12 +48,13 @@ def test_exactly_once_an_epoch_over_a_resume_at_another_world(name, lengths, dat
     batch_size = data.draw(st.integers(1, sum(map(len, lengths))))
     before, after = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     epoch = data.draw(st.integers(0, 3))
-    sampler = make(name, lengths, batch_size, seed)
+    answers = data.draw(st.sampled_from([None, [np.abs(own) // 3 for own in lengths]]))
+    sampler = make(name, lengths, batch_size, seed, answers)
     stop = data.draw(st.integers(0, sampler.steps(epoch)))
     seen = []
     for step in range(sampler.steps(epoch)):
         if step == stop:
-            sampler = make(name, lengths, batch_size, seed)
+            sampler = make(name, lengths, batch_size, seed, answers)
         world = before if step < stop else after
         batch = sampler.batch(epoch, step)
         assert batch.dtype == np.int64
@@ -116,6 +118,30 @@ def test_padding_is_little_and_the_order_random(mix, name):
     assert abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.1
     first, second = (sampler.batch(epoch, 0).tolist() for epoch in (0, 1))
     assert first != second != make(name, mix, 32, seed=1).batch(1, 0).tolist()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_questions_and_answers_are_each_of_like_length(mix, name):
+    """Where they are padded apart; a batch of like sums may hold a long answer among short ones."""
+    rng = np.random.default_rng(2)
+    answers = [(np.abs(own) * rng.beta(0.6, 0.6, len(own))).astype(int) for own in mix]
+
+    def taken(sampler):
+        sums = 0
+        for batch in epoch_of(sampler):
+            long = np.array([abs(length_of(mix, row)) for row in batch])
+            said = np.array([length_of(answers, row) for row in batch])
+            sums += len(batch) * ((long - said).max() + said.max())
+        return sums / sum(np.abs(own).sum() for own in mix)
+
+    by_sum, by_both = (taken(make(name, mix, 32, answers=given)) for given in (None, answers))
+    assert by_both < 0.85 * by_sum
+    # where answers are alike, questions decide, and the other way round
+    for share in (0, 1):
+        answers = [np.abs(own) * share for own in mix]
+        assert taken(make(name, mix, 32, answers=answers)) == pytest.approx(
+            taken(make(name, mix, 32)), rel=0.05
+        )
 
 
 def test_modalities_are_mixed_evenly_and_at_random(mix):
@@ -195,6 +221,8 @@ def test_a_resume_knows_other_lengths():
         make("length_grouped", [own], 2) for own in ([1, 2, 3], [1, 2, 3], [1, 2, 4])
     )
     assert one.lengths_digest == same.lengths_digest != other.lengths_digest
+    answered = make("length_grouped", [[1, 2, 3]], 2, answers=[np.array([1, 1, 1])])
+    assert answered.lengths_digest != one.lengths_digest
 
 
 def batches_of_this_rank(lengths):

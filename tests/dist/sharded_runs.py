@@ -47,9 +47,10 @@ class Case:
     rows: int | None = None  # of a sub-batch, under dga
     precision: Any = "fp32"
     disturbed: bool = False  # steps left out, and the model looked at, on the way
+    again: bool = False  # the decoder's activations are computed again in backward
 
     def by_ddp(self) -> Case:
-        return replace(self, dist="torch", param=())
+        return replace(self, dist="torch", param=(), again=False)
 
 
 class Run:
@@ -59,7 +60,7 @@ class Run:
         self.case = case
         self.losses: list[float] = []
         self.norms: list[float] = []
-        self.task: Any = make_task(case.task)
+        self.task: Any = make_task(case.task, again=case.again)
         self.losses_of = self.task.losses
         param = {k: str(folder / v) if k == "config" else v for k, v in case.param}
         config = schema.Config(
@@ -143,11 +144,15 @@ class Run:
         return self.losses, self.norms, dict(self.state.parallel.weights())
 
 
-def make_task(name: str) -> Any:
-    """clip, vqa, or a caption decoder's."""
+def make_task(name: str, *, again: bool = False) -> Any:
+    """clip, vqa, or a caption decoder's; its activations may be computed ``again``."""
     if name == "clip":
         return clip.make_task({"name": "Sigmoid"}, "all", -1)
-    return vqa.make_task() if name == "vqa" else caption.make_task(name)
+    task = vqa.make_task() if name == "vqa" else caption.make_task(name)
+    decoder = task.config.model.decoder.model_copy(update={"gradient_checkpointing": again})
+    model = task.config.model.model_copy(update={"decoder": decoder})
+    task.config = task.config.model_copy(update={"model": model})
+    return task
 
 
 def make_model(name: str, task: Any) -> nn.Module:

@@ -24,6 +24,7 @@ CUT = {"stage3_param_persistence_threshold": 0}
 PLACE = {"device": "cpu", "pin_memory": False}
 FILES = {
     "cut.json": {"zero_optimization": CUT},
+    "buckets.json": {"zero_optimization": {"reduce_bucket_size": 100, **CUT}},
     "offload.json": {"zero_optimization": {"offload_optimizer": PLACE, **CUT}},
     "offload_all.json": {
         "zero_optimization": {"offload_optimizer": PLACE, "offload_param": PLACE, **CUT}
@@ -41,16 +42,19 @@ def zero(task: str, stage: int, file: str = "cut", weights: str | None = None, *
 
 
 CASES = [
-    *(zero(task, stage) for task in ("clip", "t5_cross") for stage in STAGES),
-    zero("causal", 3),
-    zero("vqa", 3),
-    zero("vqa", 3, rows=2),
+    *(zero("clip", stage) for stage in (0, *STAGES)),
     *(zero("clip", stage, rows=2) for stage in (2, 3)),
+    zero("t5_cross", 2),
     *(zero("t5_cross", stage, disturbed=True) for stage in (1, 3)),
-    *(zero("causal", stage, precision="bf16") for stage in STAGES),
-    *(zero("causal", stage, weights="bf16", precision="bf16") for stage in (2, 3)),
-    zero("causal", 3, "offload_all"),
     zero("t5_cross", 2, "offload", disturbed=True),
+    zero("t5_cross", 2, weights="bf16", precision="bf16"),
+    zero("t5_cross", 3, "offload_all", "bf16", precision="bf16", again=True),
+    *(zero("causal", stage, "buckets") for stage in (2, 3)),
+    zero("causal", 3, "offload_all"),
+    *(zero("causal", stage, precision="bf16") for stage in STAGES),
+    zero("vqa", 2),
+    zero("vqa", 3, again=True),
+    zero("vqa", 3, rows=1),  # five sub-batches, and four
 ]
 
 
@@ -70,7 +74,7 @@ def found(folder: Path) -> dict[Case, runs.Curve]:
 
 # Weights that are kept in bf16 beside the fp32 ones have 8 bits in each pass, while autocast
 # rounds some of them later or not at all.
-BOUNDS = {"fp32": 1e-5, "bf16": 1e-4, "bf16 weights": 1e-2}
+BOUNDS = {"fp32": 1e-5, "bf16": 1e-4, "bf16 weights": 2e-2}
 
 
 @pytest.mark.parametrize("case", CASES)

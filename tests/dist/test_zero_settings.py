@@ -169,6 +169,7 @@ def test_sub_batches_are_counted(tmp_path: Path) -> None:
         ({"train_batch": 4}, "did you mean 'train_batch_size'?"),
         ({"fp16": True}, "fp16 is to be an object, not True"),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "only cpu is supported"),
+        ({"zero_optimization": {"cpu_offload": True}}, "zero_optimization.cpu_offload cannot be"),
         ({"optimizer": {"params": {"cuda_aware": True}}}, "optimizer.params.cuda_aware has no"),
         ({"scheduler": {"params": {"total_num_steps": 9}}}, "over epoch.total epochs"),
     ],
@@ -191,7 +192,8 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, values: Any, told: str) -> N
         ({"weights": "fp32"}, {}, "fp16", "dist.param.weights", "do not go with"),
         ({}, {}, "fp64", "dist.precision", "take bf16 or fp32"),
         ({}, {"name": "LARS"}, "fp32", "optim.name", "take one of Adam, AdamW"),
-        ({"zero_stage": 0, "offload": "cpu"}, {}, "fp32", "dist.param.zero_stage", "take zero"),
+        ({"zero_stage": 0, "offload": "cpu"}, {}, "fp32", "dist.param.zero_stage", "offloaded; t"),
+        ({"zero_stage": 0, "weights": "bf16"}, {}, "bf16", "dist.param.weights", "take zero_stage"),
     ],
 )
 def test_mistakes_in_the_yaml(
@@ -243,10 +245,24 @@ def test_deepspeeds_own_complaints_are_passed_on(tmp_path: Path) -> None:
     assert caught.value.key == "dist.param.config"
 
 
-@pytest.mark.parametrize(("stage", "divided"), [(0, 0), (1, 1), (2, 2), (3, 3)])
-def test_what_is_divided_by_the_ranks(stage: int, divided: int) -> None:
-    every = ("optimizer", "gradients", "weights")
-    assert zero.shares(config({"zero_stage": stage}), "fp32") == every[:divided]
+WHOLE = {"weights": 400, "gradients": 200, "optimizer": 400}  # of 100 parameters, half trained
+
+
+@pytest.mark.parametrize(
+    ("param", "wanted"),
+    [
+        ({"zero_stage": 0}, (400, 200, 400)),
+        ({"zero_stage": 1}, (400, 200, 150)),
+        ({"zero_stage": 2}, (400, 50, 150)),
+        ({"zero_stage": 3}, (100, 50, 150)),
+        ({"zero_stage": 2, "weights": "bf16"}, (200, 25, 150)),
+        ({"zero_stage": 2, "offload": "cpu"}, (400, 50, 0)),
+        ({"zero_stage": 3, "weights": "bf16", "offload": "cpu"}, (0, 25, 0)),
+    ],
+)
+def test_bytes_of_a_device_among_four(param: dict[str, Any], wanted: tuple[int, ...]) -> None:
+    found = zero.device_bytes(config(param), "bf16", 4, WHOLE)
+    assert tuple(found[name] for name in WHOLE) == wanted
 
 
 def test_the_width_is_that_of_the_widest_norm() -> None:

@@ -53,8 +53,11 @@ def test_mistakes_are_told_before_anything_is_written(launch, flags, told):
     assert not launch.output.exists()
 
 
-def test_a_pipeline_that_cannot_be_told_is_a_mistake(launch):
+def test_a_pipeline_that_cannot_be_told_is_a_mistake_and_others_are_written(launch):
     launch("epoch=1", "eval.epoch_interval=null")
     done = launch("--mode=export", "transforms.valid_transforms=[random_flip, resize]", code=2)
     mistake(done, "transforms.valid_transforms", "random_flip cannot be repeated")
     assert not (launch.output / "tiny" / "export").exists()
+    launch("--mode=export", "export.format=hf")
+    made = {path.name for path in (launch.output / "tiny" / "export" / "hf").iterdir()}
+    assert {"image_encoder", "text_encoder", "projections.safetensors", "README.md"} <= made

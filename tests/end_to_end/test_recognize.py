@@ -119,6 +119,10 @@ def test_only_the_row_of_the_images_mark_trains_of_the_table(recognize, launch) 
         (["model.decoder.num_blocks=0"], ["model.decoder.num_blocks", "no block"]),
         (["generate.first_tokens=9999", "eval.epoch_interval=1"],
          ["generate.first_tokens", "9999 is more than the"]),
+        (["generate.num_labels=9999", "eval.epoch_interval=1"],
+         ["generate.num_labels", "9999 is more than the"]),
+        (["eval.recognition.k=[1, 6]", "eval.epoch_interval=1"],
+         ["eval.recognition.k", "k 6 are asked for, of 5 labels", "generate.num_labels"]),
         (["generate.method=best_of_n", "eval.epoch_interval=1"],
          ["generate.method", "best_of_n is for captions"]),
         (["data.labels.separator=:)"], ["data.labels.separator", "is not one token"]),
@@ -133,27 +137,48 @@ def test_mistakes_are_told_before_training(recognize, launch, flags, told) -> No
     assert not (launch.output / "tiny" / "checkpoints").exists()
 
 
-def test_captions_without_nouns_are_left_out_and_named(recognize, launch, tmp_path) -> None:
+@pytest.fixture
+def own_data(recognize, launch, tmp_path):
+    """Writes a dataset of drawn images with a text each, and gives the flags that name it."""
+
+    def write(column: str, **texts: list[str]) -> list[str]:
+        recognize("--mode=check")  # draws the images
+        own = tmp_path / "own"
+        for split, told in texts.items():
+            (own / split).mkdir(parents=True)
+            rows = [f"image,{column}"]
+            for number, text in enumerate(told):
+                source = launch.data / "objects" / "train" / f"{number:06d}.jpg"
+                (own / split / f"{number}.jpg").write_bytes(source.read_bytes())
+                rows.append(f'{number}.jpg,"{text}"')
+            (own / f"{split}_anno.csv").write_text("\n".join(rows) + "\n")
+        datasets = json.dumps({"own": {"format": "csv", "root": str(own)}})
+        return [f"data.datasets={datasets}", "data.train_name=[own]", "data.valid_name=[own]",
+                "data.max_bad_fraction=0.5", "data.batch_size=4", "eval.epoch_interval=1",
+                "data.exp_name=own", "eval.recognition.label_set=null"]  # fmt: skip
+
+    return write
+
+
+def test_captions_without_nouns_are_left_out_and_named(recognize, launch, own_data) -> None:
     pytest.importorskip("HanTa", reason="nouns need HanTa")
-    recognize("--mode=check")  # draws the data
-    own = tmp_path / "own"
-    for split, captions in (("train", ["a dog on grass", "it runs quickly", "two cats"] * 4),
-                            ("valid", ["a dog", "so be it"])):  # fmt: skip
-        (own / split).mkdir(parents=True)
-        rows = ["image,caption"]
-        for number, caption in enumerate(captions):
-            source = launch.data / "objects" / "train" / f"{number:06d}.jpg"
-            (own / split / f"{number}.jpg").write_bytes(source.read_bytes())
-            rows.append(f"{number}.jpg,{caption}")
-        (own / f"{split}_anno.csv").write_text("\n".join(rows) + "\n")
-    datasets = json.dumps({"own": {"format": "csv", "root": str(own)}})
-    told = recognize(
-        f"data.datasets={datasets}", "data.train_name=[own]", "data.valid_name=[own]",
-        "data.labels.source=nouns", "data.max_bad_fraction=0.5", "data.batch_size=4",
-        "eval.epoch_interval=1", "data.exp_name=own",
-    )  # fmt: skip
+    train, valid = ["a dog on grass", "it runs quickly", "two cats"] * 4, ["a dog", "so be it"]
+    flags = own_data("caption", train=train, valid=valid)
+    told = recognize(*flags, "data.labels.source=nouns")
     causes = [line["cause"] for line in lines_of(launch.output / "own" / "bad_samples.jsonl")]
     assert causes == ["no label"] * 4
     assert "own: 1 rows left out: 1 no label (own 1.jpg)" in told.stdout + told.stderr
     line = lines_of(launch.output / "own" / "samples" / "own.step_3.jsonl")
     assert [one["references"] for one in line] == [["dog"]]
+
+
+def test_a_label_with_the_separator_in_it_is_left_out_and_named(
+    recognize, launch, own_data
+) -> None:
+    flags = own_data("labels", train=["dog|cat", "sky|paris, france", "tree"] * 4, valid=["dog"])
+    recognize(*flags)
+    bad = lines_of(launch.output / "own" / "bad_samples.jsonl")
+    assert [one["cause"] for one in bad] == ["separator in label"] * 4
+    assert "'paris, france' holds ','; choose another data.labels.separator" in bad[0]["detail"]
+    recognize(*flags, "data.labels.separator=;", "data.exp_name=other")
+    assert not (launch.output / "other" / "bad_samples.jsonl").exists()

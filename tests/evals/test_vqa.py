@@ -110,6 +110,19 @@ def test_figures_are_those_of_the_metric():
     assert not [name for name in told if "yes_no" in name]
 
 
+def test_kinds_of_answers_are_the_annotated_ones_where_there_are_any():
+    source = Asked()
+    source.rows[:5] = [replace(row, answer_type="yes/no") for row in source.rows[:5]]
+    found = vqa.evaluate(encoder(), source, section(answers=COLOURS))
+    scores = [100 * vqa_accuracy(p.answer, p.references) for p in found.predictions]
+    told = {name: value for name, value in found.metrics.items() if name.startswith("answer:")}
+    assert list(told) == ["answer:other", "answer:yes_no"]
+    assert told["answer:yes_no"] == pytest.approx(np.mean(scores[:5]), abs=0.005)
+    assert told["answer:other"] == pytest.approx(np.mean(scores[5:]), abs=0.005)
+    assert found.predictions[0].to_json()["answer_type"] == "yes/no"
+    assert "answer_type" not in found.predictions[5].to_json()
+
+
 def test_single_answers_are_matched_exactly():
     found = vqa.evaluate(encoder(), Asked(num_answers=1), section(answers=COLOURS))
     right = [p.answer == p.references[0] for p in found.predictions]

@@ -24,9 +24,9 @@ def by_loop(task, model, images, texts, question, answer, template=None):
     for i, image in enumerate(images):
         for j, text in enumerate(texts):
             tokens = model.image_tokens(((255 * image - model.mean_C11) / model.std_C11)[None])
-            asked = question[: question.index("{}")] + text + question[question.index("{}") + 2 :]
+            asked, reply = (text.join(each.split("{}")) for each in (question, answer))
             ids, mask = task.prompts([asked], template=template)
-            said = torch.tensor([task.answer_ids(answer)])
+            said = torch.tensor([task.answer_ids(reply)])
             decoder = model.decoder
             if task.encodes_prompt:
                 known = decoder.condition(tokens, ids, mask)
@@ -61,6 +61,17 @@ def test_scores_equal_a_loop_over_pairs(decoder, dtype):
         assert found.dtype == dtype
         torch.testing.assert_close(found.double(), wanted, **tolerance)
     torch.testing.assert_close(score(list(images), TEXTS[:1]).double(), wanted[:, :1], **tolerance)
+
+
+@pytest.mark.parametrize(("question", "answer"), [("", "{}"), ("Is it {}?", "It is {}.")])
+def test_the_text_may_stand_in_the_answer(question, answer):
+    task, model = answering.make()
+    images = answering.noise(2)
+    with torch.no_grad():
+        wanted = by_loop(task, model, images, TEXTS, question, answer)
+    for size in (3, 64):
+        score = VQAScore(model, task, question=question, answer=answer, batch_size=size)
+        torch.testing.assert_close(score(images, TEXTS), wanted, rtol=1e-10, atol=0)
 
 
 def test_another_question_answer_and_template():
@@ -201,8 +212,9 @@ def test_many_texts_at_once_are_faster_than_one_by_one():
 
 def test_what_cannot_be_asked(tmp_path):
     task, model = answering.make("causal")
-    with pytest.raises(UserError, match=r"must have \{\} in it once"):
-        VQAScore(model, task, question="Is it?")
+    for wrong in ({"question": "Is it?"}, {"question": "{} or {}?"}, {"answer": "{} {}"}):
+        with pytest.raises(UserError, match=r"question or the answer must have \{\} in it, once"):
+            VQAScore(model, task, **wrong)
     with pytest.raises(ValueError, match="needs the task"):
         VQAScore(model)
     with pytest.raises(UserError, match="no prompt template is called 't5_v9'"):

@@ -18,7 +18,13 @@ from engine.generate.draws import uniforms
 from engine.generate.labels import check
 from engine.generate.one_shot import Found, label_log_probs, one_shot
 from tests.models.decoders.test_decoders import VOCABULARY
-from tests.models.decoders.test_truncated import FAMILIES, PROMPT, SEPARATOR, TOLERANCE, images
+from tests.models.decoders.test_truncated import (  # noqa: F401  a fixture among them
+    FAMILIES,
+    PROMPT,
+    SEPARATOR,
+    images,
+    wide_softmax,
+)
 from tests.models.decoders.test_truncated import make as plain
 
 ROOM, K = 6, 20
@@ -70,21 +76,21 @@ def assert_equal(got: list[Found], want: list[Found], near: float) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_shot_equals_labels_read_anew_at_each_token(family: str) -> None:
-    decoder, near = make(family), TOLERANCE.get(family, 1e-9)
+    decoder = make(family)
     reading = read(decoder, 3)
     found = one_shot(decoder, reading, separator_id=SEPARATOR, num_first=K, room=ROOM, rows=K)
     wanted = [slow_one_shot(decoder, images(3)[row : row + 1]) for row in range(3)]
     lengths = {len(label.ids) for labels in wanted for label in labels}
     assert len(lengths) > 1 and any(len(labels) < K for labels in wanted)  # some do not end
     for got, want in zip(found, wanted, strict=True):
-        assert_equal(got, want, near)
+        assert_equal(got, want, 1e-9)
         probs = [exp(label.log_p) for label in got]
         assert probs == pytest.approx([exp(label.log_p) for label in want], abs=1e-6)
     # their probabilities are those of the same labels given, whatever is read side by side
     for row, labels in enumerate(found):
         given = [(*label.ids, SEPARATOR) for label in labels]
         log_p = label_log_probs(decoder, reading, given, rows=4)[row]
-        assert log_p.tolist() == pytest.approx([label.log_p for label in labels], abs=near)
+        assert log_p.tolist() == pytest.approx([label.log_p for label in labels], abs=1e-9)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])

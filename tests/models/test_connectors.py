@@ -56,7 +56,7 @@ def test_positions_tell_row_and_column_and_nothing_else(height, width, prefix) -
     for lines in (rows[:, 0], columns[0]):  # by hand: sines, then cosines, of wavelengths 2π … 20π
         for place, found in enumerate(lines.tolist()):
             waves = [10 ** (-step / 4) for step in range(4)]
-            sines = [0.5 * f(place * wave) for f in (math.sin, math.cos) for wave in waves]
+            sines = [f(place * wave) for f in (math.sin, math.cos) for wave in waves]
             assert found[:8] == pytest.approx(sines, abs=1e-6)
     assert set(connector.state_dict()) == set(connector[:-1].state_dict())
 

@@ -5,7 +5,8 @@ The folder ``root`` holds
     <root>/train_anno.csv  valid_anno.csv    image,image_id,caption,caption_id
     <root>/train/…  valid/…                  the images
 
-Columns ``question``, ``answers``, ``question_type`` and ``labels`` are read where a file has them.
+Columns ``question``, ``answers``, ``question_type``, ``answer_type`` and ``labels`` are read where
+a file has them.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from engine.data.tables.places import annotation_file, image_folder
 from engine.data.tables.source import AnnotationSource
 
 Column = Literal[
-    "image", "image_id", "caption", "caption_id", "question", "answers", "labels", "question_type"
-]
+    "image", "image_id", "caption", "caption_id", "question", "answers", "labels", "question_type",
+    "answer_type",
+]  # fmt: skip
 
 
 class Config(Section):

@@ -81,8 +81,8 @@ class FolderSource:
 
     def column(self, name: str) -> np.ndarray:
         """int64 [rows], memory-mapped: ``label`` (-1: none), or codes of ``image_id`` and
-        ``caption_id``, each its own; or int32 ``length`` of the captions."""
-        if name == "length":
+        ``caption_id``, each its own; or int32 ``length`` or ``answer_length`` of the captions."""
+        if name in ("length", "answer_length"):
             return np.fromiter((len(caption) or 1 for caption in self.captions()), np.int32)
         return self.table.integers("label") if name == "label" else self.table.codes("image")
 

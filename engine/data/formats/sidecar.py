@@ -82,8 +82,8 @@ class SidecarSource:
 
     def column(self, name: str) -> np.ndarray:
         """int64 codes of ``image_id`` or ``caption_id``: each row has its own; memory-mapped. Or
-        int32 ``length`` of the texts, by a pass over all of them."""
-        if name == "length":
+        int32 ``length`` or ``answer_length`` of the texts, by a pass over all of them."""
+        if name in ("length", "answer_length"):
             return np.fromiter((len(caption) or 1 for caption in self.captions()), np.int32)
         return self.table.codes("image")
 

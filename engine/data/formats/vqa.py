@@ -3,7 +3,7 @@
     <root>/v2_OpenEnded_mscoco_train2014_questions.json   {"questions": [
                                          {"question_id", "image_id", "question"}, …]}
     <root>/v2_mscoco_train2014_annotations.json           {"annotations": [
-                                         {"question_id", "question_type",
+                                         {"question_id", "question_type", "answer_type",
                                           "answers": [{"answer"}, …]}, …]}
     <root>/train2014/COCO_train2014_000000000042.jpg
 
@@ -82,6 +82,7 @@ def _rows(inputs: list[Path], pattern: str) -> Iterator[Row]:
 class _Annotation(NamedTuple):
     answers: tuple[str, ...] = ()
     question_type: str | None = None
+    answer_type: str | None = None
 
 
 def _annotations(path: Path) -> dict[str, _Annotation | BadSample]:
@@ -96,9 +97,9 @@ def _annotations(path: Path) -> dict[str, _Annotation | BadSample]:
             continue
         try:
             given = tuple(shared.setdefault(answer, answer) for answer in _given(annotation))
-            kind = _kind(annotation)
+            kinds = (_kind(annotation, f"{of}_type") for of in ("question", "answer"))
             found: _Annotation | BadSample = _Annotation(
-                given, None if kind is None else shared.setdefault(kind, kind)
+                given, *(kind and shared.setdefault(kind, kind) for kind in kinds)
             )
         except BadSample as bad:
             found = bad
@@ -117,9 +118,9 @@ def _given(annotation: Any) -> tuple[str, ...]:
     return answers(required(annotation, "answers"))
 
 
-def _kind(told: Any) -> str | None:
-    kind = told.get("question_type")
-    return None if kind is None else string(kind, "the question_type")
+def _kind(told: Any, name: str) -> str | None:
+    kind = told.get(name)
+    return None if kind is None else string(kind, f"the {name}")
 
 
 def _row(value: Any, known: dict[str, _Annotation | BadSample] | None, pattern: str) -> Row:
@@ -141,7 +142,8 @@ def _row(value: Any, known: dict[str, _Annotation | BadSample] | None, pattern: 
         caption_id=own,
         question=question,
         answers=found.answers,
-        question_type=found.question_type or _kind(asked),
+        question_type=found.question_type or _kind(asked, "question_type"),
+        answer_type=found.answer_type or _kind(asked, "answer_type"),
     )
 
 

@@ -51,7 +51,8 @@ def sample_digest(record: Record, image: bytes) -> Digest:
         record.answers,
         record.labels,
         record.label,
-        *((record.question_type,) if record.question_type else ()),
+        *((record.question_type,) if record.question_type or record.answer_type else ()),
+        *((record.answer_type,) if record.answer_type else ()),
     )
     hashed = hashlib.blake2b(repr(told).encode(errors="surrogatepass"), digest_size=15)
     return Digest(1, int.from_bytes(hashed.digest(), "big"))

@@ -15,7 +15,7 @@ from engine.data.views.images import JoinedCaptions, OneCaption
 from engine.errors import UserError
 from engine.types import Source
 
-FORM = 1  # of what is written; raised when the same samples would be written otherwise
+FORM = 2  # of what is written; raised when the same samples would be written otherwise
 FOLDER = ".pack"  # in the packed folder: what it was packed from, and the CSV form's parts
 CAPTIONS = ("all", "joined", "first")
 FORMS = ("webdataset", "csv")

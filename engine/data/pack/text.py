@@ -12,14 +12,14 @@ from engine.types import Record, Turn
 
 COLUMNS = (
     "image", "image_id", "caption", "caption_id", "question", "answers", "labels", "question_type",
-    "source",
+    "answer_type", "source",
 )  # fmt: skip
 _LIST_MARK = "|"
 
 
 def same_but_caption(one: Record, other: Record) -> bool:
     """Whether two rows of one image can be one sample with two captions."""
-    texts = ("image_id", "label", "turns", "answers", "labels", "question_type")
+    texts = ("image_id", "label", "turns", "answers", "labels", "question_type", "answer_type")
     return all(getattr(one, name) == getattr(other, name) for name in texts)
 
 
@@ -40,8 +40,9 @@ def members(records: Sequence[Record]) -> tuple[str, str]:
         fields["conversations"] = [{"from": who, "value": text} for who, text in first.turns]
     if first.answers:
         fields |= {"question": _question(first.turns), "answers": first.answers}
-    if first.question_type:
-        fields["question_type"] = first.question_type
+    for kind in ("question_type", "answer_type"):
+        if getattr(first, kind):
+            fields[kind] = getattr(first, kind)
     if first.labels:
         fields["labels"] = first.labels
     if first.label is not None:
@@ -76,6 +77,7 @@ def csv_row(image: str, record: Record) -> tuple[str, ...]:
         _LIST_MARK.join(record.answers),
         _LIST_MARK.join(record.labels),
         record.question_type,
+        record.answer_type,
         record.key,
     )
 

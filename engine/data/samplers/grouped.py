@@ -5,6 +5,10 @@ mega-batches of 50 batches, and each of these is sorted by length and cut into i
 come in a random order. Here nothing of that is stored: the order is a computed permutation, and a
 batch is found by sorting its mega-batch alone.
 
+Where questions and answers are padded each for themselves, in an encoder and a decoder, batches
+must be alike in both: a mega-batch is cut in two again and again, each time by the length, of
+either part or of both, and at the place that leave the least to pad.
+
 Kinds are mixed evenly: of 64 batches in succession as many are of a kind as its share, in a random
 order. Where the rows of a kind fill no whole number of batches, its last two share what is left, as
 other samplers do it, and all such batches come last in the epoch, the smallest at its end.
@@ -29,7 +33,9 @@ _MIXED = -1  # stands for the kind of a batch of several
 class Kind:
     """The rows of one kind: ``rows[d]`` of dataset d, all of them where that is None.
 
-    ``lent`` of them, others in each epoch, are for a batch of mixed kinds, and in none of these.
+    ``lengths[d]`` are its rows' lengths, whatever their sign, and ``answers[d]`` what the answers
+    have of them, where those are padded apart. ``lent`` rows, others in each epoch, are for a batch
+    of mixed kinds, and in none of these.
     """
 
     def __init__(
@@ -39,8 +45,9 @@ class Kind:
         lengths: Sequence[np.ndarray],
         batch_size: int,
         lent: int = 0,
+        answers: Sequence[np.ndarray] | None = None,
     ) -> None:
-        self._number, self._rows, self._lengths = number, rows, lengths
+        self._number, self._rows, self._lengths, self._answers = number, rows, lengths, answers
         self._sizes = [
             len(length if own is None else own) for own, length in zip(rows, lengths, strict=True)
         ]
@@ -70,7 +77,7 @@ class Kind:
     def _group(
         self, seed: int, epoch: int, group: int, start: int, sizes: list[int]
     ) -> tuple[Indices, Indices]:
-        """A mega-batch's rows, the longest first, and where each of its batches begins in them.
+        """A mega-batch's rows, like beside like, and where each of its batches begins in them.
 
         What was asked for last is kept.
         """
@@ -78,20 +85,62 @@ class Kind:
         if self._laid is None or self._laid[0] != asked:
             order = Permutation(self.total, seed, 9, epoch, self._number)
             rows = split_pool(order(np.arange(start, start + length)), self._sizes)
-            long = np.empty(length, np.int64)
+            long, said = np.empty(length, np.int64), np.zeros(length, np.int64)
             for dataset in np.unique(rows[:, 0]).tolist():
                 here = rows[:, 0] == dataset
                 own = self._rows[dataset]
                 if own is not None:
                     rows[here, 1] = own[rows[here, 1]]
                 long[here] = np.abs(self._lengths[dataset][rows[here, 1]].astype(np.int64))
+                if self._answers is not None:
+                    said[here] = self._answers[dataset][rows[here, 1]]
             # The sizes are given; which part of the sorted rows a batch takes is random.
             order = Permutation(len(sizes), seed, 8, epoch, self._number, group)
             parts = np.argsort(order(np.arange(len(sizes))))
+            in_order = np.array(sizes)[parts]
+            begins = np.cumsum(in_order) - in_order
             starts = np.empty(len(sizes), np.int64)
-            starts[parts] = np.cumsum(np.array(sizes)[parts]) - np.array(sizes)[parts]
-            self._laid = asked, rows[np.argsort(-long, kind="stable")], starts
+            starts[parts] = begins
+            if self._answers is None:
+                sorted_rows = rows[np.argsort(-long, kind="stable")]
+            else:
+                sorted_rows = rows[_alike(np.maximum(long - said, 0), said, begins)]
+            self._laid = asked, sorted_rows, starts
         return self._laid[1:]
+
+
+def _alike(asked: Indices, said: Indices, begins: Indices) -> Indices:
+    """An order of rows in which the batches that begin at ``begins`` pad little in either part.
+
+    Each set of batches is cut in two where that pads least, sorted by either part or by both.
+    """
+    order = np.arange(len(asked))
+    ends = np.append(begins[1:], len(asked))
+    todo = [(0, len(begins))]
+    while todo:
+        first, last = todo.pop()
+        if last - first < 2:
+            continue
+        here = slice(int(begins[first]), int(ends[last - 1]))
+        parts = asked[order[here]], said[order[here]]
+        cuts = begins[first + 1 : last] - here.start
+        ways = [_cut(key, parts, cuts) for key in (*parts, parts[0] + parts[1])]
+        _, cut, by_key = min(ways, key=lambda way: way[0])
+        order[here] = order[here][by_key]
+        todo += [(first, first + 1 + cut), (first + 1 + cut, last)]
+    return order
+
+
+def _cut(key: Indices, parts: Sequence[Indices], cuts: Indices) -> tuple[int, int, Indices]:
+    """What is padded to at the best of ``cuts``, its number, and the order by falling ``key``."""
+    by_key = np.argsort(-key, kind="stable")
+    padded = np.zeros(len(cuts), np.int64)
+    for part in (own[by_key] for own in parts):
+        before = np.maximum.accumulate(part)[cuts - 1]
+        behind = np.maximum.accumulate(part[::-1])[::-1][cuts]
+        padded = padded + (before * cuts + behind * (len(part) - cuts)).astype(np.int64)
+    best = int(padded.argmin())
+    return int(padded[best]), best, by_key
 
 
 class Grouped:
@@ -107,9 +156,10 @@ class Grouped:
         seed: int,
         kinds: Sequence[Kind],
         lengths: Sequence[np.ndarray],
+        answers: Sequence[np.ndarray] | None = None,
     ) -> None:
         Spans(sum(sizes), batch_size)  # raises UserError for less than one batch
-        self._seed, self._kinds, self._lengths = seed, kinds, lengths
+        self._seed, self._kinds, self._lengths = seed, kinds, [*lengths, *(answers or ())]
         self._drawn: tuple[tuple[int, int], Indices, Indices] | None = None
         self._full = np.array([kind.full for kind in kinds])
         last = [(size, number, place) for number, kind in enumerate(kinds)

@@ -18,10 +18,12 @@ def build(
     names: Sequence[str] = (),
     *,
     lengths: Sequence[np.ndarray],
+    answers: Sequence[np.ndarray] | None = None,
 ) -> Grouped:
-    """A sampler over datasets of the given sizes; ``lengths[d]`` are those of dataset d's rows.
+    """A sampler over datasets of the given sizes; ``lengths[d]`` are those of dataset d's rows,
+    ``answers[d]`` of their answers where these are padded apart.
 
     Raises UserError for less than one batch.
     """
-    everything = Kind(0, [None] * len(sizes), lengths, batch_size)
-    return Grouped(sizes, batch_size, seed, [everything], lengths)
+    everything = Kind(0, [None] * len(sizes), lengths, batch_size, answers=answers)
+    return Grouped(sizes, batch_size, seed, [everything], lengths, answers)

@@ -22,9 +22,11 @@ def build(
     names: Sequence[str] = (),
     *,
     lengths: Sequence[np.ndarray],
+    answers: Sequence[np.ndarray] | None = None,
 ) -> Grouped:
     """A sampler over datasets of the given sizes; ``lengths[d]`` are those of dataset d's rows,
-    negative for those without an image.
+    negative for those without an image, ``answers[d]`` of their answers where these are padded
+    apart.
 
     Raises UserError for less than one batch.
     """
@@ -35,11 +37,11 @@ def build(
     ]
     lent = _lent(totals, batch_size)
     kinds = [
-        Kind(number, sides[number], lengths, batch_size, lent[number])
+        Kind(number, sides[number], lengths, batch_size, lent[number], answers)
         for number in range(2)
         if totals[number]
     ]
-    return Grouped(sizes, batch_size, seed, kinds, lengths)
+    return Grouped(sizes, batch_size, seed, kinds, lengths, answers)
 
 
 def _rows(lengths: np.ndarray, text_alone: bool) -> np.ndarray | None:

@@ -15,7 +15,7 @@ from engine.data.shapes import objects, questions_files
 from engine.data.shapes.drawing import draw
 from engine.data.shapes.questions import Question, ask
 from engine.data.shapes.scene import FAMILY_SIZE, Scene, held_out_families, training_scenes
-from engine.data.shapes.wording import PHRASINGS, caption, num_phrasings
+from engine.data.shapes.wording import PHRASINGS, caption, num_phrasings, one_word_changed
 
 OPTIONS_FILE = "shapes.json"
 
@@ -47,6 +47,7 @@ def write(folder: Path, options: Options) -> None:
         (folder / split).mkdir()
         rows: list[tuple[str, int, str, int]] = []
         asked: list[tuple[str, list[Question]]] = []
+        pairs: list[tuple[str, str, str, str]] = []
         shown: list[tuple[str, list[str]]] = []
         for i, (scene, phrasing) in enumerate(scenes(options)):
             name = f"{i:06d}.jpg"
@@ -60,12 +61,14 @@ def write(folder: Path, options: Options) -> None:
             if options.questions:
                 rng = np.random.default_rng([*_key(options, number), 1 + i, 1])
                 asked.append((name, ask(scene, options.style, rng)))
+                pairs.append((name, rows[-1][2], *one_word_changed(rows[-1][2], rng)))
         with (folder / f"{split}_anno.csv").open("w", newline="", encoding="utf8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("image", "image_id", "caption", "caption_id"))
             writer.writerows(rows)
         if asked:
             questions_files.write(folder, split, asked)
+            questions_files.write_pairs(folder / f"{split}_pairs.csv", pairs)
         if shown:
             objects.write(folder / f"{split}_labels.csv", shown)
     told = asdict(options)

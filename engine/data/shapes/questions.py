@@ -112,7 +112,7 @@ def _match(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
     told = caption(scene, style, int(rng.integers(num_phrasings(style))))
     answer = ("no", "yes")[rng.integers(2)]
     if answer == "no":
-        told = one_word_changed(told, rng)
+        told, _ = one_word_changed(told, rng)
     return MATCH.format(caption=told), answer
 
 

@@ -2,7 +2,8 @@
 
 For a split: ``train_questions.csv`` (columns as of a VQA table), ``train_questions.json`` and
 ``train_annotations.json`` (VQA v2), ``train_conversations.json`` (LLaVA: all questions about an
-image as one conversation); and ``train_matches.csv``, whether captions are true, apart from these.
+image as one conversation); apart from these ``train_matches.csv``, whether captions are true, and
+``train_pairs.csv`` (SugarCrepe's form: a true caption and one with a word changed).
 """
 
 from __future__ import annotations
@@ -55,6 +56,14 @@ def write(folder: Path, split: str, images: Sequence[Asked]) -> None:
         {"id": Path(name).stem, "image": name, "conversations": _conversation(questions)}
         for name, questions in images
     ])  # fmt: skip
+
+
+def write_pairs(path: Path, pairs: Sequence[tuple[str, str, str, str]]) -> None:
+    """An image's name, its caption, that with one word changed, the kind of that word."""
+    with path.open("w", newline="", encoding="utf8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("image", "caption", "negative_caption", "kind"))
+        writer.writerows(pairs)
 
 
 def _numbered(images: Sequence[Asked]) -> Iterator[tuple[int, int, str, Question]]:

@@ -83,12 +83,12 @@ def plural(shape: str) -> str:
     return PLURALS.get(shape, shape + "s")
 
 
-def one_word_changed(text: str, rng: np.random.Generator) -> str:
+def one_word_changed(text: str, rng: np.random.Generator) -> tuple[str, str]:
     """A caption that differs from ``text``, a caption of any style, in one word and is false of
-    what ``text`` is true of; every kind of word is as likely as another."""
+    what ``text`` is true of, and the kind of that word; every kind is as likely as another."""
     changes = one_word_changes(text)
-    chosen = changes[sorted(changes)[rng.integers(len(changes))]]
-    return chosen[rng.integers(len(chosen))]
+    kind = sorted(changes)[rng.integers(len(changes))]
+    return changes[kind][rng.integers(len(changes[kind]))], kind
 
 
 def one_word_changes(text: str) -> dict[str, list[str]]:

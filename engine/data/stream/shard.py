@@ -144,6 +144,7 @@ def _records(key: str, sample: dict[str, Any], form: TextForm) -> list[Record]:
             answers=text.answers,
             labels=text.labels,
             question_type=text.question_type,
+            answer_type=text.answer_type,
         )
         for number, text in enumerate(texts)
     ]

@@ -19,7 +19,7 @@ from engine.data.tables.table import Table, open_table
 from engine.errors import UserError
 from engine.types import BadSample, Turn
 
-FORM = 2  # of the cached file; raised when its content changes
+FORM = 3  # of the cached file; raised when its content changes
 _ROWS = 32_768  # written at once at most
 _TURN = pa.struct([("role", pa.string()), ("text", pa.string())])
 SCHEMA = pa.schema(
@@ -40,6 +40,7 @@ SCHEMA = pa.schema(
         ("more_images", pa.list_(pa.string())),
         ("num_images", pa.int32()),
         ("question_type", pa.string()),
+        ("answer_type", pa.string()),
     ]
 )
 
@@ -62,6 +63,7 @@ class Row:
     more_images: tuple[str, ...] = ()  # paths of the second and all further images
     num_images: int = 1  # to be used of those at ``place``
     question_type: str | None = None
+    answer_type: str | None = None
 
 
 def row_or_fault(where: str, make: Callable[..., Row], *arguments: Any) -> Row:
@@ -80,7 +82,8 @@ def row_or_fault(where: str, make: Callable[..., Row], *arguments: Any) -> Row:
 
 def _texts(row: Row) -> list[str]:
     alone = (
-        row.image, row.caption, row.image_id, row.caption_id, row.question, row.question_type
+        row.image, row.caption, row.image_id, row.caption_id, row.question, row.question_type,
+        row.answer_type,
     )  # fmt: skip
     texts = [text for text in alone if text is not None]
     texts += row.more_images
@@ -154,6 +157,7 @@ def _to_arrow(rows: list[Row], rows_before: int) -> pa.RecordBatch:
             row.more_images or None,
             row.num_images if row.num_images != 1 else None,
             row.question_type or None,
+            row.answer_type or None,
         )
         for column, value in zip(columns.values(), values, strict=True):
             column.append(value)

@@ -35,6 +35,7 @@ USUAL_NAMES = {
     "caption_id": ("caption_id",),
     "question": ("question",),
     "question_type": ("question_type",),
+    "answer_type": ("answer_type",),
     "answers": ("answers", "answer"),
     "labels": ("labels",),
     "label": ("label",),
@@ -197,8 +198,9 @@ def _row(
         row.caption = _caption(values["caption"], caption)
     if values.get("question") is not None:
         row.question = string(values["question"], "the question")
-    if values.get("question_type") is not None:
-        row.question_type = string(values["question_type"], "the question_type")
+    for column in ("question_type", "answer_type"):
+        if values.get(column) is not None:
+            setattr(row, column, string(values[column], f"the {column}"))
     if "conversations" in values:
         row.turns = conversation(values["conversations"])
     elif "instruction" in values and "outputs" in values:

@@ -29,6 +29,7 @@ USUAL_NAMES = {
     "answers": ("answers", "answer"),
     "labels": ("labels",),
     "question_type": ("question_type",),
+    "answer_type": ("answer_type",),
 }
 LISTS = ("answers", "labels")  # joined by '|'
 TEXTS = ("caption", "question", "labels")  # one of these there must be
@@ -45,8 +46,8 @@ def open_csv(
 ) -> Table:
     """The table of a CSV with a header, its columns separated by ``,`` tab ``;`` or ``|``.
 
-    Its columns: image, image_id, caption, caption_id, and question, answers, labels and
-    question_type where the file has them. ``names`` maps those to the file's own column names,
+    Its columns: image, image_id, caption, caption_id, and question, answers, labels, question_type
+    and answer_type where the file has them. ``names`` maps those to the file's own column names,
     where they are not among the ``usual`` ones. An absent image_id is the image's path, an absent
     caption_id the row's number, an absent caption is made of question and answer, else of the
     labels. Text that is not UTF-8 is None. Raises UserError for a file that is missing, empty or

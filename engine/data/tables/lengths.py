@@ -1,7 +1,8 @@
 """How long the texts of a table's rows are, counted once by Arrow's kernels: 4 bytes a row.
 
 The length of a row is the number of characters of its conversation, or else of its caption (which a
-question and its answer make): negative where the row has no image, so that it tells that too.
+question and its answer make): negative where the row has no image, so that it tells that too. That
+of its answer is its last turn's, or else the caption's less the question.
 A *pair* is what a human says with the answer that follows; rows without any count as one pair.
 """
 
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 from engine.data.permutation import Indices
 from engine.data.tables.table import Table
 
-_COLUMNS = ("caption", "turns", "image", "file")
+_COLUMNS = ("caption", "turns", "image", "file", "question")
 
 
 def of_rows(table: Table) -> np.ndarray:
@@ -28,6 +29,21 @@ def of_pairs(table: Table) -> np.ndarray:
     """int32 [pairs], memory-mapped: of each pair of each row, one after another."""
     total = int(pair_ends(table)[-1])
     return table.kept("pairs.length", np.int32, total, lambda: map(_pair_lengths, _batches(table)))
+
+
+def of_answers(table: Table) -> np.ndarray:
+    """int32 [rows], memory-mapped."""
+    return table.kept(
+        "answer.length", np.int32, len(table), lambda: map(_answer_lengths, _batches(table))
+    )
+
+
+def of_pair_answers(table: Table) -> np.ndarray:
+    """int32 [pairs], memory-mapped."""
+    total = int(pair_ends(table)[-1])
+    return table.kept(
+        "pairs.answer.length", np.int32, total, lambda: map(_pair_answer_lengths, _batches(table))
+    )
 
 
 def pair_ends(table: Table) -> np.ndarray:
@@ -66,6 +82,14 @@ class _Turns:
             self.totals = np.bincount(self.rows, self.lengths, batch.num_rows).astype(np.int64)
         self.pairs = np.bincount(self.rows[self.starts], minlength=batch.num_rows)  # of each row
 
+    def of_pairs(self, rows: Indices, signs: Indices, pairs: Indices) -> Indices:
+        """What holds of each pair: of a row without any, what holds of the row."""
+        counts = np.maximum(self.pairs, 1)
+        found = np.repeat(rows, counts)
+        own = np.repeat(self.pairs > 0, counts)
+        found[own] = np.repeat(signs, counts)[own] * pairs
+        return found
+
 
 def _row_lengths(batch: pa.RecordBatch) -> Indices:
     turns = _Turns(batch)
@@ -75,13 +99,25 @@ def _row_lengths(batch: pa.RecordBatch) -> Indices:
 
 def _pair_lengths(batch: pa.RecordBatch) -> Indices:
     turns, rows = _Turns(batch), _row_lengths(batch)
-    counts = np.maximum(turns.pairs, 1)
-    lengths = np.repeat(rows, counts)
-    own = np.repeat(turns.pairs > 0, counts)
-    lengths[own] = np.sign(lengths[own]) * (
-        turns.lengths[turns.starts] + turns.lengths[turns.starts + 1]
-    )
-    return lengths
+    both = turns.lengths[turns.starts] + turns.lengths[turns.starts + 1]
+    return turns.of_pairs(rows, np.sign(rows), both)
+
+
+def _answer_lengths(batch: pa.RecordBatch) -> Indices:
+    turns = _Turns(batch)
+    answers = pc.utf8_length(batch.column("caption")).fill_null(0).to_numpy().astype(np.int64)
+    if "question" in batch.schema.names:  # which stands before the answer, with a space
+        asked = pc.utf8_length(batch.column("question")).fill_null(-1).to_numpy()
+        answers = np.maximum(answers - asked - 1, 0)
+    last = np.flatnonzero(np.diff(turns.rows, append=-1))  # of each conversation
+    answers[turns.rows[last]] = turns.lengths[last]
+    return answers
+
+
+def _pair_answer_lengths(batch: pa.RecordBatch) -> Indices:
+    turns = _Turns(batch)
+    rows = _answer_lengths(batch)
+    return turns.of_pairs(rows, np.ones_like(rows), turns.lengths[turns.starts + 1])
 
 
 def _signed(lengths: Indices, batch: pa.RecordBatch) -> Indices:
@@ -93,6 +129,8 @@ def _signed(lengths: Indices, batch: pa.RecordBatch) -> Indices:
 
 COLUMNS: dict[str, Callable[[Table], np.ndarray]] = {
     "length": of_rows,
+    "answer_length": of_answers,
     "pair_ends": pair_ends,
     "pair_length": of_pairs,
+    "pair_answer_length": of_pair_answers,
 }

@@ -73,6 +73,7 @@ class AnnotationSource:
             tuple(label for label in row.get("labels") or () if label),
             images[1:],
             row.get("question_type") or "",
+            row.get("answer_type") or "",
         )
 
     def _images(self, row: dict[str, Any], number: str) -> tuple[Path | bytes, ...]:

@@ -11,7 +11,7 @@ from engine.config.schema import Section
 
 Column = Literal[
     "image", "image_id", "caption", "caption_id", "question", "answers", "labels", "label",
-    "conversations", "instruction", "inputs", "outputs", "question_type",
+    "conversations", "instruction", "inputs", "outputs", "question_type", "answer_type",
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from engine.data.tar.header import BLOCK
 from engine.data.tar.samples import Row, fault, read_samples
 from engine.data.tar.texts import TextForm
 
-FORM = 2  # of the Arrow file; raised when its content changes
+FORM = 3  # of the Arrow file; raised when its content changes
 _INTEGERS = ("offset", "size")
 SCHEMA = pa.schema(
     # Offsets of 64 bits: the texts of one shard may take more than 2 GiB.

@@ -35,6 +35,15 @@ def row_lengths(rows: TarIndex) -> Indices:
     return np.where(has_image, np.maximum(lengths, 1), -np.maximum(lengths, 1))
 
 
+def answer_lengths(rows: TarIndex) -> Indices:
+    """int32 [rows]: characters of the last turn, or of the caption."""
+    lengths = pc.utf8_length(rows.batch.column("caption")).to_numpy().astype(np.int32)
+    for row, turns in enumerate(conversations(rows)):
+        if turns:
+            lengths[row] = len(turns[-1][1])
+    return lengths
+
+
 def pair_counts(rows: TarIndex) -> Indices:
     """int64 [rows]: at least 1."""
     counts = (max(1, len(pairs_of(turns))) for turns in conversations(rows))
@@ -51,8 +60,22 @@ def pair_lengths(rows: TarIndex) -> Indices:
     return np.array(lengths, np.int32)
 
 
+def pair_answer_lengths(rows: TarIndex) -> Indices:
+    """int32 [pairs]."""
+    lengths: list[int] = []
+    for own, turns in zip(answer_lengths(rows).tolist(), conversations(rows), strict=True):
+        lengths += [len(turns[place + 1][1]) for place in pairs_of(turns)] or [own]
+    return np.array(lengths, np.int32)
+
+
+def _all_rows(count: Callable[[TarIndex], Indices]) -> Callable[[Iterator[TarIndex]], Indices]:
+    return lambda shards: np.concatenate(list(map(count, shards)))
+
+
 COLUMNS: dict[str, Callable[[Iterator[TarIndex]], Indices]] = {
-    "length": lambda shards: np.concatenate(list(map(row_lengths, shards))),
-    "pair_ends": lambda shards: np.cumsum(np.concatenate(list(map(pair_counts, shards)))),
-    "pair_length": lambda shards: np.concatenate(list(map(pair_lengths, shards))),
+    "length": _all_rows(row_lengths),
+    "answer_length": _all_rows(answer_lengths),
+    "pair_ends": lambda shards: np.cumsum(_all_rows(pair_counts)(shards)),
+    "pair_length": _all_rows(pair_lengths),
+    "pair_answer_length": _all_rows(pair_answer_lengths),
 }

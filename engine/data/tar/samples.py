@@ -23,7 +23,8 @@ MAX_IMAGE_BYTES = 256 << 20
 _MAX_TEXT_BYTES = 16 << 20
 _OUTSIDE = re.compile(OUTSIDE)
 _FAULTY = [Text("")]
-_KEPT = ("turns", "answers", "labels", "question_type")  # in ``more``, beside the label
+# in ``more``, beside the label
+_KEPT = ("turns", "answers", "labels", "question_type", "answer_type")
 _NO_CAPTION = ("", "\ufeff")  # how a text begins that is empty or has a byte order mark
 
 
@@ -186,6 +187,7 @@ class More(NamedTuple):
     answers: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     question_type: str = ""
+    answer_type: str = ""
 
 
 def parse_more(more: str) -> More:
@@ -195,4 +197,5 @@ def parse_more(more: str) -> More:
     kept = json.loads(more)
     turns = tuple((speaker, said) for speaker, said in kept.get("turns", ()))
     answers, labels = (tuple(kept.get(name, ())) for name in ("answers", "labels"))
-    return More(kept.get("label"), turns, answers, labels, kept.get("question_type", ""))
+    kinds = (kept.get(name, "") for name in ("question_type", "answer_type"))
+    return More(kept.get("label"), turns, answers, labels, *kinds)

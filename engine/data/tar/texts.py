@@ -2,8 +2,9 @@
 
 The JSON may hold, each where it applies: ``caption`` (or ``captions``, a list: a row for each),
 ``image_id``, ``caption_id`` (or ``caption_ids``), ``conversations`` as LLaVA has them, ``question``
-with ``answer`` or ``answers`` and ``question_type`` as VQA has them, ``labels``, and ``label``, the
-number of a class. Everything else is left alone, among it what img2dataset records of a download.
+with ``answer`` or ``answers``, ``question_type`` and ``answer_type`` as VQA has them, ``labels``,
+and ``label``, the number of a class. Everything else is left alone, among it what img2dataset
+records of a download.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Text(NamedTuple):
     labels: tuple[str, ...] = ()
     label: int | None = None
     question_type: str = ""
+    answer_type: str = ""
 
 
 def read_texts(text: bytes | None, fields: bytes | None, form: TextForm) -> list[Text]:
@@ -75,9 +77,8 @@ def read_texts(text: bytes | None, fields: bytes | None, form: TextForm) -> list
     label = told.get("label")
     if not isinstance(label, int) or isinstance(label, bool) or abs(label) >= 1 << 63:
         label = None
-    kind = told.get("question_type")
-    kind = "" if kind is None else string(kind, "the question_type")
-    shared = (turns, given, strings(labels, "labels"), label, kind)
+    asks, takes = _kind(told, "question_type"), _kind(told, "answer_type")
+    shared = (turns, given, strings(labels, "labels"), label, asks, takes)
     rows = [
         Text(_whole(caption), _id(told, "image_id"), caption_id, *shared)
         for caption, caption_id in zip(captions, ids, strict=True)
@@ -150,6 +151,10 @@ def _turns(told: dict[str, Any]) -> tuple[Turn, ...]:
     return ("human", string(told["question"], "the question")), ("gpt", own[0])
 
 
+def _kind(told: dict[str, Any], name: str) -> str:
+    return "" if told.get(name) is None else string(told[name], f"the {name}")
+
+
 def _id(told: dict[str, Any], name: str) -> str:
     return "" if told.get(name) is None else identity(told[name], name)
 
@@ -158,6 +163,7 @@ def _check_text(row: Text) -> None:
     """Raises BadSample for halves of surrogate pairs, which JSON can spell and no text can hold."""
     spoken = [said for _, said in row.turns]
     try:
-        "".join((*row[:3], *spoken, *row.answers, *row.labels, row.question_type)).encode()
+        kinds = row.question_type, row.answer_type
+        "".join((*row[:3], *spoken, *row.answers, *row.labels, *kinds)).encode()
     except UnicodeEncodeError:
         raise BadSample("not text", "its .json spells half a character") from None

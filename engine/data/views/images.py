@@ -88,9 +88,9 @@ class JoinedCaptions:
         )
 
     def column(self, name: str) -> np.ndarray:
-        """int64 codes of each image's first row; of ``length`` the sum, int32."""
-        if name == "length":
-            return self._lengths()
+        """int64 codes of each image's first row; of lengths the sum, int32."""
+        if name in ("length", "answer_length"):
+            return self._lengths(name)
         return np.asarray(self.source.column(name))[self.groups.firsts()]
 
     def captions(self) -> Iterator[str]:
@@ -100,8 +100,8 @@ class JoinedCaptions:
             for size in self.groups.sizes(start, min(start + BLOCK, len(self))).tolist():
                 yield self._joined(islice(captions, size))
 
-    def _lengths(self) -> np.ndarray:
-        lengths = np.asarray(self.source.column("length"))[self.groups.rows]
+    def _lengths(self, name: str) -> np.ndarray:
+        lengths = np.asarray(self.source.column(name))[self.groups.rows]
         firsts = np.cumsum(self.groups.sizes(0, len(self))) - self.groups.sizes(0, len(self))
         totals = np.add.reduceat(np.abs(lengths), firsts)
         return (np.sign(lengths[firsts]) * totals).astype(np.int32)

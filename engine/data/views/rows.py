@@ -30,6 +30,7 @@ class Draw(NamedTuple):
 
 
 Place = tuple[Source, int, Draw | None]
+_MEANT_ALIKE = ("label", "length", "answer_length")  # columns, in all parts
 
 
 class View:
@@ -153,8 +154,7 @@ class Concatenated(View):
         codes, used = [], 0
         for part in self.parts:
             own = np.asarray(part.column(name))
-            shared = name in ("label", "length")  # what means the same in all parts
-            codes.append(own if shared else np.where(own < 0, own, own + used))
+            codes.append(own if name in _MEANT_ALIKE else np.where(own < 0, own, own + used))
             used += int(own.max(initial=-1)) + 1
         return np.concatenate(codes)
 

@@ -61,9 +61,10 @@ class Flattened:
         return one_pair(self.source[row], pair)
 
     def column(self, name: str) -> np.ndarray:
-        """int64 codes of ``image_id`` or ``caption_id``, or int32 ``length``, of all pairs."""
-        if name == "length":
-            return self.source.column("pair_length")
+        """int64 codes of ``image_id`` or ``caption_id``, or int32 ``length`` or ``answer_length``,
+        of all pairs."""
+        if name in ("length", "answer_length"):
+            return self.source.column(f"pair_{name}")
         counts = np.diff(self._ends, prepend=0)
         codes = np.repeat(np.asarray(self.source.column(name), np.int64), counts)
         if name != "caption_id":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
 import transformers  # isort: skip
+from transformers.activations import NewGELUActivation  # isort: skip
 from engine.config.model import Decoder as Section
 from engine.errors import UserError
 from engine.losses.language_model import row_losses
@@ -119,9 +120,18 @@ def load(auto: Any, section: Section, configuration: Any) -> Any:
     """The model of ``configuration``, with the tag's weights if ``pretrained``. UserError."""
     with pretrained.building(section, key=KEY, what="decoder"):
         if not section.pretrained:
-            return auto.from_config(configuration)
+            return _fused(auto.from_config(configuration))
         options = {"config": configuration, "dtype": torch.float32}
-        return pretrained.cached_first(auto, section.tag, **options)
+        return _fused(pretrained.cached_first(auto, section.tag, **options))
+
+
+def _fused(model: nn.Module) -> nn.Module:
+    """The model with GELU's approximation by tanh as one kernel: transformers writes out eight."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU("tanh"))
+    return model
 
 
 def configuration_of(

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput  # isort: skip
 from engine.config.model import Decoder as Section
 from engine.losses.language_model import row_losses
 from engine.models.decoders import language_model as lm
-from engine.models.decoders import t5_family
+from engine.models.decoders import t5_answers, t5_family
 from engine.models.decoders.language_model import AnsweringDecoder
 from engine.models.decoders.splice import IMAGE_ID, splice
 
@@ -59,9 +59,13 @@ class T5Decoder(AnsweringDecoder):
         label_smoothing: float = 0.0,
     ) -> Tensor:
         """Σ −log p [R] of answers, padded with −100; ``rows_R`` are their rows of ``known``."""
-        return self._nll(
-            Encoded(known.states_BSD[rows_R], known.mask_BS[rows_R]), labels_RL, label_smoothing
-        )
+        if not t5_answers.fits(self.model):
+            known = Encoded(known.states_BSD[rows_R], known.mask_BS[rows_R])
+            return self._nll(known, labels_RL, label_smoothing)
+        said_RL = self._said(labels_RL)
+        hidden_RLD = t5_answers.decode(self.model, said_RL, *known, rows_R)
+        hidden_RLD = t5_family.scaled(self.model, hidden_RLD)
+        return row_losses(hidden_RLD, labels_RL, *self.head(), label_smoothing=label_smoothing)
 
     def nll(
         self,
@@ -77,11 +81,14 @@ class T5Decoder(AnsweringDecoder):
         return self._nll(known, labels, label_smoothing)
 
     def _nll(self, known: Encoded, labels_BL: Tensor, label_smoothing: float) -> Tensor:
-        start_B1 = torch.full_like(labels_BL[:, :1], self.start_id)
-        # behind an answer's end any token will do: nothing that counts looks at it
-        said_BL = torch.cat([start_B1, labels_BL[:, :-1].clamp_min(0)], dim=1)
+        said_BL = self._said(labels_BL)
         hidden_BLD = t5_family.decode(self.model, said_BL, None, known.states_BSD, known.mask_BS)
         return row_losses(hidden_BLD, labels_BL, *self.head(), label_smoothing=label_smoothing)
+
+    def _said(self, labels_BL: Tensor) -> Tensor:
+        """What the decoder reads: behind an answer's end any token will do, as none looks at it."""
+        start_B1 = torch.full_like(labels_BL[:, :1], self.start_id)
+        return torch.cat([start_B1, labels_BL[:, :-1].clamp_min(0)], dim=1)
 
     def generate(
         self,

@@ -65,6 +65,11 @@ def decode(
         encoder_attention_mask=memory_mask_BS,
         use_cache=False,
     ).last_hidden_state
+    return scaled(model, hidden_BTD)
+
+
+def scaled(model: Any, hidden_BTD: Tensor) -> Tensor:
+    """The decoder's states as the head takes them."""
     if _SCALED[model.config.model_type](model.config):
         hidden_BTD = hidden_BTD * model.config.d_model**-0.5
     return hidden_BTD

@@ -23,11 +23,18 @@ class Split:
     """Which rows make up each sub-batch: as equally many as can be.
 
     ``by_length`` puts rows of like text length together, the longest last, so that each sub-batch
-    is padded to its own longest text only.
+    is padded to its own longest text only. Behind them come ``idle`` ones, of the first row again,
+    which are to leave no trace: passes that other ranks wait for.
     """
 
     def __init__(
-        self, batch: Batch, parts: int, *, by_length: bool, device: torch.device | None = None
+        self,
+        batch: Batch,
+        parts: int,
+        *,
+        by_length: bool,
+        device: torch.device | None = None,
+        idle: int = 0,
     ) -> None:
         n = num_rows(batch)
         ends = [n * part // parts for part in range(parts + 1)]
@@ -41,6 +48,7 @@ class Split:
             if device is not None and device.type == "cuda":
                 both = both.pin_memory().to(device, non_blocking=True)
             self._order, self._inverse = both.unbind()
+        self.rows += [slice(0, 1)] * idle
 
     def batch_order(self, parts: Sequence[Tensor]) -> Tensor:
         """Rows of all sub-batches, put into the order that they have in the batch."""

@@ -9,9 +9,10 @@ ZeroVL, Cui et al. 2022, arXiv:2112.09331):
 3. sub-batch by sub-batch backward of Σ⟨z, g⟩: through the kept graph, else through a new one from a
    second forward pass that draws the same random numbers.
 
-Shared scalars (the temperature) get their gradient once, with the last backward, which is also the
-only one that averages gradients over ranks. Backwards go from the last sub-batch to the first,
-however many graphs are kept: rounding, and so a resumed run, does not hang on free memory.
+Shared scalars (the temperature) get their gradient with the last backward, and zeros before, so
+that each backward reaches the same parameters. The last is also the only one that averages
+gradients over ranks. Backwards go from the last sub-batch to the first, however many graphs are
+kept: rounding, and so a resumed run, does not hang on free memory.
 """
 
 from __future__ import annotations
@@ -104,15 +105,15 @@ class DecoupledAccumulation:
 
     def gradients(self, batch: Batch, split: Split, step: int) -> dict[str, Tensor]:
         """The algorithm."""
-        k = len(split.rows)
+        k, own = len(split.rows), len(split.slices)
         kept_from = max(0, k - self.keep.count)
         with reduction.hold(self.model):
             # 1. Features of all sub-batches, graphs of the last ones
-            done = [
-                self._forward(part, step, j, graph=j >= kept_from)
-                for j, part in enumerate(self.feed(batch, split.rows))
-            ]
-            whole = detached(done, split, known=kept_from < k)
+            done = []
+            for j, part in enumerate(self.feed(batch, split.rows)):
+                with statistics_held(self.norms if j >= own else []):
+                    done.append(self._forward(part, step, j, graph=j >= kept_from))
+            whole = detached(done[:own], split, known=kept_from < own)
             kept, done = done[kept_from:], []
 
             # 2. The whole batch's loss, and its gradients at the features
@@ -155,9 +156,13 @@ class DecoupledAccumulation:
             else:
                 with statistics_held(self.norms):
                     features = self._forward(next(again), step, j, graph=True)
-            ends = [(features.per_sample[name], pull[j]) for name, pull in pulls.items()]
-            if j == 0:
-                ends += [(features.shared[name], pull) for name, pull in once.items()]
+            found = {name: features.per_sample[name] for name in pulls}
+            if j < len(split.slices):
+                ends = [(z, pulls[name][j]) for name, z in found.items()]
+            else:
+                ends = [(z, torch.zeros_like(z)) for z in found.values()]
+            for name, pull in once.items():
+                ends.append((features.shared[name], pull if j == 0 else torch.zeros_like(pull)))
             outputs, gradients = zip(*(e for e in ends if e[0].requires_grad), strict=True)
             if j == 0:
                 self._others_wait = collectives.world() > 1
@@ -179,11 +184,16 @@ class DecoupledAccumulation:
                 return self.task.features(self.model, part)
 
     def _split(self, batch: Batch) -> Split:
-        """This rank's sub-batches: of uneven sizes if must be, but equally many on every rank."""
+        """This rank's sub-batches: of uneven sizes if must be, but equally many on every rank.
+
+        Where it has too few rows for that the rest are idle, if other ranks wait for each pass.
+        """
         n = num_rows(batch)
-        parts = max(1, min(-(-max(collectives.row_counts(n)) // self.rows), n))
+        wanted = -(-max(collectives.row_counts(n)) // self.rows)
+        parts = max(1, min(wanted, n))
         by_length = parts > 1 and not self.task.rows_interact
-        return Split(batch, parts, by_length=by_length, device=self.device)
+        idle = wanted - parts if self.lockstep else 0
+        return Split(batch, parts, by_length=by_length, device=self.device, idle=idle)
 
 
 def build(

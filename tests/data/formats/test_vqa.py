@@ -49,15 +49,22 @@ def test_rows(tmp_path):
 
 def test_question_types(tmp_path):
     kind = {"question_type": "what is", "answer_type": "other"}
-    other = {**_annotation(2, "yes"), "question_type": 5}
+    other = {**_annotation(2, "yes"), "answer_type": 5}
     _set(
         tmp_path,
-        [_question(1), _question(2), _question(3, question_type="own"), _question(4)],
+        [
+            _question(1),
+            _question(2),
+            _question(3, question_type="own", answer_type="mine"),
+            _question(4),
+        ],
         [{**_annotation(1, "a dog"), **kind}, other, _annotation(3, "b"), _annotation(4, "c")],
     )
     found = rows(opened("vqa", tmp_path, **_OPTIONS))
     assert found[1] == "malformed"
-    assert [found[n].question_type for n in (0, 2, 3)] == ["what is", "own", ""]
+    assert [(found[n].question_type, found[n].answer_type) for n in (0, 2, 3)] == [
+        ("what is", "other"), ("own", "mine"), ("", "")
+    ]  # fmt: skip
 
 
 def test_packed_files_and_coco_names(tmp_path):

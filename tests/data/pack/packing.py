@@ -80,6 +80,7 @@ def records(root, form, split="train", **options):
                 r.answers,
                 r.labels,
                 r.question_type,
+                r.answer_type,
             )
         )
     return found

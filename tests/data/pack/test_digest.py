@@ -39,9 +39,10 @@ def test_all_that_a_run_reads_counts():
         sample_digest(replace(RECORD, image_id="2", caption_id="1"), image_digest(b"pixels")),
         sample_digest(replace(RECORD, turns=()), image_digest(b"pixels")),
         sample_digest(replace(RECORD, question_type="what"), image_digest(b"pixels")),
+        sample_digest(replace(RECORD, answer_type="what"), image_digest(b"pixels")),
         sample_digest(replace(RECORD, answers=(), labels=("yes", "cat")), image_digest(b"pixels")),
     ]
-    assert len({first, *others}) == 7
+    assert len({first, *others}) == 8
 
 
 def test_names_and_spaces_around_a_caption_do_not():

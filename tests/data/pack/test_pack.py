@@ -103,11 +103,11 @@ def test_endings_are_those_of_the_bytes(tmp_path):
 
 def test_questions_answers_and_labels_stay(tmp_path):
     source = csv_folder(tmp_path / "a", number=3)
-    header = ("image", "image_id", "question", "answers", "labels", "question_type")
+    header = ("image", "image_id", "question", "answers", "labels", "question_type", "answer_type")
     rows = [
-        ("0.jpg", 0, "What?", "cat|cat|dog", "cat|animal", "what"),
-        ("0.jpg", 0, "How many?", "2", "", "how many"),
-        ("1.jpg", 1, "Why?", "", "dog", ""),
+        ("0.jpg", 0, "What?", "cat|cat|dog", "cat|animal", "what", "other"),
+        ("0.jpg", 0, "How many?", "2", "", "how many", ""),
+        ("1.jpg", 1, "Why?", "", "dog", "", "number"),
     ]
     write_rows(source / "train_anno.csv", rows, header)
     wanted = records(source, "csv")

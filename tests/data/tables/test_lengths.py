@@ -39,6 +39,7 @@ def test_as_a_loop_counts_them(tmp_path_factory, rows, batch):
         patch.setattr(annotations, "_ROWS", batch)
         table = table_of(tmp_path_factory.mktemp("t"), rows)
     of_rows, of_pairs, ends = [], [], []
+    answers, pair_answers = [], []
     for row in rows:
         sign = 1 if row.image else -1
         texts = [text for _, text in row.turns] or [row.caption]
@@ -46,10 +47,14 @@ def test_as_a_loop_counts_them(tmp_path_factory, rows, batch):
         places = pairs_of(row.turns)
         of_pairs += [sign * len(texts[p] + texts[p + 1]) for p in places] or [of_rows[-1]]
         ends.append(len(of_pairs))
+        answers.append(len(texts[-1]))
+        pair_answers += [len(texts[p + 1]) for p in places] or answers[-1:]
     assert lengths.of_rows(table).tolist() == of_rows
     assert lengths.pair_ends(table).tolist() == ends
     assert lengths.of_pairs(table).tolist() == of_pairs
-    for counted in (lengths.of_rows(table), lengths.of_pairs(table)):
+    assert lengths.of_answers(table).tolist() == answers
+    assert lengths.of_pair_answers(table).tolist() == pair_answers
+    for counted in (made(table) for name, made in lengths.COLUMNS.items() if name != "pair_ends"):
         assert isinstance(counted, np.memmap) and counted.dtype == np.int32
 
 
@@ -60,11 +65,13 @@ def test_of_views(tmp_path):
     length = source.column("length")
     assert length.tolist() == [1, 2, 3, 4, 5, -5]
     groups = group_rows(source, tmp_path)
-    assert JoinedCaptions(source, groups, " ").column("length").tolist() == [4, 6, 5, -5]
+    for name, alone in (("length", -5), ("answer_length", 5)):
+        joined = JoinedCaptions(source, groups, " ").column(name)
+        assert joined.tolist() == [4, 6, 5, alone]
+        both = Concatenated("both", [source, source]).column(name)
+        assert both.tolist() == [1, 2, 3, 4, 5, alone] * 2 and both.dtype == np.int32
     assert OneCaption(source, groups).column("length").tolist() == [1, 2, 5, -5]
     assert Repeated(source, 2).column("length").tolist() == length.tolist() * 2
-    both = Concatenated("both", [source, source]).column("length")
-    assert both.tolist() == length.tolist() * 2 and both.dtype == np.int32
     subset = Subset(source, 3, 0)
     assert subset.column("length").tolist() == [
         -5 if row.image is None else len(row.caption) for row in map(subset.__getitem__, range(3))
@@ -75,8 +82,11 @@ def test_of_questions_texts_beside_images_and_classes(tmp_path):
     csv = folder(tmp_path / "csv", "train/a.png")
     (csv / "train_anno.csv").write_text("image,question,answer\na.png,Why?,so|so|no\na.png,Is?,y\n")
     assert opened("csv", csv).column("length").tolist() == [7, 5]  # "Why? so"
+    assert opened("csv", csv).column("answer_length").tolist() == [2, 1]
     beside = folder(tmp_path / "beside", "train/a.png", "train/b.png")
     (beside / "train" / "a.txt").write_text("four")
-    assert opened("sidecar", beside).column("length").tolist() == [4, 1]
+    texts = opened("sidecar", beside)
+    assert texts.column("length").tolist() == texts.column("answer_length").tolist() == [4, 1]
     classes = folder(tmp_path / "classes", "train/cat/a.png", "train/horse/b.png")
-    assert opened("imagefolder", classes, valid="train").column("length").tolist() == [3, 5]
+    named = opened("imagefolder", classes, valid="train")
+    assert named.column("length").tolist() == named.column("answer_length").tolist() == [3, 5]

@@ -57,6 +57,8 @@ def test_nouns_of_captions_are_singular_and_left_out_as_whole_words() -> None:
     # 'top' within laptop is no word, and no noun is a digit
     assert found == ["dog", "child", "laptop", "bus"]
     assert "person" in labels_of(record(caption=told), Labels(source="nouns", leave_out=[]))
+    within = Labels(source="nouns", leave_out=["lap", "us", "child", "dogs"])
+    assert labels_of(record(caption=told), within) == ["dog", "person", "laptop", "front", "bus"]
     assert labels_of(record(caption="It runs very quickly ."), section) == []
 
 
@@ -166,7 +168,8 @@ def test_orders_and_prompts_are_drawn_by_the_sample_alone() -> None:
     labels = ["a", "b", "c"]
     orders = Counter(tuple(text.order(labels, seed)) for seed in range(600))
     assert set(orders) == set(permutations(labels)) and min(orders.values()) > 60
-    assert text.order(labels, 17) == text.order(labels, 17)
+    many = [str(number) for number in range(30)]
+    assert text.order(many, 17) == text.order(many, 17) != text.order(many, 18)
     assert text.order(labels, None) == labels
     prompts = Counter(text.train_prompt(seed) for seed in range(1000))
     assert set(prompts) == set(text.section.train_prompts) and min(prompts.values()) > 60

@@ -91,6 +91,8 @@ def test_columns_are_those_of_the_rows(root):
     assert lengths.dtype == np.int32
     assert lengths.tolist() == [11, 3, 3, -3, -3, 3, 10, -1, 11, 3, 10, 3]
     assert whole.column("length").tolist() == [17, -6, 5, 15, -1, 27]
+    assert source.column("answer_length").tolist() == [1] * 7 + [0] + [1] * 4
+    assert whole.column("answer_length").tolist() == [1, 1, 2, 1, 0, 1]  # of the last turn
 
 
 def test_options_of_rows_come_after(root):
@@ -110,8 +112,9 @@ def test_shards_are_flattened_alike(root):
     plain = opened(root)
     packed = opened(root, format="webdataset", root="packed")
     assert [r.turns for r in rows(packed)] == [r.turns for r in rows(plain)]
-    assert packed.column("length").tolist() == plain.column("length").tolist()
-    assert packed.source.column("length").tolist() == plain.source.column("length").tolist()
+    for name in ("length", "answer_length"):
+        for one, other in ((packed, plain), (packed.source, plain.source)):
+            assert one.column(name).tolist() == other.column(name).tolist()
     assert list(packed.captions()) == list(plain.captions())
     assert packed.blocks.tolist() == [5, 2]
 

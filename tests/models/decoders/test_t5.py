@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from engine.config.model import Decoder as Section
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
+from engine.models.decoders import t5_answers
 from engine.models.decoders.splice import IMAGE_ID, side_by_side, splice
 from engine.registry import find
 
@@ -149,19 +150,57 @@ def test_greedy_with_a_cache_equals_full_recomputing(layers: int) -> None:
     assert beams.shape == (len(ROWS), 5)
 
 
-def test_answers_weighed_after_one_encoding_equal_single_ones() -> None:
-    decoder = make()
+@pytest.mark.parametrize(
+    ("kind", "answers", "projected"),
+    [("t5", 6, []), ("t5", 60, [3, 3]), ("mt5", 60, [3, 3]), ("umt5", 6, [6, 6])],
+)
+def test_answers_weighed_after_one_encoding_equal_single_ones(kind, answers, projected) -> None:
+    """And gradients; of few answers no keys are made, of many those of each prompt, not answer."""
+    decoder = make(kind, feed_forward_proj="gated-gelu")
     image, ids, mask = make_prompts(["several", "none", "start"])
     known = decoder.condition(image, ids, mask)
-    rows = torch.tensor([2, 0, 1, 0, 2, 2])
-    labels = make_labels()
+    rows = torch.tensor([2, 0, 1, 0, 2, 2] * (answers // 6))
+    labels = make_labels(ANSWERS * (answers // 6))
+    made: list[int] = []
+    for block in decoder.model.decoder.block:
+        key = block.layer[1].EncDecAttention.k
+        key.register_forward_hook(lambda module, given, out: made.append(len(given[0])))
     got = decoder.nll_after(known, rows, labels)
+    assert made == projected
     owners = [image[:3], image[:0], image[3:]]
+    want = []
     for i, row in enumerate(rows.tolist()):
         text = ids[row : row + 1, : int(mask[row].sum())]
-        answer = torch.tensor([ANSWERS[i]])
-        alone = decoder.nll(owners[row], text, torch.ones_like(text), answer)
-        torch.testing.assert_close(got[i : i + 1], alone)
+        answer = torch.tensor([ANSWERS[i % 6]])
+        want.append(decoder.nll(owners[row], text, torch.ones_like(text), answer))
+    torch.testing.assert_close(got, torch.cat(want), rtol=1e-12, atol=1e-12)
+    asked = [image, *decoder.parameters()]
+    grads = (torch.autograd.grad(x.sum(), asked) for x in (got, torch.cat(want)))
+    for one, other in zip(*grads, strict=True):  # T5's norm is in fp32 whatever comes in
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+def test_weights_that_lie_elsewhere_are_left_to_transformers() -> None:
+    """Adapted ones are asked; those in parts on other ranks, and in training, go the plain way."""
+    decoder = make()
+    assert t5_answers.fits(decoder.model)
+    assert not t5_answers.fits(decoder.train().model)
+    decoder.eval().model.decoder.block[0].layer[1].EncDecAttention.v.weight.data = torch.empty(0)
+    assert not t5_answers.fits(decoder.model)
+
+
+def test_the_fused_activation_is_transformers_own() -> None:
+    decoder = make(feed_forward_proj="gated-gelu")
+    plain = type(decoder.model)(decoder.model.config).double().eval()
+    plain.load_state_dict(decoder.model.state_dict())
+    kinds = [
+        {type(m.act) for m in model.modules() if hasattr(m, "act")}
+        for model in (decoder.model, plain)
+    ]
+    assert kinds[0] == {torch.nn.GELU} and not kinds[0] & kinds[1]
+    ids = torch.tensor([[5, 6, 7, 1]])
+    got, want = (model(input_ids=ids, labels=ids).logits for model in (decoder.model, plain))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 def test_the_answer_is_not_seen_by_the_question() -> None:
