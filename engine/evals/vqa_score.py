@@ -62,10 +62,8 @@ class VQAScore:
     ) -> None:
         self.answers = [answer] if against is None else [answer, against]
         if sorted(each.count("{}") for each in (question, answer)) not in ([0, 1], [1, 1]):
-            raise UserError(
-                f"the question or the answer must have {{}} in it, once, for the text: "
-                f"{question!r}, {answer!r}"
-            )
+            told = f"{question!r}, {answer!r}"
+            raise UserError(f"the question or the answer must have {{}} in it, once: {told}")
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
         if isinstance(model, nn.Module):
             if task is None:
@@ -163,11 +161,9 @@ class VQAScore:
             asked = [self.question.replace("{}", texts[i]) for i in chosen]
             said = [[each.replace("{}", texts[i]) for each in self.answers] for i in chosen]
             place_B = torch.tensor([places[i] for i in chosen], device=tokens_MND.device)
-            tokens_BND = tokens_MND[place_B]
+            given = self.task, self.model, tokens_MND[place_B], asked, said
             with self.autocast():
-                found = log_likelihoods(
-                    self.task, self.model, tokens_BND, asked, said, template=self.template
-                )
+                found = log_likelihoods(*given, template=self.template)
             log_p_BA = found.log_p_R.view(len(chosen), -1)
             if len(self.answers) > 1:
                 parts.append(log_p_BA.softmax(1)[:, 0])
@@ -211,12 +207,8 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--model", type=Path, required=True, help="folder of a --task=vqa run")
     score_tables.add_arguments(parser)
-    parser.add_argument(
-        "--question", default=QUESTION, help="{} is the text (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--answer", default=ANSWER, help="{} here, too, is the text (default: %(default)s)"
-    )
+    parser.add_argument("--question", default=QUESTION, help="{} is the text (%(default)s)")
+    parser.add_argument("--answer", default=ANSWER, help="{} here, too (%(default)s)")
     parser.add_argument("--against", metavar="NO", help="score P(answer) among these two")
     parser.add_argument("--template", help="a prompt template; default: the model's own")
     parser.add_argument("--batch_size", type=int)

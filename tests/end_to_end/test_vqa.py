@@ -122,7 +122,7 @@ def talks(vqa, drawn_data, tmp_path):
         f"data.datasets={json.dumps(options)}", "data.train_name=[talks]", "data.valid_name=[]",
         "data.max_bad_fraction=0.2", "model.decoder.tokenizer.name=bytes",
         "data.prompt.template=vqa_plain", "model.decoder.max_length=120",
-        "data.train_type=length_grouped",
+        "data.train_type=shuffle",
     ]  # fmt: skip
 
 
