@@ -24,6 +24,7 @@ _WANTED = {
     "string_type": "text (quoted where it looks like a number)",
     "list_type": "a list, such as [a, b]",
     "tuple_type": "a list, such as [a, b]",
+    "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
     "dict_type": "keys and values below it",
     "model_type": "keys and values below it",

@@ -298,6 +298,22 @@ def test_any_free_option_survives_the_resolved_file(tmp_path_factory, param):
     assert load(path) == config
 
 
+WRONG_SOMEWHERE = """null true -1 0 1.5 9e99 .nan 99999999999999999999 x '' 1.0 -0.5 2026-01-31
+    [] [[]] [x] [1,2,3,4,5] [null] [{}] {}""".split()
+
+
+@pytest.mark.parametrize("key", dotted_keys())
+def test_each_key_refuses_each_kind_of_value_in_words(tmp_path, key):
+    path = tmp_path / "any.yaml"
+    path.write_text("loss: {name: NCE}\n")
+    for value in WRONG_SOMEWHERE:
+        try:
+            load(path, [f"{key}={value}"])
+        except UserError as error:
+            for line in str(error).splitlines():
+                assert line.startswith("command line: ") and "something else" not in line, line
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.sampled_from([*dotted_keys(), "model.x", "y"]), VALUES, max_size=4))
 def test_whatever_stands_anywhere_is_loaded_or_refused_in_words(tmp_path_factory, values):
