@@ -298,7 +298,10 @@ def test_any_free_option_survives_the_resolved_file(tmp_path_factory, param):
     assert load(path) == config
 
 
-WRONG_SOMEWHERE = ["null", "true", "-1", "0", "1.5", "9e99", ".nan", "99999999999999999999", "x", "''", "1.0", "-0.5", "2026-01-31", "[]", "[[]]", "[x]", "[1,2,3,4,5]", "[null]", "[{}]", "{}"]
+WRONG_SOMEWHERE = [
+    *["null", "true", "-1", "0", "1.5", "9e99", ".nan", "99999999999999999999", "1.0", "-0.5"],
+    *["x", "''", "2026-01-31", "[]", "[[]]", "[x]", "[1, 2, 3, 4, 5]", "[null]", "[{}]", "{}"],
+]
 
 
 @pytest.mark.parametrize("key", dotted_keys())
