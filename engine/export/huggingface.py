@@ -2,7 +2,8 @@
 
     image_encoder/            AutoModel, AutoImageProcessor: timm's models are TimmWrapperModel
     clip                      text_encoder/ (AutoModel, AutoTokenizer), projections.safetensors
-    caption, recognize, vqa   connector.safetensors, language_model/ (AutoModelForCausalLM or
+    caption, recognize, vqa   connector.safetensors, with model.connector.positions also
+                              positions.safetensors, language_model/ (AutoModelForCausalLM or
                               AutoModelForSeq2SeqLM, AutoTokenizer)
 
 No class of transformers is such a model as a whole, and the README's code puts the parts together;
@@ -160,20 +161,18 @@ def _language(trained: Trained, folder: Path) -> str:
         {name: tensor.contiguous() for name, tensor in model.connector.state_dict().items()},
         folder / "connector.safetensors",
     )
+    positions = parts.save_positions(model, trained.config, folder / "positions.safetensors")
     none = parts.save_language_model(decoder, folder / "language_model")
     task.tokenizer.save(folder / "language_model")
     encoder: Any = model.image_encoder
     kept = "" if model.keep_prefix else f"[:, {encoder.num_prefix_tokens} :]"
     of_t5 = isinstance(decoder, T5Decoder | T5CrossDecoder)
     auto = "AutoModelForSeq2SeqLM" if of_t5 else "AutoModelForCausalLM"
-    return (
-        code.START.substitute()
-        + code.IMAGE.substitute(
-            states=states, connector=code.expression(model.connector), kept=kept
-        )
-        + code.MODEL.substitute(auto=auto)
-        + _said(trained, decoder, none)
+    image = code.IMAGE.substitute(
+        states=states, connector=code.expression(model.connector), kept=kept, positions=positions
     )
+    program = code.START.substitute() + image + code.MODEL.substitute(auto=auto)
+    return program + _said(trained, decoder, none)
 
 
 def _prompt(config: Config, task: Any) -> str:

@@ -6,6 +6,8 @@ from string import Template
 
 from torch import nn
 
+from engine.models.connectors import Positions
+
 START = Template("""import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -58,7 +60,7 @@ IMAGE = Template("""
 states = $states
 connector = $connector
 connector.load_state_dict(load_file("connector.safetensors"))
-image = connector(states$kept)
+image = connector(states$kept)$positions
 """)
 
 MODEL = Template("""
@@ -149,9 +151,10 @@ print(tokenizer.decode(said, skip_special_tokens=True).strip())
 
 
 def expression(connector: nn.Module) -> str:
-    """A connector as an expression."""
+    """A connector as an expression; positions that it adds are no layer of it."""
     if isinstance(connector, nn.Sequential):
-        return f"torch.nn.Sequential({', '.join(map(expression, connector))})"
+        layers = [expression(layer) for layer in connector if not isinstance(layer, Positions)]
+        return f"torch.nn.Sequential({', '.join(layers)})"
     if isinstance(connector, nn.Linear):
         bias = "" if connector.bias is not None else ", bias=False"
         return f"torch.nn.Linear({connector.in_features}, {connector.out_features}{bias})"

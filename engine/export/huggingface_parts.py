@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
@@ -15,10 +16,12 @@ import transformers  # isort: skip
 from engine.config.schema import Config, ImageEncoder
 from engine.errors import UserError
 from engine.export.preprocessing import image_section
+from engine.models.connectors import Positions
 from engine.models.decoders.language_model import Decoder
 from engine.models.image.huggingface import HuggingfaceImageEncoder
 from engine.models.image.timm import TimmImageEncoder
 from engine.models.token_rows import TokenRows
+from engine.models.vision_language import VisionLanguage
 
 POOLED = "encoder(pixels).pooler_output"
 _IMAGE = "model.image_encoder"
@@ -162,6 +165,18 @@ def _tokens(encoder: Any, pixels: Tensor, layer: int) -> str:
         states += ', norm=False, output_fmt="NLC", return_prefix_tokens=True'
         return f"torch.cat({states}).hidden_states[{layer}][::-1], 1)"
     return f"{states}).hidden_states[{layer}]"
+
+
+def save_positions(model: VisionLanguage, config: Config, path: Path) -> str:
+    """Write what the connector adds to the tokens of an image; returns the code that adds it."""
+    layers = list(model.connector) if isinstance(model.connector, nn.Sequential) else []
+    for layer in layers:
+        if isinstance(layer, Positions):
+            with torch.no_grad():
+                tokens_1ND = model.image_tokens(torch.zeros(1, 3, *image_section(config)["size"]))
+            save_file({"positions": layer(torch.zeros_like(tokens_1ND))}, path)
+            return f' + load_file("{path.name}")["positions"]'
+    return ""
 
 
 # --- language models

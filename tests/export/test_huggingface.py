@@ -93,7 +93,7 @@ CONNECTED = {
     "llama": (CLIP_VISION, {"name": "linear_no_bias", "layer": -2}),
     "mpt": (VIT, {"name": "linear"}),
     "t5_cross": (VIT, {"name": "identity", "keep_cls": False}),
-    "t5": (VIT_HF, {"name": "linear_norm", "layer": -1}),
+    "t5": (VIT_HF, {"name": "linear_norm", "layer": -1, "positions": "sincos2d"}),
 }  # fmt: skip
 
 
