@@ -31,7 +31,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "clip": {"text_encoder": schema.TextEncoder(config=TEXT, pool="last", max_length=24),
              "projection": schema.Projection(dim=16)},
     "caption": {"decoder": schema.Decoder(name="causal", config=GPT2, max_length=30)},
-    "recognize": {"decoder": schema.Decoder(name="truncated", config=LLAMA, max_length=64)},
+    "recognize": {"decoder": schema.Decoder(name="truncated", config=LLAMA, max_length=64),
+                  "connector": schema.Connector(name="linear", keep_cls=False,
+                                                positions="sincos2d")},
 }  # fmt: skip
 
 
