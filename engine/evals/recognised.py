@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,8 @@ from engine.logs import curve_png
 from engine.logs.gallery import Example
 from engine.metrics import recognition as metrics
 from engine.types import BadSample, Source
+
+Vectors = Callable[[Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,38 +46,47 @@ def score(
     predictions: Sequence[Recognised], ks: Sequence[int], embed: Embed | None = None
 ) -> dict[str, float]:
     """Precision, recall and F1 at each k, in percent: word for word, by lemma where there is a
-    lemmatiser, and by meaning where there is an encoder (``embed``)."""
-    said = [[label.text for label in p.labels] for p in predictions]
+    lemmatiser, and by meaning where there is an encoder (``embed``). Beside them, F1 of naming
+    the k labels that these images have most often, whatever an image shows (``commonest_…``)."""
     own = [p.references for p in predictions]
-    kinds: dict[str, dict[int, metrics.Scores]] = {
-        "exact": {k: metrics.exact(said, own, k) for k in ks}
-    }
-    if (lemma := lemmatiser()) is not None:
-        kinds["lemma"] = {k: metrics.exact(said, own, k, lambda s: lemma(s.lower())) for k in ks}
-    if embed is not None:
-        said = [labels[: max(ks)] for labels in said]
-        likeness = _likeness(said, own, embed)
-        kinds["semantic"] = {k: metrics.semantic(likeness, k) for k in ks}
+    said = [[label.text for label in p.labels][: max(ks)] for p in predictions]
+    often = Counter(label for labels in own for label in labels).most_common(max(ks))
+    vectors = _vectors([*said, *own], embed) if embed else None
     names = {"P": "precision", "R": "recall", "F1": "f1"}
-    return {
+    found = {
         f"{kind}_{name}@{k}": 100 * getattr(scores, part)
-        for kind, by_k in kinds.items()
+        for kind, by_k in _scores(said, own, ks, vectors).items()
         for k, scores in by_k.items()
         for name, part in names.items()
     }
+    blind = _scores([[label for label, _ in often]] * len(own), own, ks, vectors)
+    for kind, by_k in blind.items():
+        found |= {f"commonest_{kind}_F1@{k}": 100 * scores.f1 for k, scores in by_k.items()}
+    return found
 
 
-def _likeness(
-    said: Sequence[Sequence[str]], own: Sequence[Sequence[str]], embed: Embed
-) -> list[np.ndarray]:
-    """Cosines [true, predicted] of each image's labels; every text is encoded once."""
-    texts = sorted({label for labels in (*said, *own) for label in labels})
+def _scores(
+    said: Sequence[Sequence[str]],
+    own: Sequence[Sequence[str]],
+    ks: Sequence[int],
+    vectors: Vectors | None,
+) -> dict[str, dict[int, metrics.Scores]]:
+    """Scores by the kind of agreement and k."""
+    kinds = {"exact": {k: metrics.exact(said, own, k) for k in ks}}
+    if (lemma := lemmatiser()) is not None:
+        kinds["lemma"] = {k: metrics.exact(said, own, k, lambda s: lemma(s.lower())) for k in ks}
+    if vectors is not None:  # cosines [true, predicted] of each image's labels
+        pairs = zip(own, said, strict=True)
+        likeness = [vectors(true) @ vectors(given).T for true, given in pairs]
+        kinds["semantic"] = {k: metrics.semantic(likeness, k) for k in ks}
+    return kinds
+
+
+def _vectors(label_lists: Sequence[Sequence[str]], embed: Embed) -> Vectors:
+    """Vectors [N, D] of any of these labels; every text is encoded once."""
+    texts = sorted({label for labels in label_lists for label in labels})
     vector_ND, at = embed(texts), {text: place for place, text in enumerate(texts)}
-
-    def vectors(labels: Sequence[str]) -> np.ndarray:
-        return vector_ND[[at[label] for label in labels]]
-
-    return [vectors(true) @ vectors(given).T for true, given in zip(own, said, strict=True)]
+    return lambda labels: vector_ND[[at[label] for label in labels]]
 
 
 def curve(name: str, predictions: Sequence[Recognised]) -> Image.Image | None:

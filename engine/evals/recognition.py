@@ -65,9 +65,10 @@ def evaluate(
     predictions = [replace(p, references=own[int(codes[p.row])]) for p in predictions]
     found = score(predictions, scoring.k, embed)
     if label_set:
-        is_true = [[label in p.references for label in label_set] for p in predictions]
         scores = np.asarray([log_p[p.row] for p in predictions])
-        found["mAP"] = 100 * metrics.mean_average_precision(scores, np.asarray(is_true))
+        is_true = np.asarray([[a in p.references for a in label_set] for p in predictions])
+        found["mAP"] = 100 * metrics.mean_average_precision(scores, is_true)
+        found["chance_mAP"] = 100 * metrics.mean_average_precision(np.zeros_like(scores), is_true)
     return Recognition(found, predictions, bad, curve(source.name, predictions))
 
 

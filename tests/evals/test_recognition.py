@@ -122,6 +122,8 @@ def test_map_is_by_the_probabilities_of_all_labels_of_the_set(alone, tmp_path) -
     fewer = evaluate(encoder(), Objects(bad=(2,)), Generate(**ONE_SHOT), scoring).metrics["mAP"]
     want = mean_average_precision(scores[:, :2], is_true[:, :2])
     assert fewer == pytest.approx(100 * want)
+    had = is_true.mean(axis=0)
+    assert alone[0]["chance_mAP"] == pytest.approx(100 * had[had > 0].mean())
 
 
 def test_labels_are_ranked_by_the_ranker_before_they_are_cut() -> None:
@@ -174,6 +176,16 @@ def test_scores_by_meaning_use_each_texts_vector_once() -> None:
     assert found["semantic_R@2"] == pytest.approx(100)
     assert found["semantic_P@2"] == pytest.approx(80)
     assert found["exact_R@2"] == 100 and found["exact_P@2"] == 50
+
+
+def test_the_commonest_labels_are_scored_beside() -> None:
+    own = [["dog", "cat"], ["dog"], ["owl", "dog", "cat"], ["hat"]]
+    found = score([recognised(["hat"], labels) for labels in own], [1, 2])
+    assert found["exact_F1@1"] == pytest.approx(100 / 4)
+    # dog: precision 1, recall 1/2, 1, 1/3, and nothing of the last; with cat: 1, 1/2, 1
+    assert found["commonest_exact_F1@1"] == pytest.approx(100 / 4 * (2 / 3 + 1 + 1 / 2))
+    assert found["commonest_exact_F1@2"] == pytest.approx(100 / 4 * (1 + 2 / 3 + 4 / 5))
+    assert found["commonest_lemma_F1@2"] == found["commonest_exact_F1@2"]
 
 
 def test_the_sentence_encoder_of_a_package_knows_what_is_alike() -> None:
