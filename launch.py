@@ -43,7 +43,7 @@ def work(arguments: Arguments) -> int:
 
 
 def report(message: str, code: int) -> int:
-    if first_to_report():
+    if first_to_report(code):
         print(message.rstrip(), file=sys.stderr, flush=True)
     return code
 

@@ -149,8 +149,9 @@ def test_a_users_mistake_is_printed_once_and_exits_2(flags):
     assert err == "data.batch_size is odd; mend it\n"
 
 
-def test_a_mistake_seen_by_one_rank_ends_the_others_without_their_noise():
-    code, _, err = launch("--task=reduce", "--mode=check", "--nproc_per_node=2")
+@pytest.mark.parametrize("task", ["reduce", "slow"])
+def test_a_mistake_seen_by_one_rank_ends_the_others_without_their_noise(task):
+    code, _, err = launch(f"--task={task}", "--mode=check", "--nproc_per_node=2")
     assert code == 2
     assert err.splitlines()[0] == "only rank 1 sees this"
     assert "Traceback" not in err

@@ -24,7 +24,7 @@ SAVE_SECONDS = 1800.0  # after a first signal: a large checkpoint on slow storag
 PEER_SECONDS = 20.0  # after a worker failed: the others wait for it in vain
 HURRY_SECONDS = 10.0  # after a second Ctrl-C
 _POLL_SECONDS = 0.1
-_REPORT = "ENGINE_REPORT_DIR"
+_REPORT, _REPORTED = "ENGINE_REPORT_DIR", "reported"
 _LIFELINE = "ENGINE_LIFELINE_FD"
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -34,17 +34,19 @@ def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
     return "LOCAL_RANK" in environment
 
 
-def first_to_report() -> bool:
-    """True for the first of a node's workers that asks: its message is the one to print.
+def first_to_report(code: int) -> bool:
+    """True for the first of a node's workers that asks: its message is the one to print, and its
+    exit ``code`` the one for all of them.
 
-    What goes wrong in one worker ends the others with errors of their own, and a mistake in the
-    configuration is met by all of them.
+    What goes wrong in one worker ends the others with errors of their own, which may well end
+    before it, and a mistake in the configuration is met by all of them.
     """
     folder = os.environ.get(_REPORT)
     if folder is None:
         return True
     try:
-        (Path(folder) / "reported").touch(exist_ok=False)
+        with (Path(folder) / _REPORTED).open("x", encoding="utf8") as file:
+            file.write(str(code))
     except OSError:
         return False
     return True
@@ -53,8 +55,8 @@ def first_to_report() -> bool:
 def run_workers(script: Path, argv: Sequence[str], arguments: Arguments) -> int:
     """Run ``script argv`` in this node's processes and return the exit code for all of them.
 
-    0 where every worker ended well, also after a signal; else that of the first that failed:
-    2 for a user's mistake, 130 after a second Ctrl-C, 128 + signal for a worker that had nothing
+    0 where every worker ended well, also after a signal; else that of the first that failed or
+    told what was wrong: 2 for a user's mistake, 130 after a second Ctrl-C, 128 + signal for a worker that had nothing
     to save when it was stopped, and 1.
     """
     with _meeting_port(arguments) as port, tempfile.TemporaryDirectory() as reports:
@@ -71,7 +73,7 @@ def run_workers(script: Path, argv: Sequence[str], arguments: Arguments) -> int:
                         command, env=environment, start_new_session=True, pass_fds=(alive,)
                     )
                 )
-            return _Watch(workers, arguments).wait()
+            return _Watch(workers, arguments, Path(reports)).wait()
         finally:
             _kill(workers)
             os.close(alive)
@@ -110,8 +112,10 @@ def _meeting_port(arguments: Arguments) -> Iterator[int]:
 class _Watch:
     """Waits for the workers, passing on signals, and settles what the exit code is."""
 
-    def __init__(self, workers: Sequence[subprocess.Popen[bytes]], arguments: Arguments) -> None:
-        self._workers = workers
+    def __init__(
+        self, workers: Sequence[subprocess.Popen[bytes]], arguments: Arguments, reports: Path
+    ) -> None:
+        self._workers, self._reports = workers, reports
         self._first_rank = arguments.node_rank * arguments.nproc_per_node
         self._code: int | None = None  # of the first worker that failed
         self._stopping = False
@@ -127,9 +131,7 @@ class _Watch:
                     _kill(running)
                 time.sleep(_POLL_SECONDS)
             self._settle()
-            if self._code == 1 and any(worker.returncode == 2 for worker in self._workers):
-                return 2  # never the consequence of another worker's end, so it is the cause
-            return self._code or 0
+            return self._told() if self._code == 1 else self._code or 0
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -167,6 +169,13 @@ class _Watch:
             hint = "; most often memory ran out" if name == "SIGKILL" else ""
             _say(f"the process of rank {rank} was killed by {name}{hint}")
         return code if code in (2, 130) else 1
+
+    def _told(self) -> int:
+        """The code of the worker whose message was printed; 1 where none had one."""
+        try:
+            return int((self._reports / _REPORTED).read_text(encoding="utf8"))
+        except (OSError, ValueError):
+            return 1
 
     def _end_within(self, seconds: float) -> None:
         self._deadline = min(self._deadline, time.monotonic() + seconds)

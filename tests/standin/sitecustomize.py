@@ -3,6 +3,7 @@
 ``--task`` chooses what a worker does.
 """
 
+import atexit
 import json
 import os
 import signal
@@ -59,6 +60,17 @@ def fault(arguments):
     time.sleep(60)
 
 
+def slow(arguments):
+    """Rank 1 says what is wrong, and takes so long to end that rank 0 fails in between."""
+    from engine.errors import UserError
+
+    if RANK == 1:
+        atexit.register(time.sleep, 20)
+        raise UserError("only rank 1 sees this")
+    time.sleep(2)
+    raise RuntimeError("the other process went away")
+
+
 def killed(arguments):
     if RANK == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -88,7 +100,7 @@ def train(arguments):
     return 0
 
 
-TASKS = {task.__name__: task for task in (show, reduce, mistake, fault, killed, train)}
+TASKS = {task.__name__: task for task in (show, reduce, mistake, fault, slow, killed, train)}
 module = types.ModuleType("engine.cli")
 module.main = lambda arguments: TASKS[arguments.task](arguments)
 sys.modules["engine.cli"] = module
