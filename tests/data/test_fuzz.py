@@ -199,7 +199,7 @@ def _fuzz(form, files, options, *, examples, until=None):
     counts = [0, 0]
 
     @settings(
-        max_examples=examples, deadline=None, database=None,
+        max_examples=examples, deadline=None, database=None, derandomize=until is None,
         suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink],
     )  # fmt: skip
     @given(files)
