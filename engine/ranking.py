@@ -23,8 +23,8 @@ import transformers  # isort: skip
 from engine.config import transforms as transform_schema
 from engine.data.bad_samples import summary
 from engine.data.batch_memory import stack_images
-from engine.data.loader import rank_slice
 from engine.data.reader import Limits
+from engine.data.share import rank_slice
 from engine.data.transforms import pipeline
 from engine.dist import collectives
 from engine.errors import FaultError, UserError

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -44,22 +43,6 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
     return int(text)
-
-
-def exit_code(work: Callable[[], int]) -> int:
-    """What ``work`` returns; 2 for a user's mistake and 1 for a fault, told in one message."""
-    try:
-        return work()
-    except UserError as error:
-        message, code = str(error), 2
-    except FaultError as error:
-        message, code = str(error), 1
-    except KeyboardInterrupt:
-        return 130
-    except Exception:
-        message, code = traceback.format_exc(), 1
-    print(message.rstrip(), file=sys.stderr, flush=True)
-    return code
 
 
 def default_jobs() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from engine.data.bad_samples import BadRecord, summary
 from engine.data.batch_memory import ImagePlaces
 from engine.data.permutation import Indices, hash64
 from engine.data.reader import Fetched, Limits, Reader, Transform
+from engine.data.share import Sampler, TrainRows, ValidRows, rank_slice
 from engine.data.workers import Workers
 from engine.errors import FaultError, UserError
 from engine.types import Batch, Sample, Source
@@ -28,21 +29,6 @@ Collate = Callable[[list[Sample]], Batch]
 
 _FETCHED = 8  # rows read at once, whose encoded images are in memory together
 _LARGE_BATCH = 512  # rows; of larger batches each worker prepares one ahead, not two
-
-
-class Sampler(Protocol):
-    """Global batches as a pure function of (epoch, step)."""
-
-    def steps(self, epoch: int) -> int: ...
-
-    def batch(self, epoch: int, step: int) -> Indices: ...
-
-
-def rank_slice(batch: Any, rank: int, world: int) -> Any:
-    """A rank's contiguous share of a global batch; the first n % world ranks get one row more."""
-    share, more = divmod(len(batch), world)
-    first = rank * share + min(rank, more)
-    return batch[first : first + share + (rank < more)]
 
 
 def default_workers(world: int) -> int:
@@ -57,9 +43,13 @@ class _Steps(Dataset):
     """Step number → (step, collated batch, bad records), or the error that ends the run."""
 
     def __init__(
-        self, reader: Reader, collate: Collate, rows_of: Callable[[int], tuple[int, Indices]]
+        self,
+        reader: Reader,
+        collate: Collate,
+        rows_of: Callable[[int], tuple[int, Indices]],
+        blank: Callable[[Batch], Batch] | None = None,
     ) -> None:
-        self.reader, self.collate, self.rows_of = reader, collate, rows_of
+        self.reader, self.collate, self.rows_of, self.blank = reader, collate, rows_of, blank
         self.workers = Workers()
 
     def __getitem__(self, step: int) -> Loaded | Exception:
@@ -87,8 +77,19 @@ class _Steps(Dataset):
             else:
                 bad.append(read)
         if not samples:
-            return step, {}, bad
+            return step, self._stand_in(step, epoch), bad
         return step, seeded(self.collate, samples, self.reader.seed or 0, epoch, step), bad
+
+    def _stand_in(self, step: int, epoch: int) -> Batch:
+        """A row of another rank of which nothing is learned, since all wait for each other's
+        passes; {} where no other has a sample, or ranks without one cannot take part."""
+        if self.blank is not None and isinstance(self.rows_of, TrainRows):
+            for dataset, row in self.rows_of.others(step).tolist():
+                read = self.reader.read(step, epoch, dataset, row)
+                if isinstance(read, Sample):
+                    place = self.reader.seed or 0, epoch, step
+                    return self.blank(seeded(self.collate, [read], *place))
+        return {}
 
     def _fetched(self, step: int, epoch: int, rows: Indices) -> Iterator[Fetched | BadRecord]:
         """The rows a few at a time: between two images to decode, code for reading is slow, being
@@ -150,18 +151,6 @@ def _stream(
             yield loaded
 
 
-class _TrainRows:
-    """Step of the run → (epoch, this rank's rows of it)."""
-
-    def __init__(self, sampler: Sampler, steps_per_epoch: int, rank: int, world: int) -> None:
-        self.sampler, self.steps_per_epoch = sampler, steps_per_epoch
-        self.rank, self.world = rank, world
-
-    def __call__(self, step: int) -> tuple[int, Indices]:
-        epoch, within = divmod(step, self.steps_per_epoch)
-        return epoch, rank_slice(self.sampler.batch(epoch, within), self.rank, self.world)
-
-
 def train_batches(
     sources: Sequence[Source],
     sampler: Sampler,
@@ -177,11 +166,14 @@ def train_batches(
     num_workers: int | None = None,
     pin: bool = False,
     limits: Limits = Limits(),  # noqa: B008  frozen
+    blank: Callable[[Batch], Batch] | None = None,
 ) -> Iterator[Loaded]:
     """(step, batch, bad records) of this rank for steps ``first_step`` … ``total_steps - 1``.
 
-    A bad sample is left out of its batch. Raises UserError for batches with fewer samples than
-    ranks, FaultError when none of a rank's samples of a step can be used or a worker dies.
+    A bad sample is left out of its batch. A rank that has none left takes part with another rank's
+    by ``blank``, which makes a batch of which nothing is learned. Raises UserError for batches with
+    fewer samples than ranks, FaultError when none of a step's samples can be used, without
+    ``blank`` none of a rank's, or a worker dies.
     """
     last = len(sampler.batch(0, steps_per_epoch - 1))  # no batch of an epoch is smaller
     if last < world:
@@ -190,8 +182,8 @@ def train_batches(
             f" take a batch of at least {2 * world}",
             key="data.batch_size",
         )
-    rows_of = _TrainRows(sampler, steps_per_epoch, rank, world)
-    steps = _Steps(Reader(sources, transform, seed, limits), collate, rows_of)
+    rows_of = TrainRows(sampler, steps_per_epoch, rank, world)
+    steps = _Steps(Reader(sources, transform, seed, limits), collate, rows_of, blank)
     num_workers = default_workers(world) if num_workers is None else num_workers
     prefetch = 2 if last // world <= _LARGE_BATCH else 1
     for step, batch, bad in _stream(
@@ -200,20 +192,9 @@ def train_batches(
         if not batch:
             raise FaultError(
                 f"step {step}: none of this process's {len(bad)} samples can be used: "
-                f"{summary(bad)}"
+                f"{summary(bad)}; mend them or take a larger data.batch_size"
             )
         yield step, batch, bad
-
-
-class _ValidRows:
-    """Batch number → (epoch 0, rows of it)."""
-
-    def __init__(self, rows: Indices, dataset: int, batch_size: int) -> None:
-        self.rows, self.dataset, self.batch_size = rows, dataset, batch_size
-
-    def __call__(self, number: int) -> tuple[int, Indices]:
-        rows = self.rows[number * self.batch_size : (number + 1) * self.batch_size]
-        return 0, np.stack((np.full_like(rows, self.dataset), rows), axis=1)
 
 
 def valid_batches(
@@ -237,7 +218,7 @@ def valid_batches(
     """
     mine = rank_slice(np.asarray(rows, np.int64), rank, world)
     size = -(-batch_size // world)
-    rows_of = _ValidRows(mine, dataset, size)
+    rows_of = ValidRows(mine, dataset, size)
     steps = _Steps(Reader({dataset: source}, transform, None, limits), collate, rows_of)
     num_workers = default_workers(world) if num_workers is None else num_workers
     yield from _stream(steps, range(-(-len(mine) // size)), num_workers, 2, pin)

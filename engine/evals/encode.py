@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from engine.config.transforms import Transforms
 from engine.data.bad_samples import BadRecord
-from engine.data.loader import Transform, rank_slice, valid_batches
+from engine.data.loader import Transform, valid_batches
 from engine.data.reader import Limits
+from engine.data.share import rank_slice
 from engine.data.transforms import pipeline
 from engine.dist import collectives
 from engine.types import Batch, Sample, Source

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.data.loader import rank_slice
+from engine.data.share import rank_slice
 from engine.dist import collectives
 from engine.errors import UserError
 from engine.registry import nearest

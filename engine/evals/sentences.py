@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
 import transformers  # isort: skip
-from engine.data.loader import rank_slice
+from engine.data.share import rank_slice
 from engine.dist import collectives
 from engine.errors import UserError
 from engine.models.pretrained import cached_first, only_errors

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.data.bad_samples import BadRecord, summary
-from engine.data.loader import rank_slice
+from engine.data.share import rank_slice
 from engine.dist import collectives
 from engine.errors import FaultError, UserError
 from engine.evals.encode import Encoder

@@ -118,6 +118,13 @@ class LanguageTask:
         mask_BT = _rectangle([[1] * len(row) for row in rows], 0, side)
         return _rectangle(rows, self.tokenizer.pad_id, side), mask_BT
 
+    def blank(self, batch: Batch) -> Batch:
+        """The batch with nothing to learn in it: it counts for no loss and has no gradient."""
+        blank: Batch = {**batch, "blank": True}
+        for name in batch.keys() & {"labels_BT", "labels_BL"}:
+            blank[name] = torch.full_like(batch[name], IGNORED)
+        return blank
+
     def features(self, model: Callable[..., Any], batch: Batch) -> Features:
         """Each row's loss and number of supervised tokens: a step holds no logits."""
         return Features(model(batch))

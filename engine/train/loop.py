@@ -123,6 +123,7 @@ class Training:
             transform,
             self.task.batch,
             steps_per_epoch=plan.steps_per_epoch,
+            blank=getattr(self.task, "blank", None),
             **options,
         )
 
@@ -131,7 +132,7 @@ class Training:
         ranks = collectives.all_gather_json(
             {
                 "loss": float(loss),  # waits for the device: nothing may be updated on a NaN
-                "rows": len(batch["index_B"]),
+                "rows": 0 if batch.get("blank") else len(batch["index_B"]),
                 "stop": self.stop.requested,
                 "bad": [record.to_json() for record in bad],
             }

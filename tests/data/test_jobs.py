@@ -47,20 +47,3 @@ def test_a_killed_process_is_a_fault_and_the_others_end():
     with pytest.raises(FaultError, match=r"one of the processes was killed.*lower --jobs, now 2"):
         _each(["endless", "killed"], 2)
     assert time.monotonic() - start < 60
-
-
-@pytest.mark.parametrize(
-    ("error", "code"), [(UserError("x"), 2), (FaultError("x"), 1), (KeyboardInterrupt(), 130)]
-)
-def test_exit_codes(error, code, capsys):
-    def fail():
-        raise error
-
-    assert jobs.exit_code(fail) == code
-    assert capsys.readouterr().err == ("" if code == 130 else "x\n")
-    assert jobs.exit_code(lambda: 0) == 0
-
-
-def test_a_fault_of_the_program_shows_where(capsys):
-    assert jobs.exit_code(lambda: 1 // 0) == 1
-    assert "ZeroDivisionError" in capsys.readouterr().err

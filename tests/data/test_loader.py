@@ -60,6 +60,26 @@ def test_batches_are_equal_for_any_number_of_workers(name):
         same(items[0], items[2])
 
 
+def blank(batch):
+    return batch | {"blank": True}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_rank_without_a_sample_takes_part_with_anothers(workers):
+    options = {"sizes": (9,), "batch_size": 3, "epochs": 1, "num_workers": workers}
+    step = [row for _, row in rows([batch for _, batch, _ in batches(**options)][1])]
+    bad = {0: {step[0]: "truncated", step[1]: "no caption"}}
+    options |= {"bad": bad, "world": 3, "blank": blank}
+    ranks = [list(batches(rank=rank, **options)) for rank in range(3)]
+    found = [(rows(one[1][1]), "blank" in one[1][1], len(one[1][2])) for one in ranks]
+    one = [(0, step[2])]
+    assert found == [(one, True, 1), (one, True, 1), (one, False, 0)]
+    assert not any("blank" in batch for one in ranks for _, batch, _ in (one[0], one[2]))
+    bad[0][step[2]] = "truncated"
+    with pytest.raises(FaultError, match="step 1: none of this process's 1 samples can be used"):
+        list(batches(rank=0, **options))
+
+
 @given(
     name=st.sampled_from(["shuffle", "sequential"]),
     before=st.integers(1, 4),

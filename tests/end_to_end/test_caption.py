@@ -91,12 +91,21 @@ def test_captions_without_tokens_are_left_out_and_named(caption, launch, drawn_d
     lines = table.read_text().splitlines()
     image, number, _, *rest = lines[3].split(",")
     lines[3] = ",".join([image, number, " ", *rest[-1:]])
-    table.write_text("\n".join(lines) + "\n")
+    table.write_text("\n".join(lines[:4]) + "\n")
     datasets = json.dumps({"own": {"format": "csv", "root": str(own)}})
-    names = ("data.train_name=[own]", "data.valid_name=[own]", "data.max_bad_fraction=0.1")
-    caption(f"data.datasets={datasets}", *names, "data.exp_name=own")
-    (line,) = (launch.output / "own" / "bad_samples.jsonl").read_text().splitlines()
-    assert json.loads(line)["cause"] == "no caption"
+    names = ("data.train_name=[own]", "data.valid_name=[own]", "data.max_bad_fraction=0.5")
+    few = ("data.batch_size=3", "epoch=2")
+    exact = ("dist.precision=fp64", "model.image_encoder.param.norm_layer=groupnorm1")
+    found = []
+    for name, world in (("own", 1), ("own_three", 3)):  # with three a process has that row alone
+        flags = (*names, *few, *exact, f"--nproc_per_node={world}", f"data.exp_name={name}")
+        caption(f"data.datasets={datasets}", *flags)
+        bad = lines_of(launch.output / name / "bad_samples.jsonl")
+        assert {line["cause"] for line in bad} == {"no caption"}
+        rows = [row for row in lines_of(launch.output / name / "metrics.jsonl") if "loss" in row]
+        found.append([(row["loss"], row["samples_seen"], row["bad_samples"]) for row in rows])
+    assert [row[1:] for row in found[0]] == [(2, 1), (4, 2)]
+    assert found[1] == [pytest.approx(row, abs=1e-9) for row in found[0]]
 
 
 def test_the_tower_of_a_clip_run_is_taken(caption, launch):

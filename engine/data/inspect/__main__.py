@@ -31,7 +31,7 @@ from engine.data.inspect.scan import scan
 from engine.data.inspect.sheet import COLUMNS, ROWS, write_sheet
 from engine.data.sources import open_source
 from engine.data.views.groups import group_rows
-from engine.errors import UserError
+from engine.errors import UserError, exit_code
 
 PAGE = "inspect.html"
 
@@ -151,4 +151,4 @@ def _sheets(output: Path, findings: Findings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(jobs.exit_code(lambda: main(sys.argv[1:])))
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

@@ -30,7 +30,7 @@ from engine.data.pack.plan import CAPTIONS, FORMS, Plan, held, make_plan, origin
 from engine.data.pack.shards import Shard, pack_shard
 from engine.data.pack.text import COLUMNS
 from engine.data.pack.writers import join_parts
-from engine.errors import UserError
+from engine.errors import UserError, exit_code
 
 SHARD_SIZE = 10_000  # images; img2dataset's default
 BAD_FILE = "bad_samples.jsonl"
@@ -159,4 +159,4 @@ def _say(message: str, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(jobs.exit_code(lambda: main(sys.argv[1:])))
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

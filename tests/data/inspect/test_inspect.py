@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from engine.data import jobs
 from engine.data.inspect import __main__ as inspect
 from engine.data.inspect.figures import mean, median, std
+from engine.errors import exit_code
 from tests.data.formats.folders import put
 
 ROWS = {"train": 40, "valid": 10}
@@ -31,7 +31,7 @@ def run(*argv, code=0):
     """What the command prints."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        found = jobs.exit_code(lambda: inspect.main([*map(str, argv), "--jobs=1"]))
+        found = exit_code(lambda: inspect.main([*map(str, argv), "--jobs=1"]))
     assert found == code, out.getvalue() + err.getvalue()
     return out.getvalue() + err.getvalue()
 

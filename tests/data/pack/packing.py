@@ -7,9 +7,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from PIL import Image
 
 from engine.config.schema import Data
-from engine.data import jobs
 from engine.data.pack import __main__ as pack
 from engine.data.sources import open_source
+from engine.errors import exit_code
 from engine.types import BadSample
 from tests.data.tar.tar_files import picture
 
@@ -43,7 +43,7 @@ def run(*argv, code=0):
     """What the packer prints, checked for its exit code."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        found = jobs.exit_code(lambda: pack.main([str(word) for word in argv] + ["--jobs=1"]))
+        found = exit_code(lambda: pack.main([str(word) for word in argv] + ["--jobs=1"]))
     assert found == code, out.getvalue() + err.getvalue()
     assert "Traceback" not in err.getvalue(), err.getvalue()
     return out.getvalue() + err.getvalue()
