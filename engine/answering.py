@@ -14,7 +14,7 @@ from engine.evals.question_files import KEY, Questions
 from engine.evals.vqa import answer
 from engine.logs.progress import Progress
 from engine.logs.report import write_gallery
-from engine.logs.samples import lines, results, write_whole
+from engine.logs.samples import lines, make_writable, results, write_whole
 from engine.setup import Setup
 
 BAD = "bad_samples.jsonl"
@@ -31,14 +31,24 @@ def generate(setup: Setup) -> None:
     if collectives.rank() == 0:
         _prepare(folder)
     encoder = setup.evaluate.encoder(module)
-    answers, bad = answer(encoder, source, np.arange(len(source)), section)
-    if not answers:
+    stop = setup.stop
+    answers, bad = answer(
+        encoder, source, np.arange(len(source)), section, stopped=lambda: stop.requested
+    )
+    stopped = collectives.any_true(stop.requested)
+    if not answers and not stopped:
         raise UserError(
             f"none of the {len(source)} questions of {source.path} can be asked: {summary(bad)}",
             key=KEY,
         )
     if collectives.rank() != 0:
         return
+    if stopped:
+        done = f"{len(answers)} of {len(source)} questions are answered"
+        setup.warn(f"{stop.name or 'stopped'}: {done}; the rest is left out")
+        if not answers:
+            return
+    (folder / BAD).unlink(missing_ok=True)
     if bad:
         BadSamples(folder / BAD, 1.0).add(bad, seen=len(source))
         setup.warn(f"{len(bad)} questions left out: {summary(bad)}")
@@ -55,11 +65,12 @@ def _questions(name: str | None, images: str | None) -> Questions:
 
 
 def _prepare(folder: Path) -> None:
-    """Make the folder that is written to, before hours of work are done for it. UserError."""
+    """Make the folder that is written to, before hours of work are done for it. UserError.
+
+    What an earlier call wrote there stays until there is something in its place.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / BAD).unlink(missing_ok=True)
-        write_whole(folder / "answers.jsonl", "")
+        make_writable(folder)
     except OSError as error:
         raise UserError(
             f"no answers can be written to {folder}: {error.strerror}", key="generate.output"

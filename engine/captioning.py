@@ -17,7 +17,7 @@ from engine.evals.input_images import Folder, open_folder
 from engine.evals.predictions import Prediction
 from engine.logs.progress import Progress
 from engine.logs.report import write_gallery
-from engine.logs.samples import lines, results, write_whole
+from engine.logs.samples import lines, make_writable, results, write_whole
 from engine.setup import Setup
 
 BAD = "bad_samples.jsonl"
@@ -55,6 +55,7 @@ def generate(setup: Setup) -> None:
         )
     if collectives.rank() != 0:
         return
+    (folder / BAD).unlink(missing_ok=True)
     if bad:
         BadSamples(folder / BAD, 1.0).add(bad, seen=len(source))
         setup.warn(f"{_number(bad, 'image')} left out: {summary(bad)}")
@@ -72,9 +73,7 @@ def _number(things: Sequence[Any], name: str) -> str:
 def _prepare(folder: Path) -> None:
     """Make the folder that is written to, before hours of work are done for it. UserError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / BAD).unlink(missing_ok=True)
-        write_whole(folder / "captions.jsonl", "")
+        make_writable(folder)
     except OSError as error:
         raise UserError(
             f"no captions can be written to {folder}: {error.strerror}", key="generate.output"

@@ -1,5 +1,9 @@
 """Errors that a user can mend, told apart from faults of the engine."""
 
+import sys
+import traceback
+from collections.abc import Callable
+
 
 class UserError(Exception):
     """A mistake that the user can mend: printed as one message without a traceback, exit code 2.
@@ -19,3 +23,19 @@ class FaultError(RuntimeError):
 
     Printed without a traceback, because the message holds all that is known.
     """
+
+
+def exit_code(work: Callable[[], int]) -> int:
+    """What ``work`` returns; 2 for a user's mistake and 1 for a fault, told in one message."""
+    try:
+        return work()
+    except UserError as error:
+        message, code = str(error), 2
+    except FaultError as error:
+        message, code = str(error), 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        message, code = traceback.format_exc(), 1
+    print(message.rstrip(), file=sys.stderr, flush=True)
+    return code

@@ -3,6 +3,9 @@
 labels.jsonl      a line an image: its labels, the best first, each with its probability
 labels.html       a page to look at
 attention/IMAGE/  with generate.attention: where each label looked, a picture each
+
+What an earlier call has written stays until there is something to put in its place. The first
+Ctrl-C ends with the images that have been labelled so far, a second one at once.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from engine.generate.attention import attention_maps
 from engine.logs import overlay
 from engine.logs.progress import Progress
 from engine.logs.report import write_gallery
-from engine.logs.samples import lines, write_whole
+from engine.logs.samples import lines, make_writable, write_whole
 from engine.setup import Setup
 
 _LABELS, _PAGE, _BAD = "labels.jsonl", "labels.html", "bad_samples.jsonl"
@@ -46,20 +49,30 @@ def generate(setup: Setup) -> None:
         for closed in source.closed:
             setup.warn(f"left out: {closed}")
     encoder = setup.evaluate.encoder(module)
-    found, _, bad = recognise(encoder, source, np.arange(len(source)), section, ranker)
-    if not found:
+    rows = np.arange(len(source))
+    found, _, bad = recognise(
+        encoder, source, rows, section, ranker, stopped=lambda: setup.stop.requested
+    )
+    stopped = collectives.any_true(setup.stop.requested)
+    if not found and not stopped:
         raise UserError(
             f"none of the {len(source)} images in {source.root} can be read: {summary(bad)}",
             key="generate.input",
         )
     if collectives.rank() != 0:
         return
+    if stopped:
+        done = f"{len(found)} of {len(source)} images are labelled"
+        setup.warn(f"{setup.stop.name or 'stopped'}: {done}; the rest is left out")
+        if not found:
+            return
+    (folder / _BAD).unlink(missing_ok=True)
     if bad:
         BadSamples(folder / _BAD, 1.0).add(bad, seen=len(source))
         setup.warn(f"{len(bad)} of {len(source)} images left out: {summary(bad)}")
     write(folder, source, found, setup.config.data.max_image_pixels)
     told = ""
-    if section.attention:
+    if section.attention and not stopped:
         pictures = write_attention(folder / "attention", encoder, source, found)
         told = f", {pictures} pictures: {folder / 'attention'}"
     number = f"labels of {len(found)} image{'s' if len(found) != 1 else ''}"
@@ -69,12 +82,11 @@ def generate(setup: Setup) -> None:
 def _prepare(folder: Path) -> None:
     """Make the folder that is written to, before hours of work are done for it. UserError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _BAD).unlink(missing_ok=True)
-        write_whole(folder / _LABELS, "")
+        make_writable(folder)
     except OSError as error:
         raise UserError(
-            f"no labels can be written to {folder}: {error.strerror}", key="generate.output"
+            f"no labels can be written to {folder}: {error.strerror}; name another folder",
+            key="generate.output",
         ) from error
 
 
@@ -113,6 +125,8 @@ def write_attention(
             seen = Image.fromarray(image_1CHW[0].permute(1, 2, 0).cpu().numpy())
             place = folder / one.image_id
             place.mkdir(parents=True, exist_ok=True)
+            for earlier in place.glob("[0-9][0-9]_*.png"):  # of other labels
+                earlier.unlink()
             for rank, (label, weight_hw) in enumerate(zip(one.labels, maps, strict=True), 1):
                 drawn = overlay.draw(
                     seen, weight_hw.cpu().numpy(), f"{label.text}  {label.prob:.3f}"

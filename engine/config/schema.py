@@ -70,7 +70,7 @@ class Ckpt(Section):
     dir: str = "./output"
     step_interval: PositiveInt = 2000  # a save every so many steps, and at each end of an epoch
     keep_last: PositiveInt = 2
-    best_metric: str | None = None  # an evaluation row's name, e.g. coco/RSUM; default: first RSUM
+    best_metric: str | None = None  # coco/RSUM, or RSUM of any; default: the task's usual figure
     auto_resume: bool = True
     resume: str | None = None  # a run's folder, or one of its checkpoints
 

@@ -12,10 +12,9 @@ without either is asked without an image.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ import numpy as np
 from engine.data.tables.fields import answers as given_answers
 from engine.data.tables.image_root import ImageRoot
 from engine.errors import UserError
-from engine.metrics.json_files import entries, identity, load, string, text
+from engine.metrics.csv_files import read_csv
+from engine.metrics.json_files import entries, identity, load, string
 from engine.types import BadSample, Record
 
 KEY = "generate.input"
@@ -49,8 +49,8 @@ class Questions:
             self.ids = [self._id(place, row) for place, row in enumerate(self.rows)]
         except UserError as error:
             raise UserError(str(error), key=KEY) from error
-        if len(set(self.ids)) < len(self.ids):
-            twice = next(own for place, own in enumerate(self.ids) if own in self.ids[:place])
+        twice, times = max(Counter(self.ids).items(), key=lambda each: each[1])
+        if times > 1:
             raise UserError(f"{path} has question_id {twice} more than once", key=KEY)
         wanted = any("image" not in row and "image_id" in row for row in self.rows)
         self._files = _by_id(self.root.folder) if wanted else {}
@@ -108,21 +108,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _csv(path: Path) -> list[dict[str, Any]]:
-    delimiter = "\t" if path.suffix == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(text(path), newline=""), delimiter=delimiter, strict=True)
-    columns = reader.fieldnames or []
+    columns, rows = read_csv(path)
     if "question" not in columns:
         raise UserError(f"{path} has no column question; its columns are: {', '.join(columns)}")
-    rows: list[dict[str, Any]] = []
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                many = "more" if None in row else "fewer"
-                raise UserError(f"{path}, line {reader.line_num}: {many} values than columns")
-            rows.append({**row, "answers": row["answers"].split("|")} if "answers" in row else row)
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
-    return rows
+    return [
+        {**row, "answers": row["answers"].split("|")} if "answers" in row else row
+        for _, row in rows
+    ]
 
 
 def _by_id(folder: Path) -> dict[str, list[Path]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,10 +79,11 @@ def recognise(
     section: Generate,
     ranker: Any = None,
     label_set: Sequence[str] = (),
+    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[list[Recognised], dict[int, list[float]], list[BadRecord]]:
     """Labels of the rows' images, on every rank alike; log p of each of ``label_set``, by row; and
-    what could not be read."""
-    found, log_p, bad = _generate(encoder, source, rows, section, label_set)
+    what could not be read. ``stopped`` is asked after each batch of a rank: no more follow."""
+    found, log_p, bad = _generate(encoder, source, rows, section, label_set, stopped)
     done = sorted(found)
     if section.rank == "clip" and done:
         texts = [[label.text for label in found[row]] for row in done]
@@ -102,6 +103,7 @@ def _generate(
     rows: np.ndarray,
     section: Generate,
     label_set: Sequence[str],
+    stopped: Callable[[], bool],
 ) -> tuple[dict[int, list[Label]], dict[int, list[float]], list[BadRecord]]:
     task: Any = encoder.task
     model: Any = encoder.model
@@ -134,6 +136,8 @@ def _generate(
                     ).tolist()
             plain = [[(a.text, a.prob, a.score, a.ids) for a in one] for one in labels]
             told += zip(here, plain, log_p, strict=True)
+            if stopped():
+                break
     gathered = collectives.all_gather_json([told, [one.to_json() for one in bad]])
     every = [entry for part, _ in gathered for entry in part]
     found = {row: [Label(t, p, s, tuple(i)) for t, p, s, i in labels] for row, labels, _ in every}

@@ -26,6 +26,7 @@ from engine.errors import UserError
 from engine.logs.histogram_png import draw
 from engine.logs.samples import lines, write_whole
 from engine.metrics import agreement
+from engine.metrics.csv_files import read_csv
 
 HUMAN = "human_score"
 _DIGITS = 6  # of a figure that are told
@@ -82,7 +83,7 @@ class Table:
     def figures(self, scores: Sequence[float], group_by: str | None = None) -> dict[str, Any]:
         """Agreement of the scores with people, or with what belongs together; None: undefined.
 
-        Rows with a bad image are left out, and counted.
+        Rows with a bad image or text are left out, and counted.
         """
         table_RP = self._table(scores)
         whole = np.isfinite(table_RP).all(1)
@@ -145,31 +146,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read(path: Path, group_by: str | None = None) -> Table:
     """The table of a CSV, or of a TSV by its ending. Raises UserError naming file and line."""
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    reader = csv.DictReader(
-        io.StringIO(content, newline=""),
-        delimiter="\t" if path.suffix == ".tsv" else ",",
-        strict=True,
-    )
-    columns = list(reader.fieldnames or [])
+    columns, numbered = read_csv(path)
     form = _form(path, columns)
     if group_by is not None and group_by not in columns:
         raise UserError(f"{path} has no column {group_by}; its columns are: {', '.join(columns)}")
-    rows = []
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                many = "more" if None in row else "fewer"
-                raise UserError(f"{path}, line {reader.line_num}: {many} values than columns")
-            _check_human(f"{path}, line {reader.line_num}", row.get(HUMAN, ""))
-            rows.append(row)
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+    for line, row in numbered:
+        _check_human(f"{path}, line {line}", row.get(HUMAN, ""))
+    rows = [row for _, row in numbered]
     if not rows:
         raise UserError(f"{path} has no rows")
     return Table(path, form, rows)
@@ -184,8 +167,7 @@ def _form(path: Path, columns: list[str]) -> str:
         for form in _FORMS.values()
     ]
     raise UserError(
-        f"{path} has the columns {', '.join(columns) or 'of no header'}; wanted are "
-        + ", or ".join(wanted)
+        f"{path} has the columns {', '.join(columns)}; wanted are " + ", or ".join(wanted)
     )
 
 
@@ -210,7 +192,7 @@ def write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "scores.jsonl", lines(rows))
-        (folder / "scores.csv").write_text(text.getvalue(), encoding="utf8", newline="")
+        write_whole(folder / "scores.csv", text.getvalue())
         write_whole(folder / "figures.json", json.dumps(figures, indent=1) + "\n")
         if any(map(math.isfinite, scores)):
             title = f"Scores of {table.path.name}"

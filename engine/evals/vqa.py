@@ -50,14 +50,21 @@ def evaluate(
 
 
 def answer(
-    encoder: Encoder, source: Source, rows: np.ndarray, section: Generate
+    encoder: Encoder,
+    source: Source,
+    rows: np.ndarray,
+    section: Generate,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[list[Answer], list[BadRecord]]:
     """An answer to the question of each row, on every rank alike, and what could not be read.
 
-    With ``generate.answers`` it is the likeliest of those, else it is generated.
+    With ``generate.answers`` it is the likeliest of those, else it is generated. ``stopped`` is
+    asked after each batch whether to leave out the rest.
     """
-    allowed = choices(section)
     task: Any = encoder.task
+    allowed = choices(section)
+    longest = max(allowed, key=lambda text: len(task.answer_ids(text)), default="")
     found: list[dict[str, Any]] = []
     bad: list[BadRecord] = []
     limits = replace(
@@ -83,8 +90,17 @@ def answer(
             if batch:
                 asked = batch.pop("asked")
                 with encoder.autocast():
-                    said = _answers(encoder, batch, section, allowed)
+                    said = _answers(encoder, batch, section, allowed, longest)
                 found += [a | s for a, s in zip(asked, said, strict=True)]
+            if stopped():
+                break
+    return _of_all_ranks(found, bad)
+
+
+def _of_all_ranks(
+    found: list[dict[str, Any]], bad: list[BadRecord]
+) -> tuple[list[Answer], list[BadRecord]]:
+    """Every rank's, in the order of rows."""
     gathered = collectives.all_gather_json([found, [b.to_json() for b in bad]])
     every = [
         Answer(**{**entry, "references": tuple(entry["references"])})
@@ -96,9 +112,9 @@ def answer(
 
 
 def _answers(
-    encoder: Encoder, batch: Batch, section: Generate, allowed: Sequence[str]
+    encoder: Encoder, batch: Batch, section: Generate, allowed: Sequence[str], longest: str
 ) -> list[dict[str, Any]]:
-    """``answer``, and ``probability`` where answers are given, of each row."""
+    """``answer``, and ``probability`` where answers are ``allowed``."""
     task: Any = encoder.task
     model: Any = encoder.model
     numbers = batch["index_B"].tolist()
@@ -109,8 +125,8 @@ def _answers(
     if not allowed:
         texts = generate_batch(task, model, moved, section)
         return [{"answer": several[0]} for several in texts]
-    longest = max(allowed, key=lambda text: len(task.answer_ids(text)))
-    if (taken := len(task.answer_ids(longest))) > (room := task.room(moved["input_ids_BT"])):
+    taken, room = len(task.answer_ids(longest)), task.room(moved["input_ids_BT"])
+    if taken > room:
         raise UserError(
             f"the answer {longest!r} takes {taken} tokens, and a prompt leaves it {room} of "
             f"{task.max_length}; raise model.decoder.max_length",

@@ -19,18 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.data.text.templates import template as find_template
-from engine.errors import UserError
+from engine.data.jobs import count
+from engine.errors import UserError, exit_code
 from engine.evals import score_tables
 from engine.evals.encode import evaluating
 from engine.evals.pictures import Picture, Pictures
+from engine.evals.vqa_score_texts import Asking
 from engine.generate.likelihood import log_likelihoods
 from engine.train.precision import Precision
-from engine.train.trained_run import open_run
+from engine.train.signals import StopRequest
+from engine.train.trained_run import find_device, open_run
 from engine.types import BadSample
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 ANSWER = "Yes"
+_MOST_TOLD = 20  # of what is left out
 
 
 class VQAScore:
@@ -60,10 +63,6 @@ class VQAScore:
         batch_size: int | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        self.answers = [answer] if against is None else [answer, against]
-        if sorted(each.count("{}") for each in (question, answer)) not in ([0, 1], [1, 1]):
-            told = f"{question!r}, {answer!r}"
-            raise UserError(f"the question or the answer must have {{}} in it, once: {told}")
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
         if isinstance(model, nn.Module):
             if task is None:
@@ -71,18 +70,15 @@ class VQAScore:
             found: nn.Module = model
         else:
             run = open_run(Path(model), "vqa", key="model", warn=_warn)
-            device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            precision = Precision.choose(run.config.dist, device)
+            place = find_device(device)
+            precision = Precision.choose(run.config.dist, place)
             self.autocast, task = precision.autocast, run.task
-            found = run.model.to(device, precision.weights).requires_grad_(False)
+            found = run.model.to(place, precision.weights).requires_grad_(False)
         self.model: Any = found
         self.task = task
         usual = 32 if next(found.parameters()).device.type == "cpu" else 64  # by what caches hold
-        self.question, self.batch_size = question, batch_size or usual
-        instruction = task.config.data.prompt.instruction
-        self.template = (
-            template and find_template(template, key="template", instruction=instruction)
-        ) or None
+        self.batch_size = batch_size or usual
+        self.asking = Asking(task, question, answer, against, template)
         self.pictures = Pictures(found, task.config)
 
     def __call__(
@@ -91,10 +87,12 @@ class VQAScore:
         """Scores [M, N] of each image with each text, in fp32 or wider, on the model's device.
 
         With ``grad`` the result has a graph, back to float images that ask for a gradient. Raises
-        BadSample for an image that cannot be read.
+        BadSample for an image that cannot be read and for a text that cannot be asked about.
         """
         if not len(images) or not texts:
             raise ValueError(f"{len(images)} images and {len(texts)} texts have no scores")
+        for error in self.asking.refused(texts).values():
+            raise error
         places = [place for place in range(len(images)) for _ in texts]
         with torch.set_grad_enabled(grad), evaluating(self.model):
             tokens_MND = self._tokens([self.pictures(image) for image in images])
@@ -108,19 +106,30 @@ class VQAScore:
         *,
         grad: bool = False,
         bad: Callable[[Picture, BadSample], None] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> Tensor:
         """Scores [P] of each image with the text in the same place.
 
         An image that returns is read and encoded once; a window of images is in memory at a time.
-        One that cannot be read is told to ``bad`` and scores NaN, or without it raises BadSample.
+        One that cannot be read, and a text that cannot be asked about, is told to ``bad`` and
+        scores NaN, or without it raises BadSample. ``stopped`` is asked between two windows whether
+        to leave out the rest, as NaN.
         """
+        refused = self.asking.refused(texts)
+        for text, error in refused.items():
+            if bad is None:
+                raise error
+            bad(text, error)
         keys = [str(image) if isinstance(image, str | Path) else id(image) for image in images]
         of_image: dict[Any, list[int]] = {}
-        for place, (key, _) in enumerate(zip(keys, texts, strict=True)):
-            of_image.setdefault(key, []).append(place)
+        for place, (key, text) in enumerate(zip(keys, texts, strict=True)):
+            if text not in refused:
+                of_image.setdefault(key, []).append(place)
         groups, parts, order = list(of_image.values()), [], []
         with torch.set_grad_enabled(grad), evaluating(self.model):
             for start in range(0, len(groups), self.batch_size):
+                if stopped():
+                    break
                 window = groups[start : start + self.batch_size]
                 read = [(group, self.pictures.read(images[group[0]], bad)) for group in window]
                 usable = [(group, image) for group, image in read if image is not None]
@@ -131,7 +140,7 @@ class VQAScore:
                     parts.append(self._score(tokens_MND, owner, [texts[row] for row in rows]))
                     order += rows
         if not parts:
-            return torch.full((len(texts),), torch.nan)
+            return torch.full((len(texts),), torch.nan, device=self.model.mean_C11.device)
         found = torch.cat(parts)
         blank = found.new_full((len(texts),), torch.nan)
         return blank.index_copy(0, torch.tensor(order, device=found.device), found)
@@ -154,36 +163,22 @@ class VQAScore:
     def _score(self, tokens_MND: Tensor, places: Sequence[int], texts: Sequence[str]) -> Tensor:
         """Scores [P] of texts with the images at ``places``; texts of like length share a batch."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        self._check(texts)
         parts = [torch.empty(0, device=tokens_MND.device)]
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            asked = [self.question.replace("{}", texts[i]) for i in chosen]
-            said = [[each.replace("{}", texts[i]) for each in self.answers] for i in chosen]
+            asked = [self.asking.asked(texts[i]) for i in chosen]
+            said = [self.asking.said(texts[i]) for i in chosen]
             place_B = torch.tensor([places[i] for i in chosen], device=tokens_MND.device)
             given = self.task, self.model, tokens_MND[place_B], asked, said
             with self.autocast():
-                found = log_likelihoods(*given, template=self.template)
+                found = log_likelihoods(*given, template=self.asking.template)
             log_p_BA = found.log_p_R.view(len(chosen), -1)
-            if len(self.answers) > 1:
+            if len(self.asking.answers) > 1:
                 parts.append(log_p_BA.softmax(1)[:, 0])
             else:
                 parts.append((log_p_BA[:, 0] / found.tokens_R).exp())
         back = torch.tensor(order, device=tokens_MND.device).argsort()
         return torch.cat(parts)[back]
-
-    def _check(self, texts: Sequence[str]) -> None:
-        """Raises BadSample where the longest text leaves no room for an answer."""
-        longest = max(texts, key=lambda text: len(text.encode(errors="replace")), default="")
-        asked = [self.question.replace("{}", longest)]
-        ids_1P = self.task.prompts(asked, template=self.template)[0]
-        said = [self.task.answer_ids(each.replace("{}", longest)) for each in self.answers]
-        if self.task.room(ids_1P) < max(map(len, said)):
-            raise BadSample(
-                "prompt too long",
-                f"{ids_1P.shape[1]} tokens, model.decoder.max_length {self.task.max_length}: "
-                f"{longest[:80]!r}",
-            )
 
     def _tokens(self, pixels: Sequence[Tensor]) -> Tensor:
         """Image tokens [M, N, D] of what ``pictures`` gave, each image encoded once."""
@@ -211,39 +206,43 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--answer", default=ANSWER, help="{} here, too (%(default)s)")
     parser.add_argument("--against", metavar="NO", help="score P(answer) among these two")
     parser.add_argument("--template", help="a prompt template; default: the model's own")
-    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--batch_size", type=count)
     parser.add_argument("--device", help="default: cuda if there is one")
     given = parser.parse_args(argv)
     table = score_tables.read(given.csv, given.group_by)
     score = VQAScore(
         given.model, question=given.question, answer=given.answer, against=given.against,
-        template=given.template, batch_size=max(0, given.batch_size or 0), device=given.device,
+        template=given.template, batch_size=given.batch_size, device=given.device,
     )  # fmt: skip
     root = given.images or given.csv.parent
     bad: dict[str, str] = {}
     pairs = table.pairs()
-    try:
+    with StopRequest() as stop:
         scores = score.pairs(
             [root / image for image, _ in pairs],
             [text for _, text in pairs],
-            bad=lambda image, error: bad.update({str(image): str(error)}),
+            bad=lambda thing, error: bad.update({str(thing): str(error)}),
+            stopped=lambda: stop.requested,
         ).tolist()
-    except BadSample as error:
-        raise UserError(f"{given.csv}: {error}") from error
-    for image, why in bad.items():
-        _warn(f"{image} is left out: {why}")
-    if all(map(math.isnan, scores)):
-        raise UserError(f"none of the images of {given.csv} can be read from {root}")
+    num_scored = sum(not math.isnan(score) for score in scores)
+    if num_scored:
+        for thing, why in list(bad.items())[:_MOST_TOLD]:
+            _warn(f"{thing[-200:]} is left out: {why}")
+        if (more := len(bad) - _MOST_TOLD) > 0:
+            _warn(f"and {more} more are left out")
+    if stop.requested:
+        _warn(f"{stop.name}: {num_scored} of {len(scores)} pairs are scored; the rest is left out")
+    elif not num_scored:
+        why = next(iter(bad.values()))
+        raise UserError(f"none of the pairs of {given.csv}, images in {root}, can be scored: {why}")
     figures = table.figures(scores, given.group_by)
     out = given.out or given.model / "vqa_score" / given.csv.stem
-    score_tables.write(out, table, scores, figures, f"score of “{given.answer}”")
+    name = "the text" if given.answer == "{}" else f"“{given.answer}”"
+    name += f" against “{given.against}”" if given.against else ""
+    score_tables.write(out, table, scores, figures, f"score of {name}")
     print(json.dumps(figures | {"out": str(out)}, indent=1))
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as mistake:
-        print(mistake, file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

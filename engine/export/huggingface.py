@@ -49,6 +49,9 @@ folder is read by `from_pretrained` of transformers; in this folder runs
 
 ```python
 {code}```
+
+Where its import fails for a torchvision that is built for another torch ("Could not import module
+'AutoImageProcessor'"), install torch's own torchvision, or import `engine.torchvision_ops` first.
 """
 
 
@@ -208,6 +211,6 @@ def _said(trained: Trained, decoder: Any, none: int | None) -> str:
         section = trained.config.generate
         told = code.LABELS.substitute(
             next=following, separator=task.separator_id, room=label_room(task, section),
-            num_labels=section.num_labels,
+            num_labels=section.num_labels, first_tokens=section.first_tokens or section.num_labels,
         )  # fmt: skip
     return code.PREFIX.substitute(given, positions=positions) + told

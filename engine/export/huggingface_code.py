@@ -103,7 +103,7 @@ NEXT = """"position_ids": given["position_ids"][:, -1:] + 1"""
 LABELS = Template("""
 first = out.logits[0, -1].log_softmax(-1)
 first[$separator] = -torch.inf  # the separator begins no label
-log_p, token = first.topk($num_labels)
+log_p, token = first.topk($first_tokens)
 cache, labels, ended = out.past_key_values, token[:, None], torch.zeros(len(token)).bool()
 cache.batch_repeat_interleave(len(token))  # what was read of image and prompt, for each label
 for _ in range($room - 1):
@@ -118,7 +118,7 @@ for ids, prob, whole in zip(labels.tolist(), log_p.exp().tolist(), ended.tolist(
     if whole:
         label = tokenizer.decode(ids[: ids.index($separator)], skip_special_tokens=True).strip()
         found[label] = found.get(label, 0.0) + prob
-for label, prob in sorted(found.items(), key=lambda one: -one[1]):
+for label, prob in sorted(found.items(), key=lambda one: -one[1])[:$num_labels]:
     print(f"{prob:.3f}  {label}")
 """)
 

@@ -167,7 +167,11 @@ def _recognize(trained: Trained, write: _Writer) -> dict[str, Any]:
             "prompt": trained.config.data.labels.prompt,
             "prompt_ids": task.prompt_ids().tolist(),
         },
-        "labels": {"room": label_room(task, section), "num_labels": section.num_labels},
+        "labels": {
+            "room": label_room(task, section),
+            "num_labels": section.num_labels,
+            "first_tokens": section.first_tokens,  # none: as many as labels are asked for
+        },
     }
 
 

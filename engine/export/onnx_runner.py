@@ -196,11 +196,12 @@ class OnnxRecognizer(OnnxFolder):
     ) -> list[list[Label]]:
         """Labels of one batch of normalised images.
 
-        ``first_tokens`` labels are begun (default: ``top_k``), ``rows`` of them at a time.
+        ``first_tokens`` labels are begun (default: the run's own, or ``top_k`` if that is more),
+        ``rows`` of them at a time.
         """
         text, told = self.text, self.manifest["labels"]
         top_k = told["num_labels"] if top_k is None else top_k
-        num_first = first_tokens or top_k
+        num_first = first_tokens or max(told.get("first_tokens") or 0, top_k)
         ids_BT = np.tile(np.array(text["prompt_ids"], np.int64), (len(image_BCHW), 1))
         position_BT = np.tile(np.arange(ids_BT.shape[1]), (len(ids_BT), 1))
         logits, reading = Reading.begin(

@@ -19,6 +19,9 @@ from engine.errors import UserError
 from engine.export.onnx_runner import OnnxCaptioner, OnnxClip, open_folder
 from engine.types import BadSample
 
+_OF_TASK = {"texts": "clip", "prompt": "caption", "max_new_tokens": "caption",
+            "top_k": "recognize"}  # fmt: skip
+
 Answer = Callable[[np.ndarray], list[dict[str, Any]]]
 
 
@@ -29,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = open_folder(
             given.folder, threads=given.threads, batch_size=given.batch_size, verify=given.verify
         )
+        _check(model, given)
         answer = _answer(model, given)
         bad = 0
         for start in range(0, len(given.images), given.batch_size):
@@ -37,6 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     return 1 if bad else 0
+
+
+def _check(model: Any, given: argparse.Namespace) -> None:
+    """Raises UserError for an option that says nothing to the folder's task."""
+    for option, task in _OF_TASK.items():
+        if getattr(given, option) is not None and model.task != task:
+            raise UserError(
+                f"--{option} is for {task}, and {given.folder} holds --task={model.task}; leave it "
+                "out"
+            )
 
 
 def _parser() -> argparse.ArgumentParser:

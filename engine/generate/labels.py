@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import exp
 from typing import Any, NamedTuple, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -54,13 +55,25 @@ def check(section: Generate, vocab_size: int) -> None:
             "best_of_n is for captions; labels are found by one_shot, greedy, beam or sample",
             key="generate.method",
         )
+    if section.max_new_tokens == 1:
+        raise UserError(
+            "max_new_tokens 1 leaves room for a label's separator alone; a label takes 2 or more",
+            key="generate.max_new_tokens",
+        )
     if section.method == "one_shot":
         num_first_tokens(section, vocab_size)
-    if section.method == "beam" and section.num_beams > vocab_size - 1:
+    begun = {"beam": "num_beams", "greedy": "num_labels"}.get(section.method)
+    if begun is not None and getattr(section, begun) > vocab_size - 1:
         raise UserError(
-            f"num_beams {section.num_beams} is more than the {vocab_size - 1} tokens that can "
+            f"{begun} {getattr(section, begun)} is more than the {vocab_size - 1} tokens that can "
             "begin a label",
-            key="generate.num_beams",
+            key=f"generate.{begun}",
+        )
+    if section.method == "sample" and section.num_samples < section.num_labels:
+        raise UserError(
+            f"num_samples {section.num_samples} draw fewer labels than num_labels "
+            f"{section.num_labels}; raise the one or lower the other",
+            key="generate.num_samples",
         )
 
 
@@ -138,7 +151,11 @@ def _labels(
 ) -> list[Label]:
     """Labels as texts; of equal ones the probabilities are summed, and the best score is kept."""
     known: dict[str, Label] = {}
-    for label in sorted(found, key=lambda one: -one.log_p) if rank != "none" else found:
+    found = sorted(found, key=lambda one: -one.log_p) if rank != "none" else found
+    likeness: Sequence[float] = ()
+    if rank == "sim" and found:
+        likeness = similarities(image_ND, [one.ids for one in found], table_VD).tolist()
+    for place, label in enumerate(found):
         text = task.tokenizer.decode(list(label.ids))
         if not text:  # of special tokens alone
             continue
@@ -146,7 +163,7 @@ def _labels(
         if rank == "ppl":
             score = exp(-label.log_p / (len(label.ids) + 1))
         elif rank == "sim":
-            score = similarity(image_ND, table_VD[list(label.ids)])
+            score = likeness[place]
         else:
             score = prob
         if text not in known:
@@ -161,11 +178,19 @@ def _labels(
     return list(known.values())
 
 
-def similarity(image_ND: Tensor, token_TD: Tensor) -> float:
-    """How near a label's tokens lie to the image's, in the decoder's space: 1 − the mean of half
-    the distances of all pairs, each of length 1 (equation A.5 of NXTP, where less is nearer)."""
-    cosine_NT = F.normalize(image_ND.float(), dim=-1) @ F.normalize(token_TD.float(), dim=-1).T
-    return float(1 - ((2 - 2 * cosine_NT).clamp_min(0).sqrt() / 2).mean())
+def similarities(image_ND: Tensor, labels: Sequence[tuple[int, ...]], table_VD: Tensor) -> Tensor:
+    """How near each label's tokens lie to the image's, in the decoder's space, [labels] in fp32:
+    1 − the mean of half the distances of all pairs, each of length 1 (equation A.5 of NXTP, where
+    less is nearer)."""
+    device = image_ND.device
+    lengths_K = torch.tensor([len(ids) for ids in labels], device=device)
+    ids_T = torch.tensor([token for ids in labels for token in ids], device=device)
+    number_T = torch.arange(len(labels), device=device).repeat_interleave(lengths_K)
+    unit_ND, unit_TD = (F.normalize(x.float(), dim=-1) for x in (image_ND, table_VD[ids_T]))
+    with torch.autocast(device.type, enabled=False):  # bf16 would make many of them equal
+        distance_NT = (2 - 2 * unit_ND @ unit_TD.T).clamp_min(0).sqrt() / 2
+    sum_K = distance_NT.new_zeros(len(labels)).index_add(0, number_T, distance_NT.mean(0))
+    return 1 - sum_K / lengths_K
 
 
 def ranked(labels: list[Label], rank: str) -> list[Label]:

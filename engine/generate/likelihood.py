@@ -16,6 +16,8 @@ from engine.models.decoders.language_model import AnsweringDecoder
 from engine.models.vision_language import VisionLanguage
 from engine.types import Batch
 
+_MOST_BYTES = 2**31  # of what is known of prompts, laid beside each of the targets read at once
+
 
 class AnsweringTask(Protocol):
     """What is asked of a task."""
@@ -57,7 +59,8 @@ def log_likelihoods(
         image_MND: ``model.image_tokens`` of the first prompt's images, then of the second's …
         prompts: questions, put into the task's template, or into ``template``.
         num_images: of each prompt; absent: one each.
-        rows: targets that the decoder reads at once, at most.
+        rows: targets that the decoder reads at once, at most; fewer where what is known of their
+            prompts would take more than 2 GiB.
     """
     device = image_MND.device
     ids_BP, mask_BP = (x.to(device) for x in task.prompts(prompts, num_images, template))
@@ -99,17 +102,15 @@ def _weigh(
     rows: int,
     device: torch.device,
 ) -> Likelihoods:
-    ids: dict[str, Tensor] = {}
-    said = [
-        (row, ids.setdefault(text, torch.tensor(task.answer_ids(text))))
-        for row, given in enumerate(targets)
-        for text in given
-    ]
+    different = dict.fromkeys(text for given in targets for text in given)
+    ids = {text: torch.tensor(task.answer_ids(text)) for text in different}
+    said = [(row, ids[text]) for row, given in enumerate(targets) for text in given]
     tokens = torch.tensor([len(answer) for _, answer in said])
     # of like length together: an answer is padded to the longest beside it
     order = tokens.argsort(stable=True)
+    fitting = max(1, _MOST_BYTES // max(1, known.row_bytes))
     found = []
-    for chosen in order.split(rows):
+    for chosen in order.split(min(rows, fitting)):
         labels_RL = pad_sequence(
             [said[i][1] for i in chosen], batch_first=True, padding_value=IGNORED
         )

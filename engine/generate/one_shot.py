@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.config.schema import Generate
 from engine.errors import UserError
+from engine.losses.language_model import token_losses
 from engine.models.decoders.truncated import Reading, TruncatedDecoder
 
 Choose = Callable[[Tensor], Tensor]
@@ -31,8 +32,15 @@ class Found:
 
 
 def num_first_tokens(section: Generate, vocab_size: int) -> int:
-    """Labels that ``one_shot`` begins. Raises UserError for more than there are tokens."""
+    """Labels that ``one_shot`` begins. Raises UserError for more than there are tokens, and for
+    fewer than the labels that are asked for: a first token gives one label at most."""
     number = section.first_tokens or section.num_labels
+    if number < section.num_labels:
+        raise UserError(
+            f"first_tokens {number} begin fewer labels than num_labels {section.num_labels}; raise "
+            "the one or lower the other",
+            key="generate.first_tokens",
+        )
     if number > vocab_size - 1:  # the separator begins none
         key = "first_tokens" if section.first_tokens else "num_labels"
         raise UserError(
@@ -169,6 +177,6 @@ def _some_log_probs(
         reading.fork(), ids_S.expand(shape), (number_S + 1).expand(shape),
         (start + place_S).expand(shape),
     )  # fmt: skip
-    told_S = torch.tensor(told, device=device)
-    more_BS = decoder.log_probs(hidden_BSD).gather(2, told_S.expand(shape)[..., None])[..., 0]
-    return log_p_BK.index_add(1, number_S, more_BS)
+    told_BS = torch.tensor(told, device=device).expand(shape)
+    loss_R, _ = token_losses(hidden_BSD, told_BS, *decoder.head())  # never holds [B, S, V]
+    return log_p_BK.index_add(1, number_S, -loss_R.view_as(told_BS))

@@ -36,7 +36,7 @@ def article(example: Example) -> str:
     given = "".join(
         f'<li dir="auto"{_mark(caption, own)}>'
         f"{escape(caption) or '<small>nothing</small>'}"
-        f"{'' if score is None else f' <small>{score:.2f}</small>'}</li>"
+        f"{'' if score is None else f' <small>{_figure(score)}</small>'}</li>"
         for caption, score in example.found
     )
     told = "".join(
@@ -93,9 +93,14 @@ def markdown(examples: Sequence[Example]) -> str:
     )
 
 
+def _figure(score: float) -> str:
+    """Two decimals, and one figure of what they would make nothing."""
+    return f"{score:.1g}" if 0 < abs(score) < 0.01 else f"{score:.2f}"
+
+
 def texts(example: Example) -> list[str]:
     """What was found, with its cosine where there is one."""
-    return [c if score is None else f"{c} ({score:.2f})" for c, score in example.found]
+    return [c if score is None else f"{c} ({_figure(score)})" for c, score in example.found]
 
 
 def _cell(said: Sequence[str]) -> str:

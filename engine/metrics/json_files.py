@@ -38,7 +38,7 @@ def text(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not JSON in UTF-8: {error}") from error
+        raise UserError(f"{path} is not text in UTF-8: {error}") from error
 
 
 def _parse(path: Path, content: str, place: str = "") -> Any:

@@ -7,8 +7,6 @@ no where its first sentence has "no" or "not" in it, and yes otherwise.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import sys
 from collections import Counter
@@ -16,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.errors import UserError
+from engine.errors import UserError, exit_code
 from engine.metrics import yes_no
-from engine.metrics.json_files import entries, identity, load, string, text
+from engine.metrics.csv_files import read_csv
+from engine.metrics.json_files import entries, identity, load, string
 
 _LABEL = "question_id, label (yes or no) and, where there are several, setting"
 _RESULT = "question_id, answer and, where ids return in several settings, setting"
@@ -72,10 +71,9 @@ def read(labels: Path, results: Path) -> tuple[list[bool], list[str | None], lis
 
 
 def _rows(path: Path, form: str) -> list[dict[str, Any]]:
-    if path.suffix != ".csv":
+    if path.suffix not in (".csv", ".tsv"):
         return entries(path, load(path), form)
-    reader = csv.DictReader(io.StringIO(text(path), newline=""))
-    return entries(path, list(reader), form)
+    return entries(path, [row for _, row in read_csv(path)[1]], form)
 
 
 def _key(path: Path, place: int, row: dict[str, Any], form: str) -> tuple[str, str]:
@@ -104,8 +102,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as mistake:
-        print(mistake, file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

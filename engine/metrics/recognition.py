@@ -63,8 +63,9 @@ def semantic(similarities: Sequence[np.ndarray], k: int) -> Scores:
 
 
 def _means(per_image: Sequence[tuple[float, float]]) -> Scores:
-    """Of (precision, recall) of each image; F1 of two that sum to nothing or less is 0."""
-    f1 = [2 * p * r / (p + r) if p + r > 0 else 0.0 for p, r in per_image]
+    """Of (precision, recall) of each image; F1 is 0 unless both are above it, as cosines need
+    not be: with signs that differ it would know no bound."""
+    f1 = [2 * p * r / (p + r) if min(p, r) > 0 else 0.0 for p, r in per_image]
     precision, recall = (float(np.mean([pair[i] for pair in per_image])) for i in (0, 1))
     return Scores(precision, recall, float(np.mean(f1)))
 
@@ -92,12 +93,18 @@ def mean_average_precision(score_NC: np.ndarray, is_true_NC: np.ndarray) -> floa
 def curve(
     predicted: Sequence[Sequence[tuple[str, float]]], true: Sequence[Collection[str]]
 ) -> Curve:
-    """Over all images' (label, probability) together, word for word; empty without predictions."""
-    told = [
-        (prob, label.lower() in {one.lower() for one in wanted})
-        for said, wanted in zip(predicted, true, strict=True)
-        for label, prob in said
-    ]
+    """Over all images' (label, probability) together, word for word; empty without predictions.
+
+    Of labels of an image that differ by their letters' size alone the first counts.
+    """
+    told, num_true = [], 0
+    for said, wanted in zip(predicted, true, strict=True):
+        right = {label.lower() for label in wanted}
+        num_true += len(right)
+        first: dict[str, float] = {}
+        for label, prob in said:
+            first.setdefault(label.lower(), prob)
+        told += [(prob, label in right) for label, prob in first.items()]
     if not told:
         return Curve(np.zeros(0), np.zeros(0))
     prob_N, right_N = np.asarray([p for p, _ in told]), np.asarray([r for _, r in told])
@@ -105,4 +112,4 @@ def curve(
     prob_N, hits_N = prob_N[order], np.cumsum(right_N[order])
     last = np.append(prob_N[1:] != prob_N[:-1], True)
     hits, counts = hits_N[last], np.flatnonzero(last) + 1
-    return Curve(hits / counts, hits / sum(len(set(wanted)) for wanted in true))
+    return Curve(hits / counts, hits / num_true)

@@ -84,7 +84,9 @@ class RecognizeTask(LanguageTask):
         """Raises BadSample where no label can be learned, or one holds the separator."""
         labels = label_text.labels_of(record, self.section)
         if not labels:
-            what = "no noun in its caption" if self.section.source == "nouns" else "it has none"
+            what = "it has none; data.labels.source: nouns takes those of captions"
+            if self.section.source == "nouns":
+                what = "no noun in its caption"
             raise BadSample("no label", what)
         shortest = min((self.text.ids(label) for label in labels), key=len)
         if self.longest_prompt + len(shortest) > self.max_length:

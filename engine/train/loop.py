@@ -27,6 +27,7 @@ from engine.data.transforms import pipeline
 from engine.dist import collectives
 from engine.errors import FaultError
 from engine.logs.run_log import RunLog
+from engine.train.best import best_metric, missing
 from engine.train.checkpoint import CheckpointStore
 from engine.train.plan import Plan, order_key
 from engine.train.signals import StopRequest
@@ -211,6 +212,8 @@ class Training:
         metrics = self.evaluate()
         if metrics:
             self.log.row({"step": self.state.step, **metrics})
+        if told := missing(metrics, self.config.ckpt.best_metric):
+            self.log.message(told)
         return metrics
 
     def save(self, metrics: Metrics) -> None:
@@ -225,14 +228,6 @@ class Training:
             config_text=self.config_text,
             metric=best_metric(metrics, self.config.ckpt.best_metric),
         )
-
-
-def best_metric(metrics: Metrics, name: str | None) -> float | None:
-    """The figure that decides which checkpoint is best: ``name``, else the first RSUM."""
-    figures = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-    if name is not None:
-        return figures.get(name)
-    return next((value for key, value in figures.items() if key.endswith("/RSUM")), None)
 
 
 class Clock:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from engine import registry
@@ -55,6 +56,18 @@ def open_run(path: Path, task_name: str, *, key: str, warn: Callable[[str], None
     names, form = config.transforms.valid_transforms, config.transforms
     transform = pipeline.build(names, form, "transforms.valid_transforms", config.data.decoder)
     return TrainedRun(config, task, model, transform)
+
+
+def find_device(name: str | torch.device | None) -> torch.device:
+    """The device of that name, by default a GPU if there is one. UserError where it is not here."""
+    try:
+        found = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"there is no device {str(name)!r} here; take cpu, or leave it out", key="device"
+        ) from error
+    return found
 
 
 def add_adapters(model: nn.Module, config: Config, task: Any = None) -> None:

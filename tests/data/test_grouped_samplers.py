@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import registry
-from engine.data.samplers import length_grouped, modality_grouped
+from engine.data.samplers import grouped, length_grouped, modality_grouped
+from engine.data.samplers.spans import split_pool
 from engine.data.share import rank_slice
 from engine.errors import UserError
 from tests.distributed import run
@@ -118,6 +119,18 @@ def test_padding_is_little_and_the_order_random(mix, name):
     assert abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.1
     first, second = (sampler.batch(epoch, 0).tolist() for epoch in (0, 1))
     assert first != second != make(name, mix, 32, seed=1).batch(1, 0).tolist()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_mega_batch_is_sorted_once_an_epoch(mix, name, monkeypatch):
+    """A kind's batches come in the order of their numbers, those of a mega-batch in succession."""
+    laid = []
+    monkeypatch.setattr(
+        grouped, "split_pool", lambda *args: laid.append(len(args[0])) or split_pool(*args)
+    )
+    sampler = make(name, mix, 32)
+    epoch_of(sampler)
+    assert sum(laid) == 40_000 and 25 <= len(laid) <= 26 + 2 * len(sampler._kinds)
 
 
 @pytest.mark.parametrize("name", MODULES)

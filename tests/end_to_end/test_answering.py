@@ -2,12 +2,15 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from engine.evals import vqa as vqa_answers
 from engine.evals import vqa_score
 from engine.metrics import vqa
 from tests.end_to_end.conftest import ROOT, Launcher
@@ -128,6 +131,51 @@ def test_mistakes_of_asking(ask, flags, message):
     assert len((done.stdout + done.stderr).strip().splitlines()) == 1
 
 
+def test_ctrl_c_keeps_what_is_answered_and_scored(trained, ask, tmp_path, monkeypatch, capsys):
+    images, run = trained[0].data / "asked" / "images", trained[0].output / "asked"
+    path = tmp_path / "questions.csv"
+    path.write_text("image,question\n" + "".join(f"{i}.png,What?\n" for i in range(6)), "utf8")
+    flags = (f"input={path}", f"generate.images={images}", "generate.batch_size=2")
+    said = vqa_answers.generate_batch
+
+    once = iter([True])
+
+    def interrupted(*given):
+        if next(once, False):  # a second one ends the process
+            os.kill(os.getpid(), signal.SIGINT)
+        return said(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vqa_answers, "generate_batch", interrupted)
+        done = ask(*flags)
+    assert (
+        "SIGINT: 2 of 6 questions are answered; the rest is left out" in done.stderr + done.stdout
+    )
+    answers = tmp_path / "out" / "answers.jsonl"
+    assert len(answers.read_text(encoding="utf8").splitlines()) == 2
+    # one that fails leaves an earlier one's answers as they are
+    path.write_text("image,question\nno.png,What?\n", "utf8")
+    assert "none of the 1 questions" in ask(*flags, code=2).stderr
+    assert len(answers.read_text(encoding="utf8").splitlines()) == 2
+
+    path.write_text("image,text\n" + "".join(f"{i}.png,a dog\n" for i in range(6)), "utf8")
+    tokens = vqa_score.VQAScore._tokens
+
+    once = iter([True])
+
+    def stopping(self, pixels):
+        if next(once, False):
+            os.kill(os.getpid(), signal.SIGINT)
+        return tokens(self, pixels)
+
+    monkeypatch.setattr(vqa_score.VQAScore, "_tokens", stopping)
+    command = [f"--model={run}", f"--csv={path}", f"--images={images}", f"--out={tmp_path / 's'}"]
+    assert vqa_score.main([*command, "--device=cpu", "--batch_size=2"]) == 0
+    assert "SIGINT: 2 of 6 pairs are scored; the rest is left out" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "s" / "scores.jsonl").open(encoding="utf8")]
+    assert [row["vqa_score"] is None for row in rows] == [False] * 2 + [True] * 4
+
+
 def test_scores_of_a_csv(trained, tmp_path, capsys):
     launcher, _ = trained
     shutil.copytree(launcher.data / "asked" / "images", tmp_path / "images")
@@ -175,7 +223,10 @@ def test_mistakes_of_scoring(trained, tmp_path):
     launcher, _ = trained
     path = tmp_path / "pairs.csv"
     path.write_text("image,text\nno.png,x\n", encoding="utf8")
-    with pytest.raises(vqa_score.UserError, match="none of the images"):
+    with pytest.raises(vqa_score.UserError, match=r"none of the pairs of .*missing"):
         vqa_score.main([f"--model={launcher.output / 'asked'}", f"--csv={path}", "--device=cpu"])
+    for device in ("meta_", "cuda:99"):
+        with pytest.raises(vqa_score.UserError, match=f"there is no device '{device}' here; take"):
+            vqa_score.VQAScore(launcher.output / "asked", device=device)
     with pytest.raises(vqa_score.UserError, match="is not the folder of a run"):
         vqa_score.main([f"--model={tmp_path}", f"--csv={path}"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from engine.generate import labels as label_search
 from tests.end_to_end.conftest import ROOT, mistake
 
 DATA = {
@@ -67,7 +70,9 @@ def test_two_processes_compute_what_one_does(recognize, launch) -> None:
     assert max(abs(one - two) for one, two in pairs) <= 1e-9
 
 
-def test_labels_of_a_folder_and_where_they_looked(recognize, launch, drawn_data, tmp_path) -> None:
+def test_labels_of_a_folder_and_where_they_looked(
+    recognize, launch, drawn_data, tmp_path, monkeypatch
+) -> None:
     recognize("epoch=2")
     root = tmp_path / "images"
     (root / "more").mkdir(parents=True)
@@ -89,6 +94,30 @@ def test_labels_of_a_folder_and_where_they_looked(recognize, launch, drawn_data,
         with Image.open(pictures[0]) as picture:
             assert picture.size == (448, 448 + 34)
     recognize("--mode=generate", f"input={tmp_path / 'none'}", code=2)
+
+    # pictures of labels that an image no longer has go; others' files stay
+    (made / "attention" / "a.jpg" / "03_earlier.png").write_bytes(b"")
+    (made / "attention" / "a.jpg" / "mine.png").write_bytes(b"")
+    recognize("--mode=generate", f"input={root}", "generate.attention=true",
+              "generate.num_labels=2")  # fmt: skip
+    left = [path.name for path in (made / "attention" / "a.jpg").iterdir()]
+    assert "03_earlier.png" not in left and "mine.png" in left and len(left) <= 3
+
+    # Ctrl-C: the batch that it comes in is written, and until then the earlier file stays
+    before = (made / "labels.jsonl").read_text()
+    real, asked = label_search.recognise, []
+
+    def interrupted(*given, **options):
+        assert (made / "labels.jsonl").read_text() == before
+        if not asked:  # a second one would end this process
+            os.kill(os.getpid(), signal.SIGINT)
+        asked.append(1)
+        return real(*given, **options)
+
+    monkeypatch.setattr(label_search, "recognise", interrupted)
+    told = recognize("--mode=generate", f"input={root}", "generate.batch_size=1")
+    assert "SIGINT: 1 of 3 images are labelled; the rest is left out" in told.stdout + told.stderr
+    assert [line["image_id"] for line in lines_of(made / "labels.jsonl")] == ["a.jpg"]
 
 
 def test_only_the_row_of_the_images_mark_trains_of_the_table(recognize, launch) -> None:

@@ -87,7 +87,7 @@ def test_what_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has the columns of no header"),
+        ("", "is empty; its first line must name its columns"),
         ("image,caption\n", "has the columns image, caption; wanted are image,text, or image,capt"),
         ("image,text\n", "has no rows"),
         ("image,text\na\n", "line 2: fewer values"),

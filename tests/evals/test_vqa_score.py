@@ -182,6 +182,46 @@ def test_pairs_encode_each_image_once_and_leave_out_bad_ones(tmp_path):
         score.pairs(missing, ["a", *texts])
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("long " * 100, "prompt too long: .*'long "), ("<image> <image>", "image count: 2")],
+)
+@pytest.mark.parametrize("decoder", ["t5", "causal"])
+def test_texts_that_cannot_be_asked_about(decoder, text, told, tmp_path):
+    task, model = answering.make(decoder)
+    score, paths = VQAScore(model, task, batch_size=2), pictures(tmp_path)
+    model.image_encoder.seen = 0
+    with pytest.raises(BadSample, match=told):
+        score(paths[:1], ["a", text])
+    with pytest.raises(BadSample, match=told):
+        score.pairs(paths, [text, "a", "b"])
+    assert model.image_encoder.seen == 0  # named before anything is scored
+    bad = {}
+    found = score.pairs(
+        paths, ["a", text, "b"], bad=lambda thing, error: bad.update({thing: error.cause})
+    )
+    assert bad == {text: told.partition(":")[0]}
+    assert found.isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(found[[0, 2]], score.pairs([paths[0], paths[2]], ["a", "b"]))
+
+
+def test_the_limit_is_one_of_tokens(tmp_path, monkeypatch):
+    """Of which a short text may have more than a long one."""
+    task, model = answering.make()
+    raw = task.tokenizer.raw
+    monkeypatch.setattr(task.tokenizer, "raw", lambda text: raw(text.replace("ŋ", "long " * 100)))
+    with pytest.raises(BadSample, match=r"prompt too long: .*ŋ"):
+        VQAScore(model, task)(pictures(tmp_path)[:1], ["a longer text", "ŋ"])
+
+
+def test_pairs_may_be_stopped(tmp_path):
+    task, model = answering.make()
+    score, paths = VQAScore(model, task, batch_size=1), pictures(tmp_path)
+    asked = iter([False, False, True])
+    found = score.pairs(paths, ["a", "b", "c"], stopped=lambda: next(asked))
+    assert found.isnan().tolist() == [False, False, True]
+
+
 def test_a_dataset_in_one_go(tmp_path):
     task, model = answering.make()
     score = VQAScore(model, task)
@@ -222,8 +262,6 @@ def test_what_cannot_be_asked(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         VQAScore(tmp_path / "run")
     score = VQAScore(model, task)
-    with pytest.raises(BadSample, match="prompt too long"):
-        score(answering.noise(1), ["long " * 100])
     for images, texts in ((answering.noise(1), []), ([], ["x"])):
         with pytest.raises(ValueError, match="no scores"):
             score(images, texts)

@@ -154,7 +154,8 @@ def test_labels_and_their_probabilities(sizes, decoder, tmp_path, monkeypatch) -
     labels = schema.Labels(prompt="It has", train_prompts=[])
     trained = make(
         "recognize", VIT, more, optim=schema.Optim(groups=[group] if mark else []),
-        generate=Generate(method="one_shot", num_labels=30), data=schema.Data(labels=labels),
+        generate=Generate(method="one_shot", num_labels=9, first_tokens=30),
+        data=schema.Data(labels=labels),
     )  # fmt: skip
     task, model = trained.task, trained.model
     for parameter in model.parameters():

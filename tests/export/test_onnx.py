@@ -13,12 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.config.export import Export
 from engine.config.generation import Generate
 from engine.config.schema import Data, Prompt
 from engine.data.text.tokenizer import load as load_tokenizer
 from engine.errors import UserError
-from engine.export import onnx, run
+from engine.export import run
 from engine.export.folder import MANIFEST
 from engine.export.onnx_runner import OnnxCaptioner, OnnxClip, OnnxRecognizer, open_folder
 from engine.export.trained import Trained
@@ -160,6 +159,21 @@ def test_labels_and_probabilities_are_torchs(
         assert all(abs(one - other) < 1e-5 for one, other in probs)
 
 
+def test_as_many_labels_are_begun_as_the_run_begins(
+    recognize: Exported, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, model, _ = recognize
+    told = model.manifest["labels"]
+    section = trained.config.generate
+    assert (told["num_labels"], told["first_tokens"]) == (section.num_labels, section.first_tokens)
+    fewer, more = (model(images, 2, first_tokens=number) for number in (2, 20))
+    assert model(images, 2) == fewer != more
+    monkeypatch.setitem(told, "first_tokens", 20)
+    assert model(images, 2) == more
+    monkeypatch.setitem(told, "first_tokens", 1)
+    assert model(images, 2) == fewer
+
+
 def test_more_first_tokens_than_there_are_is_told(recognize: Exported, images: list[Path]) -> None:
     with pytest.raises(UserError, match=r"300 labels .* only 259 tokens"):
         recognize[1](images[:1], 300)
@@ -226,20 +240,6 @@ def test_the_command_line_of_each_task(
 def test_a_folder_of_another_task_is_told(clip: Exported) -> None:
     with pytest.raises(UserError, match="--task=clip, not onnx of --task=caption"):
         OnnxCaptioner(clip[2])
-
-
-def test_what_cannot_be_exported_is_told_before_it_is_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained = Trained("linear_probe", *(getattr(make("clip"), name) for name in
-                      ("config", "task", "model", "origin", "step")))  # fmt: skip
-    with pytest.raises(UserError, match="--task=linear_probe has no form in ONNX") as caught:
-        onnx.build(trained, tmp_path / "x", Export(), "export.output")
-    assert caught.value.key == "export.format"
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"needs onnxscript .*\[onnx\]"):
-        onnx.build(make("clip"), tmp_path / "x", Export(), "export.output")
-    assert not any(tmp_path.iterdir())
 
 
 def test_without_onnxruntime_the_runner_tells_it(

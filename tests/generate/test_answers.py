@@ -8,6 +8,7 @@ import torch
 from engine.config.generation import Generate
 from engine.data.text.templates import template
 from engine.errors import UserError
+from engine.generate import likelihood
 from engine.generate.likelihood import batch_likelihoods, log_likelihoods
 from engine.generate.texts import generate_batch, generate_texts
 from engine.types import Sample
@@ -63,6 +64,52 @@ def test_likelihoods_equal_losses_one_by_one(name: str, rows: int) -> None:
     assert (other.log_p_R - want).abs().min() > 1e-6
     alone = log_likelihoods(task, model, tokens[2:3], asked[2:3], TARGETS[2:3])
     torch.testing.assert_close(alone.log_p_R, want[4:6], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_what_is_known_of_prompts_is_not_laid_out_for_all_answers_at_once(name, monkeypatch):
+    task = make_task(name)
+    model = lively(make_model(task))
+    batch = task.prompt_batch(samples(COUNTS))
+    whole = batch_likelihoods(task, model, batch, TARGETS)
+    known = model.decoder.condition(*model.batch_tokens(batch)[:1], *[
+        batch[key] for key in ("input_ids_BT", "attention_mask_BT", "num_images_B")
+    ])  # fmt: skip
+    given = known.states_BSD if name == "t5" else known.cache.layers[0].keys
+    layers = 1 if name == "t5" else len(known.cache.layers)
+    assert known.row_bytes == 2 * layers * given[0].numel() * 8
+    sizes = []
+    weigh = model.decoder.nll_after
+    monkeypatch.setattr(model.decoder, "nll_after", lambda *a: sizes.append(len(a[1])) or weigh(*a))
+    monkeypatch.setattr(likelihood, "_MOST_BYTES", 3 * known.row_bytes)
+    found = batch_likelihoods(task, model, batch, TARGETS)
+    assert sizes == [3, 3, 2]
+    torch.testing.assert_close(found.log_p_R, whole.log_p_R, rtol=1e-9, atol=1e-9)
+    monkeypatch.setattr(likelihood, "_MOST_BYTES", 1)
+    sizes.clear()
+    batch_likelihoods(task, model, batch, TARGETS)
+    assert sizes == [1] * 8
+
+
+def test_an_answer_is_made_into_tokens_once(monkeypatch) -> None:
+    task = make_task("t5")
+    asked, ids = [], task.answer_ids
+    monkeypatch.setattr(task, "answer_ids", lambda text: asked.append(text) or ids(text))
+    batch_likelihoods(task, make_model(task), task.prompt_batch(samples(COUNTS)), [["a", "b"]] * 4)
+    assert asked == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_model_in_bf16_weighs_answers_by_logits_in_fp32(name: str) -> None:
+    model = make_model(make_task(name)).bfloat16()
+    decoder, width = model.decoder, model.decoder.head()[0].shape[1]
+    hidden = 8 * torch.randn(64, 1, width, dtype=torch.bfloat16)
+    labels = torch.randint(0, 50, (64, 1))
+    logits = hidden[:, 0].double() @ decoder.head()[0].double().T
+    want = torch.nn.functional.cross_entropy(logits, labels[:, 0], reduction="none")
+    torch.testing.assert_close(
+        decoder.answer_losses(hidden, labels).double(), want, rtol=1e-5, atol=1e-5
+    )
 
 
 def images(sample: Sample) -> list[torch.Tensor]:

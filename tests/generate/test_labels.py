@@ -110,7 +110,7 @@ def test_similarity_is_by_the_mean_distance_of_unit_vectors() -> None:
         want[text] = max(want.get(text, -1.0), score)
     found = put_together("sim")
     assert {label.text: label.score for label in found} == pytest.approx(want, abs=1e-6)
-    assert [label.score for label in found] == sorted(want.values(), reverse=True)
+    assert [label.text for label in found] == sorted(want, key=want.__getitem__, reverse=True)
 
 
 def test_none_leaves_labels_as_they_were_found() -> None:
@@ -153,7 +153,35 @@ def test_a_label_is_as_long_as_the_run_allows_at_most() -> None:
         assert all(len(label.ids) == 1 for label in labels)
 
 
-def test_more_beams_than_tokens_are_refused() -> None:
-    with pytest.raises(UserError, match="num_beams 40 is more than the 39 tokens") as caught:
-        check(Generate(method="beam", num_beams=40), 40)
-    assert caught.value.key == "generate.num_beams"
+@pytest.mark.parametrize(
+    ("section", "key", "told"),
+    [
+        ({"method": "beam", "num_beams": 40}, "num_beams", "40 is more than the 39 tokens"),
+        ({"method": "greedy", "num_labels": 40}, "num_labels", "40 is more than the 39 tokens"),
+        ({"method": "one_shot", "first_tokens": 9}, "first_tokens", "9 begin fewer .*labels 10"),
+        ({"method": "sample", "num_samples": 9}, "num_samples", "9 draw fewer .*labels 10"),
+        ({"method": "one_shot", "max_new_tokens": 1}, "max_new_tokens", "separator alone"),
+    ],
+)
+def test_what_can_find_no_labels_or_too_few_is_refused(section, key: str, told: str) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        check(Generate(**section), 40)
+    assert caught.value.key == f"generate.{key}"
+    check(Generate(**section | {key: 10}), 40)
+
+
+def test_autocast_leaves_the_head_and_likeness_in_full_precision() -> None:
+    task, model = labeller()
+    model.float()
+    seen = look(task, model, IMAGES)
+    table = model.decoder.head()[0]
+    want = (seen.reading.last_BD @ table.T).log_softmax(-1)
+    labels = [(104, 105), (70,), (36, 99, 7)]
+    near = search.similarities(seen.image_BND[0], labels, table)
+    given = [(*ids, task.separator_id) for ids in labels]
+    log_p = search.label_log_probs(model.decoder, seen.reading, given, rows=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (model.decoder.log_probs(seen.reading.last_BD) - want).abs().max() < 1e-4
+        assert torch.equal(search.similarities(seen.image_BND[0], labels, table), near)
+        cast = search.label_log_probs(model.decoder, seen.reading, given, rows=2)
+    assert cast.dtype == torch.float32 and 0 < (cast - log_p).abs().max() < 0.5  # of the blocks

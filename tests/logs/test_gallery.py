@@ -16,6 +16,8 @@ def example(captions=(), found=(("said", None),), name="id", size=(224, 168), co
 
 def test_right_captions_are_marked_whatever_their_writing():
     text = article(example(["A dog runs ."], [("a dog runs", 0.4), ("a cat", 0.2)]))
+    small = article(example([], [("a", 0.00086), ("b", -0.003), ("c", 0.0), ("d", 12.09)]))
+    assert re.findall("<small>(.*?)</small>", small)[:4] == ["0.0009", "-0.003", "0.00", "12.09"]
     assert re.search(r'<li[^>]* class="right">a dog runs <small>0\.40</small>', text)
     assert re.search(r'<li[^>]* class="wrong">a cat', text)
     assert 'class="right"' not in article(example([], [("a dog", None)]))

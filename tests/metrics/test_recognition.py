@@ -34,6 +34,8 @@ def test_semantic_scores_are_means_of_maxima() -> None:
     assert both == pytest.approx(((precision + 0.2) / 2, (recall + 0.2) / 2, (f1 + 0.2) / 2))
     assert semantic([np.zeros((2, 0))], 3) == (0, 0, 0)
     assert semantic([np.array([[-0.4]])], 1).f1 == 0
+    # precision 0.21, recall −0.19: their harmonic mean would be −4
+    assert semantic([np.array([[0.21], [-0.59]])], 1) == pytest.approx((0.21, -0.19, 0))
 
 
 def slow_average_precision(scores, is_true) -> float:
@@ -83,4 +85,7 @@ def test_a_curve_goes_down_the_predictions_of_all_images() -> None:
     # thresholds 0.9, 0.6 (two of them) and 0.4; three labels are true
     assert found.precision.tolist() == pytest.approx([1, 2 / 3, 2 / 4])
     assert found.recall.tolist() == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+    # an image's label that is written twice is told once, and recall is 1 at most
+    again = curve([[("dog", 0.9), ("Dog", 0.4)]], [["DOG", "dog"]])
+    assert (again.precision.tolist(), again.recall.tolist()) == ([1], [1])
     assert not curve([[]], [["cat"]]).precision.size

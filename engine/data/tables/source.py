@@ -58,7 +58,7 @@ class AnnotationSource:
         if row["caption"] is None:
             raise BadSample("not text", f"{number} is not UTF-8")
         if not row["caption"].strip():
-            raise BadSample("no caption", number)
+            raise BadSample("no answer" if row.get("turns") else "no caption", number)
         given = tuple(answer for answer in row.get("answers") or () if answer)
         images = self._images(row, number)
         return Record(

@@ -41,7 +41,7 @@ def nouns(caption: str) -> tuple[str, ...]:
     """Lemmas of a caption's common nouns, in small letters, each once, in their order."""
     words = _WORD.findall(caption.lower())
     found = [
-        lemma.lower()
+        lemma.lower().rstrip("'’")  # of a name in the genitive the mark is left
         for word, lemma, tag in _tagger().tag_sent(words, casesensitive=False)
         if tag in _NOUNS and len(word) > 1 and not any(letter.isdigit() for letter in word)
     ]

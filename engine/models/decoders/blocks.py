@@ -48,13 +48,23 @@ def shorten(config: Any, keep: list[int]) -> None:
 
 
 def cut(model: Any, base: Any, keep: list[int]) -> None:
-    """Drop the blocks between those to keep, and number these anew for the cache."""
+    """Drop the blocks between those to keep, and number these anew for the cache.
+
+    Raises UserError for a model whose blocks are no list of their own, as BERT's.
+    """
     total = keep[-1] + 1
-    name, blocks = next(
+    lists = [
         (name, module)
         for name, module in base.named_children()
         if isinstance(module, nn.ModuleList) and len(module) == total
-    )
+    ]
+    if not lists:
+        raise UserError(
+            f"the blocks of a {model.config.model_type!r} model cannot be told apart; take llama, "
+            "gpt2, opt, mpt or another decoder of like build",
+            key=_KEY,
+        )
+    name, blocks = lists[0]
     if len(keep) == total:
         return
     kept = nn.ModuleList(blocks[number] for number in keep)

@@ -20,7 +20,6 @@ from transformers import DynamicCache  # isort: skip
 from engine import masks
 from engine.config.model import Decoder as Section
 from engine.errors import UserError
-from engine.losses.language_model import row_losses
 from engine.models.decoders import language_model as lm
 from engine.models.decoders.language_model import AnsweringDecoder, TextDecoder
 from engine.models.decoders.splice import side_by_side
@@ -34,6 +33,11 @@ class Known(NamedTuple):
     valid_BS: Tensor  # of what is read and the last token
     last_B1: Tensor
     num_image_B: Tensor  # tokens of images
+
+    @property
+    def row_bytes(self) -> int:
+        """Keys and values of all layers."""
+        return sum(layer.keys[0].nbytes + layer.values[0].nbytes for layer in self.cache.layers)
 
 
 class CausalDecoder(TextDecoder, AnsweringDecoder):
@@ -125,7 +129,6 @@ class CausalDecoder(TextDecoder, AnsweringDecoder):
         known: Known,
         rows_R: Tensor,
         labels_RL: Tensor,
-        label_smoothing: float = 0.0,
     ) -> Tensor:
         """Σ −log p [R] of answers, padded with −100; ``rows_R`` are their rows of ``known``."""
         cache = DynamicCache(
@@ -147,7 +150,7 @@ class CausalDecoder(TextDecoder, AnsweringDecoder):
             cache,
             use_cache=True,
         ).last_hidden_state
-        return row_losses(hidden_RLD, labels_RL, *self.head(), label_smoothing=label_smoothing)
+        return self.answer_losses(hidden_RLD, labels_RL)
 
     def generate(
         self,

@@ -102,7 +102,10 @@ class AnsweringDecoder(Decoder):
         prompt_mask_BT: Tensor,
         num_images_B: Tensor | None = None,
     ) -> Any:
-        """What ``nll_after`` and ``generate`` know of images and prompts, as ``generate``'s."""
+        """What ``nll_after`` and ``generate`` know of images and prompts, as ``generate``'s.
+
+        Its ``row_bytes`` is the memory that a row of it takes beside an answer.
+        """
         raise NotImplementedError
 
     def nll_after(
@@ -110,10 +113,14 @@ class AnsweringDecoder(Decoder):
         known: Any,
         rows_R: Tensor,
         labels_RL: Tensor,
-        label_smoothing: float = 0.0,
     ) -> Tensor:
         """Σ −log p [R] of answers, padded with −100; ``rows_R`` are their rows of ``known``."""
         raise NotImplementedError
+
+    def answer_losses(self, hidden_RLD: Tensor, labels_RL: Tensor) -> Tensor:
+        """Σ −log p [R] by logits in fp32 or wider, so that a model in bf16 ties no answers."""
+        wide = torch.promote_types(hidden_RLD.dtype, torch.float32)
+        return row_losses(hidden_RLD.to(wide), labels_RL, *self.head())
 
 
 def load(auto: Any, section: Section, configuration: Any) -> Any:

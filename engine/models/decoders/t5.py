@@ -31,6 +31,11 @@ class Encoded(NamedTuple):
     states_BSD: Tensor
     mask_BS: Tensor
 
+    @property
+    def row_bytes(self) -> int:
+        """As keys and values of a layer, which are there one layer at a time."""
+        return 2 * self.states_BSD[0].nbytes
+
 
 class T5Decoder(AnsweringDecoder):
     """Both halves of T5. Where images stand is told by the marks; ``num_images_B`` is not asked."""
@@ -56,16 +61,16 @@ class T5Decoder(AnsweringDecoder):
         known: Encoded,
         rows_R: Tensor,
         labels_RL: Tensor,
-        label_smoothing: float = 0.0,
     ) -> Tensor:
         """Σ −log p [R] of answers, padded with −100; ``rows_R`` are their rows of ``known``."""
-        if not t5_answers.fits(self.model):
-            known = Encoded(known.states_BSD[rows_R], known.mask_BS[rows_R])
-            return self._nll(known, labels_RL, label_smoothing)
         said_RL = self._said(labels_RL)
-        hidden_RLD = t5_answers.decode(self.model, said_RL, *known, rows_R)
-        hidden_RLD = t5_family.scaled(self.model, hidden_RLD)
-        return row_losses(hidden_RLD, labels_RL, *self.head(), label_smoothing=label_smoothing)
+        if t5_answers.fits(self.model):
+            hidden_RLD = t5_answers.decode(self.model, said_RL, *known, rows_R)
+            hidden_RLD = t5_family.scaled(self.model, hidden_RLD)
+        else:
+            memory = known.states_BSD[rows_R], known.mask_BS[rows_R]
+            hidden_RLD = t5_family.decode(self.model, said_RL, None, *memory)
+        return self.answer_losses(hidden_RLD, labels_RL)
 
     def nll(
         self,
@@ -78,12 +83,8 @@ class T5Decoder(AnsweringDecoder):
     ) -> Tensor:
         """Σ −log p [B] of each row's answer, ``labels`` [B, L], in fp32 or wider."""
         known = self.condition(image_MND, input_ids_BT, attention_mask_BT)
-        return self._nll(known, labels, label_smoothing)
-
-    def _nll(self, known: Encoded, labels_BL: Tensor, label_smoothing: float) -> Tensor:
-        said_BL = self._said(labels_BL)
-        hidden_BLD = t5_family.decode(self.model, said_BL, None, known.states_BSD, known.mask_BS)
-        return row_losses(hidden_BLD, labels_BL, *self.head(), label_smoothing=label_smoothing)
+        hidden_BLD = t5_family.decode(self.model, self._said(labels), None, *known)
+        return row_losses(hidden_BLD, labels, *self.head(), label_smoothing=label_smoothing)
 
     def _said(self, labels_BL: Tensor) -> Tensor:
         """What the decoder reads: behind an answer's end any token will do, as none looks at it."""

@@ -136,7 +136,10 @@ class TruncatedDecoder(Decoder):
     def log_probs(self, hidden: Tensor) -> Tensor:
         """log p [..., V] of the token that follows a state, in fp32 or wider."""
         weight_VD, bias_V = self.head()
-        logits = F.linear(hidden, weight_VD.to(hidden.dtype), bias_V)
+        bias_V = None if bias_V is None else bias_V.to(hidden.dtype)
+        # as the loss: logits in bf16 would be percents off, and many of them equal
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = F.linear(hidden, weight_VD.to(hidden.dtype), bias_V)
         return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
     def _embedded(self, image_BND: Tensor, ids_BT: Tensor) -> Tensor:
@@ -176,6 +179,25 @@ def _behind(num_image: int, position_BT: Tensor) -> Tensor:
     return torch.cat([image_N.expand(len(position_BT), -1), num_image + position_BT], dim=1)
 
 
+def _check_plain(config: Any, key: str) -> None:
+    """Raises UserError for a model without attention, which labels could not be hidden from, and
+    for one whose logits are more than its head's."""
+    if getattr(config, "num_attention_heads", None) is None:
+        raise UserError(
+            f"a {config.model_type!r} model has no attention by which a label is kept from "
+            "seeing others; take llama, gpt2, opt, mpt or another with attention",
+            key=key,
+        )
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, name, None) not in (None, 1):
+            raise UserError(
+                f"a {config.model_type!r} model changes its logits behind the head ({name}: "
+                f"{getattr(config, name)}), which labels' probabilities would leave out; take "
+                "another model, or one of random weights with 1 or null there",
+                key=key,
+            )
+
+
 def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> TruncatedDecoder:
     """The decoder that ``section`` describes. Raises UserError."""
     config = lm.configuration_of(
@@ -184,6 +206,7 @@ def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> Tru
     at = f"{lm.KEY}.tag" if section.tag else f"{lm.KEY}.config.model_type"
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"a {config.model_type!r} model is no causal language model", key=at)
+    _check_plain(config, at)
     keep = blocks.wanted(section, config.num_hidden_layers, called(section))
     blocks.shorten(config, keep)
     if section.tag is None:

@@ -101,7 +101,7 @@ def test_entries_that_are_something_else(root):
     assert found[0].caption == "a"
     assert found[1:17] == ["malformed"] * 16
     assert found[17:] == [
-        "missing", "no caption", "outside root", "not text", "not text", "no caption"
+        "missing", "no answer", "outside root", "not text", "not text", "no caption"
     ]  # fmt: skip
 
 

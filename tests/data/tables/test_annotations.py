@@ -57,10 +57,11 @@ def test_rows_that_cannot_be_used(tmp_path):
         Row(image="a.jpg", caption="  "),
         Row(image="", caption="x"),
         Row(image="a.jpg", caption="x"),
+        Row(turns=(("human", "What?"), ("gpt", " "))),
     ]
     source = _source(tmp_path, rows)
     told = []
-    for index in range(5):
+    for index in range(len(rows)):
         with pytest.raises(BadSample) as caught:
             source[index]
         told.append((caught.value.cause, caught.value.detail))
@@ -70,6 +71,7 @@ def test_rows_that_cannot_be_used(tmp_path):
         ("no caption", "row 3"),
         ("missing", "row 4 names no image"),
         ("missing", "row 5 names 'a.jpg'; there is no image folder"),
+        ("no answer", "row 6"),
     ]
 
 

@@ -252,6 +252,22 @@ def test_a_mark_of_the_image_gets_a_row_of_its_own(tmp_path) -> None:
         ({"keep": [0], "num_blocks": 1}, "keep", "both choose blocks"),
         ({"config": {"model_type": "t5"}}, "config.model_type", "cannot be a 't5' model"),
         ({"config": {"model_type": "bloom"}}, "config.model_type", "counts positions by itself"),
+        (
+            {"config": {"model_type": "mamba"}},
+            "config.model_type",
+            "'mamba' model has no attention",
+        ),
+        ({"config": {"model_type": "gemma2"}}, "config.model_type", "final_logit_softcapping: 30"),
+        (
+            {"config": SIZES["llama"] | {"model_type": "granite", "logits_scaling": 8.0}},
+            "config.model_type",
+            "logits_scaling: 8",
+        ),
+        (
+            {"config": SIZES["llama"] | {"model_type": "bert"}},
+            "",
+            "blocks of a 'bert' model cannot",
+        ),
     ],
 )
 def test_mistakes_are_named(section: dict, key: str, told: str) -> None:
@@ -260,4 +276,4 @@ def test_mistakes_are_named(section: dict, key: str, told: str) -> None:
             Section(**({"name": "truncated", "config": SIZES["llama"]} | section)),
             vocab_size=VOCABULARY, pad_id=0, eos_id=1,
         )  # fmt: skip
-    assert error.value.key == f"model.decoder.{key}"
+    assert error.value.key == f"model.decoder.{key}".rstrip(".")
