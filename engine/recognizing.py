@@ -3,9 +3,6 @@
 labels.jsonl      a line an image: its labels, the best first, each with its probability
 labels.html       a page to look at
 attention/IMAGE/  with generate.attention: where each label looked, a picture each
-
-What an earlier call has written stays until there is something to put in its place. The first
-Ctrl-C ends with the images that have been labelled so far, a second one at once.
 """
 
 from __future__ import annotations
@@ -18,84 +15,55 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from engine.data.bad_samples import BadSamples, summary
 from engine.data.loader import valid_batches
 from engine.dist import collectives
-from engine.errors import UserError
 from engine.evals.encode import Encoder, evaluating
 from engine.evals.input_images import Folder, open_folder
 from engine.evals.recognised import Recognised, shown
 from engine.evals.recognition import recognise
 from engine.generate.attention import attention_maps
+from engine.generated import NUM_SHOWN, Output, counted, heading
 from engine.logs import overlay
 from engine.logs.progress import Progress
 from engine.logs.report import write_gallery
-from engine.logs.samples import lines, make_writable, write_whole
+from engine.logs.samples import lines, write_whole
 from engine.setup import Setup
 
-_LABELS, _PAGE, _BAD = "labels.jsonl", "labels.html", "bad_samples.jsonl"
-_NUM_SHOWN = 200  # images on the page
+_LABELS, _PAGE = "labels.jsonl", "labels.html"
 
 
 def generate(setup: Setup) -> None:
     """Label ``generate.input`` with the run's checkpoint. Raises UserError."""
     section = setup.config.generate
     source = open_folder(section.input)
-    folder = Path(section.output) if section.output else setup.run_dir / "labels"
+    output = Output(setup, "labels")
     ranker, _ = setup.evaluate.judges.of_labels(setup.task)
     module, _ = setup.trained_model()
+    output.prepare()
     if collectives.rank() == 0:
-        _prepare(folder)
         for closed in source.closed:
             setup.warn(f"left out: {closed}")
     encoder = setup.evaluate.encoder(module)
     rows = np.arange(len(source))
-    found, _, bad = recognise(
-        encoder, source, rows, section, ranker, stopped=lambda: setup.stop.requested
-    )
-    stopped = collectives.any_true(setup.stop.requested)
-    if not found and not stopped:
-        raise UserError(
-            f"none of the {len(source)} images in {source.root} can be read: {summary(bad)}",
-            key="generate.input",
-        )
-    if collectives.rank() != 0:
+    found, _, bad = recognise(encoder, source, rows, section, ranker, stopped=output.stopped)
+    nothing = f"none of the {len(source)} images in {source.root} can be read"
+    folder = output.settle(found, bad, len(source), "image", nothing)
+    if folder is None:
         return
-    if stopped:
-        done = f"{len(found)} of {len(source)} images are labelled"
-        setup.warn(f"{setup.stop.name or 'stopped'}: {done}; the rest is left out")
-        if not found:
-            return
-    (folder / _BAD).unlink(missing_ok=True)
-    if bad:
-        BadSamples(folder / _BAD, 1.0).add(bad, seen=len(source))
-        setup.warn(f"{len(bad)} of {len(source)} images left out: {summary(bad)}")
     write(folder, source, found, setup.config.data.max_image_pixels)
     told = ""
-    if section.attention and not stopped:
+    if section.attention and not output.stopped():
         pictures = write_attention(folder / "attention", encoder, source, found)
         told = f", {pictures} pictures: {folder / 'attention'}"
-    number = f"labels of {len(found)} image{'s' if len(found) != 1 else ''}"
+    number = f"labels of {counted(found, 'image')}"
     Progress().message(f"{number}: {folder / _LABELS}, {folder / _PAGE}{told}")
-
-
-def _prepare(folder: Path) -> None:
-    """Make the folder that is written to, before hours of work are done for it. UserError."""
-    try:
-        make_writable(folder)
-    except OSError as error:
-        raise UserError(
-            f"no labels can be written to {folder}: {error.strerror}; name another folder",
-            key="generate.output",
-        ) from error
 
 
 def write(folder: Path, source: Folder, found: Sequence[Recognised], max_pixels: int) -> None:
     """``labels.jsonl`` and ``labels.html``."""
     write_whole(folder / _LABELS, lines([one.to_json() for one in found]))
-    examples = [shown(source, one, max_pixels) for one in found[:_NUM_SHOWN]]
-    number = len(found)
-    section = f"The first {len(examples)} of {number:,}" if len(examples) < number else "All"
+    examples = [shown(source, one, max_pixels) for one in found[:NUM_SHOWN]]
+    section = heading(examples, found, "image")
     write_gallery(folder / _PAGE, f"Labels of {source.root}", section, examples)
 
 

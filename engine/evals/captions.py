@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -107,12 +107,14 @@ def speak(
     section: Generate,
     instruction: str,
     ranker: Judge | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[list[Prediction], list[BadRecord]]:
     """A caption for each of the rows' images, on every rank alike, and what could not be read.
 
     Of several texts the one that the ranker likes best is taken, of equal ones the first.
+    ``stopped`` is asked after each batch of a rank: no more follow.
     """
-    said, bad = _generate(encoder, source, rows, section, instruction)
+    said, bad = _generate(encoder, source, rows, section, instruction, stopped)
     if not said:
         return [], bad
     done = sorted(said)
@@ -130,7 +132,12 @@ def speak(
 
 
 def _generate(
-    encoder: Encoder, source: Source, rows: np.ndarray, section: Generate, instruction: str
+    encoder: Encoder,
+    source: Source,
+    rows: np.ndarray,
+    section: Generate,
+    instruction: str,
+    stopped: Callable[[], bool],
 ) -> tuple[dict[int, list[str]], list[BadRecord]]:
     """Row → its texts, of all ranks; and what could not be read."""
     task: Any = encoder.task
@@ -160,6 +167,8 @@ def _generate(
                     task, model, image_BCHW, [instruction] * len(here), section, rows=here
                 )
             said |= dict(zip(here, texts, strict=True))
+            if stopped():
+                break
     gathered = collectives.all_gather_json([list(said.items()), [b.to_json() for b in bad]])
     every = {row: texts for part, _ in gathered for row, texts in part}
     return every, [BadRecord(**record) for _, records in gathered for record in records]

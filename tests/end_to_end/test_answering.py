@@ -104,7 +104,7 @@ def test_a_file_of_questions_is_answered(trained, ask, tmp_path):
     path.write_text(json.dumps({"questions": questions}), encoding="utf8")
     done = ask(f"input={path}", f"generate.images={images}")
     assert "2 answers" in done.stdout
-    assert "1 questions left out: 1 missing" in done.stdout
+    assert "1 question left out: 1 missing" in done.stdout
     official = json.loads((tmp_path / "out" / "answers_vqa.json").read_text(encoding="utf8"))
     assert [r["question_id"] for r in official] == [7, 9]
     bad = json.loads((tmp_path / "out" / "bad_samples.jsonl").read_text(encoding="utf8"))
@@ -148,10 +148,8 @@ def test_ctrl_c_keeps_what_is_answered_and_scored(trained, ask, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(vqa_answers, "generate_batch", interrupted)
         done = ask(*flags)
-    assert (
-        "SIGINT: 2 of 6 questions are answered; the rest is left out" in done.stderr + done.stdout
-    )
-    answers = tmp_path / "out" / "answers.jsonl"
+    assert "SIGINT: 2 of 6 questions done; the rest is left out" in done.stderr + done.stdout
+    answers = tmp_path / "out" / "partial" / "answers.jsonl"
     assert len(answers.read_text(encoding="utf8").splitlines()) == 2
     # one that fails leaves an earlier one's answers as they are
     path.write_text("image,question\nno.png,What?\n", "utf8")

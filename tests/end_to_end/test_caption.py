@@ -1,7 +1,9 @@
 """Captioning as a user runs it: training, resume, captions of a folder, adapters, mistakes."""
 
 import json
+import os
 import shutil
+import signal
 from html import escape
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing import event_accumulator
 
+from engine.evals import captions
 from tests.end_to_end.conftest import ROOT, SMALL, mistake
 
 KINDS = ("t5_cross", "causal")
@@ -203,7 +206,7 @@ def test_check_prints_what_trains(caption, launch):
 # --- captions of a folder
 
 
-def test_captions_of_a_folder(caption, launch, pictures):
+def test_captions_of_a_folder(caption, launch, pictures, monkeypatch):
     caption()
     done = caption("--mode=generate", f"input={pictures}")
     made = launch.output / "tiny" / "captions"
@@ -219,6 +222,20 @@ def test_captions_of_a_folder(caption, launch, pictures):
     (bad,) = lines_of(made / "bad_samples.jsonl")
     assert "broken.jpg" in bad["key"]
     assert "1 image left out" in done.stdout + done.stderr
+
+    before, real, asked = (made / "captions.jsonl").read_text(), captions.generate_texts, []
+
+    def interrupted(*given, **options):
+        if not asked:  # a second one would end this process
+            os.kill(os.getpid(), signal.SIGINT)
+        asked.append(1)
+        return real(*given, **options)
+
+    monkeypatch.setattr(captions, "generate_texts", interrupted)
+    done = caption("--mode=generate", f"input={pictures}", "generate.batch_size=2")
+    assert "SIGINT: 2 of 6 images done; the rest is left out" in done.stdout + done.stderr
+    assert (made / "captions.jsonl").read_text() == before
+    assert [line["image_id"] for line in lines_of(made / "partial" / "captions.jsonl")] == names[:2]
 
 
 def test_best_of_n_by_a_clip_run(caption, launch, pictures, tmp_path):

@@ -86,7 +86,7 @@ def test_labels_of_a_folder_and_where_they_looked(
     made = launch.output / "tiny" / "labels"
     lines = lines_of(made / "labels.jsonl")
     assert [line["image_id"] for line in lines] == ["a.jpg", "more/b.jpg"]
-    assert "1 of 3 images left out" in told.stdout + told.stderr
+    assert "1 image left out" in told.stdout + told.stderr
     assert (made / "labels.html").read_text(encoding="utf8").count("data:image") == 2
     for line in lines:
         pictures = sorted((made / "attention" / line["image_id"]).iterdir())
@@ -103,7 +103,7 @@ def test_labels_of_a_folder_and_where_they_looked(
     left = [path.name for path in (made / "attention" / "a.jpg").iterdir()]
     assert "03_earlier.png" not in left and "mine.png" in left and len(left) <= 3
 
-    # Ctrl-C: the batch that it comes in is written, and until then the earlier file stays
+    # Ctrl-C: the batch that it comes in is written, and the earlier file stays
     before = (made / "labels.jsonl").read_text()
     real, asked = label_search.recognise, []
 
@@ -116,8 +116,9 @@ def test_labels_of_a_folder_and_where_they_looked(
 
     monkeypatch.setattr(label_search, "recognise", interrupted)
     told = recognize("--mode=generate", f"input={root}", "generate.batch_size=1")
-    assert "SIGINT: 1 of 3 images are labelled; the rest is left out" in told.stdout + told.stderr
-    assert [line["image_id"] for line in lines_of(made / "labels.jsonl")] == ["a.jpg"]
+    assert "SIGINT: 1 of 3 images done; the rest is left out" in told.stdout + told.stderr
+    assert (made / "labels.jsonl").read_text() == before
+    assert [line["image_id"] for line in lines_of(made / "partial" / "labels.jsonl")] == ["a.jpg"]
 
 
 def test_only_the_row_of_the_images_mark_trains_of_the_table(recognize, launch) -> None:

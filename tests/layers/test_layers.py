@@ -40,6 +40,7 @@ FLOORS = {
     "engine.setup": 9,
     "engine.modes": 10,
     "engine.check": 11,
+    "engine.generated": 10,
     "engine.answering": 11,
     "engine.captioning": 11,
     "engine.recognizing": 11,

@@ -191,12 +191,14 @@ def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> Cau
         section, vocab_size, pad_id, encoder_decoder=False,
         examples="gpt2, opt, llama, mpt",
     )  # fmt: skip
+    at = f"{lm.KEY}.tag" if section.tag else f"{lm.KEY}.config.model_type"
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
             f"a {config.model_type!r} model is no causal language model; known are gpt2, opt, "
             "llama, mpt and more",
-            key=f"{lm.KEY}.tag" if section.tag else f"{lm.KEY}.config.model_type",
+            key=at,
         )
+    lm.check_head(config, at)
     if section.tag is None:
         config.bos_token_id = config.eos_token_id = eos_id
     model = lm.load(transformers.AutoModelForCausalLM, section, config)

@@ -17,6 +17,13 @@ from engine.losses.language_model import row_losses
 from engine.models import pretrained
 
 KEY = "model.decoder"
+_BEHIND_THE_HEAD = (  # what configurations call it, of Gemma, Cohere, Granite, Falcon-H1
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
 
 
 class Decoder(nn.Module):
@@ -160,6 +167,18 @@ def configuration_of(
             key=f"{KEY}.tag" if section.tag else f"{KEY}.config.model_type",
         )
     return found
+
+
+def check_head(config: Any, key: str) -> None:
+    """Raises UserError for a model whose logits are more than its head's."""
+    for name in _BEHIND_THE_HEAD:
+        if getattr(config, name, None) not in (None, 1):
+            raise UserError(
+                f"a {config.model_type!r} model changes its logits behind the head ({name}: "
+                f"{getattr(config, name)}), which losses and probabilities would leave out; take "
+                "another model, or one of random weights with 1 or null there",
+                key=key,
+            )
 
 
 def check_sizes(model: Any, section: Section, vocab_size: int) -> None:

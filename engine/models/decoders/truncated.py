@@ -179,23 +179,14 @@ def _behind(num_image: int, position_BT: Tensor) -> Tensor:
     return torch.cat([image_N.expand(len(position_BT), -1), num_image + position_BT], dim=1)
 
 
-def _check_plain(config: Any, key: str) -> None:
-    """Raises UserError for a model without attention, which labels could not be hidden from, and
-    for one whose logits are more than its head's."""
+def _check_attention(config: Any, key: str) -> None:
+    """Raises UserError for a model without attention, which labels could not be hidden from."""
     if getattr(config, "num_attention_heads", None) is None:
         raise UserError(
             f"a {config.model_type!r} model has no attention by which a label is kept from "
             "seeing others; take llama, gpt2, opt, mpt or another with attention",
             key=key,
         )
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, name, None) not in (None, 1):
-            raise UserError(
-                f"a {config.model_type!r} model changes its logits behind the head ({name}: "
-                f"{getattr(config, name)}), which labels' probabilities would leave out; take "
-                "another model, or one of random weights with 1 or null there",
-                key=key,
-            )
 
 
 def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> TruncatedDecoder:
@@ -206,7 +197,8 @@ def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> Tru
     at = f"{lm.KEY}.tag" if section.tag else f"{lm.KEY}.config.model_type"
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"a {config.model_type!r} model is no causal language model", key=at)
-    _check_plain(config, at)
+    lm.check_head(config, at)
+    _check_attention(config, at)
     keep = blocks.wanted(section, config.num_hidden_layers, called(section))
     blocks.shorten(config, keep)
     if section.tag is None:

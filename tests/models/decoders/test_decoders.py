@@ -202,6 +202,7 @@ def test_a_saved_t5_loads_without_its_encoder(tmp_path) -> None:
         ("t5_cross", {"config": {"model_type": "gpt2"}}, "config.model_type", "causal"),
         ("causal", {"config": {"model_type": "gpt3"}}, "config.model_type", "did you mean"),
         ("causal", {"config": {"model_type": "gpt2", "n_layers": 2}}, "config.n_layers", "n_layer"),
+        ("causal", {"config": {"model_type": "gemma2"}}, "config.model_type", "softcapping: 30"),
         ("causal", {}, "config.model_type", "needs a tag"),
         ("causal", {"tag": "/nowhere", "pretrained": True}, "tag", "cannot get"),
     ],
