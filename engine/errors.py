@@ -1,5 +1,6 @@
 """Errors that a user can mend, told apart from faults of the engine."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -28,13 +29,18 @@ class FaultError(RuntimeError):
 def exit_code(work: Callable[[], int]) -> int:
     """What ``work`` returns; 2 for a user's mistake and 1 for a fault, told in one message."""
     try:
-        return work()
+        code = work()
+        sys.stdout.flush()
+        return code
     except UserError as error:
         message, code = str(error), 2
     except FaultError as error:
         message, code = str(error), 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader of what is printed has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tells at its end
+        return 128 + 13
     except Exception:
         message, code = traceback.format_exc(), 1
     print(message.rstrip(), file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import UserError
+from engine.errors import UserError, exit_code
 from engine.export.onnx_runner import OnnxCaptioner, OnnxClip, open_folder
 from engine.types import BadSample
 
@@ -28,18 +28,18 @@ Answer = Callable[[np.ndarray], list[dict[str, Any]]]
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line, print a line an image; returns the exit code."""
     given = _parser().parse_args(argv)
-    try:
-        model = open_folder(
-            given.folder, threads=given.threads, batch_size=given.batch_size, verify=given.verify
-        )
-        _check(model, given)
-        answer = _answer(model, given)
-        bad = 0
-        for start in range(0, len(given.images), given.batch_size):
-            bad += _lines(model, answer, given.images[start : start + given.batch_size])
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
+    model = open_folder(
+        given.folder, threads=given.threads, batch_size=given.batch_size, verify=given.verify
+    )
+    _check(model, given)
+    answer = _answer(model, given)
+    bad = 0
+    for start in range(0, len(given.images), given.batch_size):
+        bad += _lines(model, answer, given.images[start : start + given.batch_size])
     return 1 if bad else 0
 
 

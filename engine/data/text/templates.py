@@ -120,7 +120,8 @@ def _check_marks(turns: Sequence[Turn], num_images: int) -> None:
     """Raises BadSample where the texts have marks, but not as many as there are images."""
     count = _count_marks(turns)
     if count not in (0, num_images):
-        raise BadSample("image count", f"{count} {MARK} in the text, {num_images} given")
+        hint = "; of a list, several_images: all takes every one" if count > num_images == 1 else ""
+        raise BadSample("image count", f"{count} {MARK} in the text, {num_images} given{hint}")
 
 
 def _without_marks(text: str) -> str:

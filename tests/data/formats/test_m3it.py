@@ -85,7 +85,7 @@ def test_entries_that_are_something_else(tmp_path):
     found = rows(opened("m3it", tmp_path))
     assert found[0].image == picture(1)
     assert found[1:13] == ["malformed"] * 12
-    assert found[13:17] == ["missing", "corrupt", "not text", "no caption"]
+    assert found[13:17] == ["missing", "corrupt", "not text", "no answer"]
     assert found[17:] == ["malformed"] * 2
 
 
