@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,8 @@ from engine.setup import Setup
 from engine.train.plan import Plan, make_plan
 from engine.types import Batch, Sample
 
-_SAMPLED = 16  # samples that the estimates are made from
+_SAMPLED, _STEPS = 32, 12  # samples of each of so many steps, that the estimates are made from
+_COUNTED = 10**12  # FLOPs: a large model's are counted over fewer steps
 _GIB = 2**30
 
 
@@ -33,16 +34,16 @@ def check(setup: Setup) -> None:
     plan = make_plan(config, collectives.world())
     state = build_state(setup, plan, shares=False)
     seen = _Seen(setup.task.batch)
-    batch = sample_batch(setup, plan, seen)
+    batches = sample_batches(setup, plan, seen)
     lines = [
         resolved_yaml(config),
         "# parameters",
         format_table(state.parameters),
         "\n# data",
         *data_plan(setup, plan),
-        *told_sample(setup, seen.samples[0]),
+        *told_sample(setup, seen.samples),
         "\n# cost",
-        *cost(setup, plan, state, batch),
+        *cost(setup, plan, state, batches),
     ]
     if collectives.rank() == 0:
         print("\n".join(lines))
@@ -66,29 +67,34 @@ def data_plan(setup: Setup, plan: Plan) -> list[str]:
 
 
 class _Seen:
-    """A task's collate that remembers what it was given."""
+    """A task's collate that remembers what it was given first."""
 
     def __init__(self, collate: Callable[[list[Sample]], Batch]) -> None:
         self.collate = collate
         self.samples: list[Sample] = []
 
     def __call__(self, samples: list[Sample]) -> Batch:
-        self.samples = samples
+        self.samples = self.samples or samples
         return self.collate(samples)
 
 
-def told_sample(setup: Setup, sample: Sample) -> list[str]:
-    """What a task that speaks makes of a sample: what it is given, and what it learns to say."""
+def told_sample(setup: Setup, samples: Sequence[Sample]) -> list[str]:
+    """What a task that speaks makes of a sample, the first with an image if there is one: what it
+    is given, and what it learns to say."""
     told = getattr(setup.task, "told", None)
     if told is None:
         return []
+    sample = next((one for one in samples if one.image is not None), samples[0])
     prompt, target = told(sample)
     images = 0 if sample.image is None else 1 + len(sample.more_images)
     return [f"\n# a sample, with {images} image(s)", f"prompt: {prompt!r}", f"target: {target!r}"]
 
 
-def sample_batch(setup: Setup, plan: Plan, collate: _Seen) -> dict[str, Any]:
-    """The first few samples of the first step, as a batch on the CPU."""
+def sample_batches(setup: Setup, plan: Plan, collate: _Seen) -> list[Batch]:
+    """The first few samples of some steps all over the first epoch, as batches on the CPU.
+
+    Steps differ, where datasets with texts of other lengths are mixed or take turns.
+    """
     transforms = setup.config.transforms
     transform = pipeline.build(
         transforms.train_transforms,
@@ -97,27 +103,27 @@ def sample_batch(setup: Setup, plan: Plan, collate: _Seen) -> dict[str, Any]:
         decoder=setup.config.data.decoder,
     )
     if plan.streamed:
-        return streamed_batch(setup, plan, transform, collate)
-    _, batch, _ = next(
-        train_batches(
-            plan.sources,
-            _First(plan.sampler, _SAMPLED),
-            transform,
-            collate,
-            first_step=0,
-            total_steps=1,
-            steps_per_epoch=1,
-            rank=0,
-            world=1,
-            seed=setup.config.runner.seed,
-            num_workers=0,
-            limits=limits_of(setup.config.data, setup.task),
-        )
+        return [streamed_batch(setup, plan, transform, collate)]
+    number = min(_STEPS, plan.steps_per_epoch)
+    steps = [plan.steps_per_epoch * place // number for place in range(number)]
+    found = train_batches(
+        plan.sources,
+        _First(plan.sampler, _SAMPLED, steps),
+        transform,
+        collate,
+        first_step=0,
+        total_steps=number,
+        steps_per_epoch=number,
+        rank=0,
+        world=1,
+        seed=setup.config.runner.seed,
+        num_workers=0,
+        limits=limits_of(setup.config.data, setup.task),
     )
-    return batch
+    return [batch for _, batch, _ in found]
 
 
-def streamed_batch(setup: Setup, plan: Plan, transform: Any, collate: _Seen) -> dict[str, Any]:
+def streamed_batch(setup: Setup, plan: Plan, transform: Any, collate: _Seen) -> Batch:
     """A few samples that are not waited for until a whole shuffle window has come."""
     loader = StreamLoader(
         [replace(source, window=_SAMPLED) for source in plan.streamed],
@@ -136,29 +142,29 @@ def streamed_batch(setup: Setup, plan: Plan, transform: Any, collate: _Seen) -> 
 
 
 class _First:
-    """A sampler cut down to the first few rows of each batch."""
+    """A sampler cut down to some steps, and the first few rows of each."""
 
-    def __init__(self, sampler: Any, rows: int) -> None:
-        self.sampler, self.rows = sampler, rows
+    def __init__(self, sampler: Any, rows: int, chosen: Sequence[int]) -> None:
+        self.sampler, self.rows, self.chosen = sampler, rows, chosen
 
     def steps(self, epoch: int) -> int:
-        return 1
+        return len(self.chosen)
 
     def batch(self, epoch: int, step: int) -> Any:
-        return self.sampler.batch(epoch, step)[: self.rows]
+        return self.sampler.batch(epoch, self.chosen[step])[: self.rows]
 
 
-def cost(setup: Setup, plan: Plan, state: Any, batch: dict[str, Any]) -> list[str]:
+def cost(setup: Setup, plan: Plan, state: Any, batches: Sequence[Batch]) -> list[str]:
     """Floating-point operations of the run, and bytes of a step on one device."""
     data, world = setup.config.data, collectives.world()
     module = state.module.cpu()
     rows = -(-(data.batch_size_train or data.batch_size) // world)
-    pair = count_flops(module, batch) / len(batch["index_B"])
+    pair = mean_flops(module, batches)
     samples = min(sum(map(len, plan.sources)), plan.steps_per_epoch * data.batch_size)
     names = {"bf16": torch.bfloat16, "fp16": torch.float16}
     memory = estimate_memory(
         module,
-        batch,
+        batches[0],
         rows,
         dtype=names.get(setup.precision.name, torch.float32),
         global_rows=data.batch_size,
@@ -172,6 +178,16 @@ def cost(setup: Setup, plan: Plan, state: Any, batch: dict[str, Any]) -> list[st
         f"{pair * samples * plan.epochs / 1e12:.2f} TFLOP in all",
         f"memory of a device, estimated: {memory.total / _GIB:.2f} GiB ({told})",
     ]
+
+
+def mean_flops(module: Any, batches: Sequence[Batch]) -> float:
+    """FLOPs of a sample, forward and backward, over as many batches as can soon be counted."""
+    counts: list[int] = []
+    for batch in batches:
+        if counts and sum(counts) + counts[0] > _COUNTED:
+            break
+        counts.append(count_flops(module, batch))
+    return sum(counts) / sum(len(batch["index_B"]) for batch in batches[: len(counts)])
 
 
 def shared_out(setup: Setup, memory: Memory) -> Memory:
