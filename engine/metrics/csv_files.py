@@ -11,6 +11,8 @@ from engine.metrics.json_files import text
 
 Row = tuple[int, dict[str, str]]
 
+csv.field_size_limit(1 << 30)  # texts may be longer than the module expects
+
 
 def read_csv(path: Path) -> tuple[list[str], list[Row]]:
     """The columns of a CSV, or of a TSV by its ending, and its rows with each one's last line.
