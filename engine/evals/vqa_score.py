@@ -232,6 +232,8 @@ def main(argv: Sequence[str]) -> int:
             _warn(f"and {more} more are left out")
     if stop.requested:
         _warn(f"{stop.name}: {num_scored} of {len(scores)} pairs are scored; the rest is left out")
+        if not num_scored:
+            return 130
     elif not num_scored:
         why = next(iter(bad.values()))
         raise UserError(f"none of the pairs of {given.csv}, images in {root}, can be scored: {why}")

@@ -95,7 +95,7 @@ def curve(
 ) -> Curve:
     """Over all images' (label, probability) together, word for word; empty without predictions.
 
-    Of labels of an image that differ by their letters' size alone the first counts.
+    Of an image's labels that differ in case alone the first counts.
     """
     told, num_true = [], 0
     for said, wanted in zip(predicted, true, strict=True):
