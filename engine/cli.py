@@ -38,7 +38,7 @@ def _work(arguments: Arguments, loaded: Loaded) -> int:
     from engine.dist.launch import init_process_group, shutdown
     from engine.train.signals import StopRequest
 
-    with StopRequest() as stop:
+    with StopRequest(saves=arguments.mode in ("train", "generate")) as stop:
         device = init_process_group(loaded.config.dist)
         try:
             setup = modes.Setup(arguments.task, loaded.config, device, stop)

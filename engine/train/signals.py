@@ -16,11 +16,13 @@ _WATCHED = (signal.SIGTERM, signal.SIGINT)
 class StopRequest:
     """While entered, SIGTERM and SIGINT set ``requested`` and ``name`` instead of ending the run.
 
-    The loop polls ``requested``, saves and leaves. A second SIGINT exits with 130 at once. Outside
-    the main thread, where Python allows no handlers, entering changes nothing.
+    The loop polls ``requested``, saves and leaves. A second SIGINT exits with 130 at once. Where
+    nothing ``saves``, the first signal is a KeyboardInterrupt. Outside the main thread, where
+    Python allows no handlers, entering changes nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, saves: bool = True) -> None:
+        self.saves = saves
         self.requested = False
         self.name = ""  # of the first signal: SIGTERM or SIGINT
         self._num_interrupts = 0
@@ -48,6 +50,8 @@ class StopRequest:
         self._num_interrupts += number == signal.SIGINT
         if self._num_interrupts > 1:
             _exit_now()
+        if not self.saves:
+            raise KeyboardInterrupt
 
     def _in_forked_child(self, number: int) -> None:
         # A forked worker inherits the handler but has no loop that polls. It must die when its

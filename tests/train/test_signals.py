@@ -17,6 +17,12 @@ def test_the_first_signal_only_asks(number):
         assert stop.requested and stop.name == signal.Signals(number).name
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_saves_nothing_ends_at_once(number):
+    with pytest.raises(KeyboardInterrupt), StopRequest(saves=False):
+        signal.raise_signal(number)
+
+
 def test_the_first_name_stays_and_sigterm_may_come_again():
     with StopRequest() as stop:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
