@@ -22,14 +22,14 @@ def generate(setup: Setup) -> None:
     section = setup.config.generate
     choices(section)
     source = _questions(section.input, section.images)
-    output = Output(setup, "answers")
+    output = Output(setup, "answers", len(source), "question")
     module, _ = setup.trained_model()
     output.prepare()
     encoder = setup.evaluate.encoder(module)
     rows = np.arange(len(source))
-    answers, bad = answer(encoder, source, rows, section, stopped=output.stopped)
+    answers, bad = answer(encoder, source, rows, section, stopped=output.after_batch)
     nothing = f"none of the {len(source)} questions of {source.path} can be asked"
-    folder = output.settle(answers, bad, len(source), "question", nothing)
+    folder = output.settle(answers, bad, nothing)
     if folder is None:
         return
     write(folder, source, answers, setup.config.data.max_image_pixels)

@@ -28,7 +28,7 @@ def generate(setup: Setup) -> None:
         )
     section = setup.config.generate
     source = open_folder(section.input)
-    output = Output(setup, "captions")
+    output = Output(setup, "captions", len(source), "image")
     module, _ = setup.trained_model()
     output.prepare()
     if collectives.rank() == 0:
@@ -42,10 +42,10 @@ def generate(setup: Setup) -> None:
         section,
         setup.config.data.prompt.instruction,
         evaluations.judge("ranker"),
-        stopped=output.stopped,
+        stopped=output.after_batch,
     )
     nothing = f"none of the {len(source)} images in {source.root} can be read"
-    folder = output.settle(predictions, bad, len(source), "image", nothing)
+    folder = output.settle(predictions, bad, nothing)
     if folder is None:
         return
     write(folder, source, predictions, setup.config.data.max_image_pixels)

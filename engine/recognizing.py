@@ -36,7 +36,7 @@ def generate(setup: Setup) -> None:
     """Label ``generate.input`` with the run's checkpoint. Raises UserError."""
     section = setup.config.generate
     source = open_folder(section.input)
-    output = Output(setup, "labels")
+    output = Output(setup, "labels", len(source), "image")
     ranker, _ = setup.evaluate.judges.of_labels(setup.task)
     module, _ = setup.trained_model()
     output.prepare()
@@ -45,14 +45,14 @@ def generate(setup: Setup) -> None:
             setup.warn(f"left out: {closed}")
     encoder = setup.evaluate.encoder(module)
     rows = np.arange(len(source))
-    found, _, bad = recognise(encoder, source, rows, section, ranker, stopped=output.stopped)
+    found, _, bad = recognise(encoder, source, rows, section, ranker, stopped=output.after_batch)
     nothing = f"none of the {len(source)} images in {source.root} can be read"
-    folder = output.settle(found, bad, len(source), "image", nothing)
+    folder = output.settle(found, bad, nothing)
     if folder is None:
         return
     write(folder, source, found, setup.config.data.max_image_pixels)
     told = ""
-    if section.attention and not output.stopped():
+    if section.attention and not output.stopped:
         pictures = write_attention(folder / "attention", encoder, source, found)
         told = f", {pictures} pictures: {folder / 'attention'}"
     number = f"labels of {counted(found, 'image')}"
