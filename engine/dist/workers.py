@@ -56,8 +56,8 @@ def run_workers(script: Path, argv: Sequence[str], arguments: Arguments) -> int:
     """Run ``script argv`` in this node's processes and return the exit code for all of them.
 
     0 where every worker ended well, also after a signal; else that of the first that failed or
-    told what was wrong: 2 for a user's mistake, 130 after a second Ctrl-C, 128 + signal for a worker that had nothing
-    to save when it was stopped, and 1.
+    told what was wrong: 2 for a user's mistake, 130 after a second Ctrl-C, 128 + signal for a
+    worker that had nothing to save when it was stopped, and 1.
     """
     with _meeting_port(arguments) as port, tempfile.TemporaryDirectory() as reports:
         alive, lifeline = os.pipe()

@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import engine.torchvision_ops  # noqa: F401
 from engine.config.schema import Config
 from engine.losses.language_model import IGNORED
+from engine.setup import Setup
 from engine.train.loop import Training
 from engine.types import Batch, Metrics
 from tests.bench import caption_peer
@@ -65,6 +66,19 @@ class Replay(Training):
         """Nothing: both sides are timed without."""
 
 
+def replay(setup: Setup, batches: list[Batch], folder: Path) -> Work:
+    """A training over the batches, ready to begin."""
+    training = make_training(Replay, setup, folder)
+    training.given = batches
+
+    def work() -> float:
+        with training.log:
+            training.run()
+            return time.process_time() - training.started
+
+    return work
+
+
 def num_tokens(batch: Batch) -> int:
     """Supervised ones: padding is none."""
     return int((batch["labels_BT"] != IGNORED).sum())
@@ -88,15 +102,7 @@ class Case:
         self.columns = config.model.decoder.max_length
 
     def ours(self) -> Work:
-        training = make_training(Replay, self.setup, self.folder / "ours")
-        training.given = self.batches
-
-        def work() -> float:
-            with training.log:
-                training.run()
-                return time.process_time() - training.started
-
-        return work
+        return replay(self.setup, self.batches, self.folder / "ours")
 
     def peer_model(self) -> Any:
         vocabulary = self.setup.tokenizer.vocab_size

@@ -16,9 +16,8 @@ import csv
 import json
 import statistics
 import tempfile
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from engine.metrics.json_files import load as load_json
 from engine.models.decoders.splice import IMAGE_ID
 from engine.train.loop import Training
 from engine.types import Batch
-from tests.bench.caption import Replay
+from tests.bench.caption import Work, replay
 from tests.bench.runs import ROOT, as_overrides, make_setup, make_training
 from tests.bench.table import Line, Options
 from tests.bench.timing import ratio
@@ -134,17 +133,9 @@ class Side:
             self.batches = [batch for _, batch, _ in drawing._batches()]
         self.samples = sum(len(batch["index_B"]) for batch in self.batches)
 
-    def work(self) -> Callable[[], float]:
+    def work(self) -> Work:
         """A training, ready to begin: processor seconds of all its steps."""
-        training = make_training(Replay, self.setup, self.folder / "run")
-        training.given = self.batches
-
-        def run() -> float:
-            with training.log:
-                training.run()
-                return time.process_time() - training.started
-
-        return run
+        return replay(self.setup, self.batches, self.folder / "run")
 
     def padding(self, image_tokens: int) -> tuple[float, float]:
         """Shares of what the encoder and the decoder take that are padding."""

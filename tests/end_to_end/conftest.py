@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -16,6 +17,18 @@ import launch as launcher
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.yaml")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def interrupted(work):
+    """``work``, with Ctrl-C before its first call alone: a second one would end this process."""
+    first = iter([True])
+
+    def call(*given, **options):
+        if next(first, False):
+            os.kill(os.getpid(), signal.SIGINT)
+        return work(*given, **options)
+
+    return call
 
 
 class Launcher:

@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from PIL import Image
 from engine.evals import vqa as vqa_answers
 from engine.evals import vqa_score
 from engine.metrics import vqa
-from tests.end_to_end.conftest import ROOT, Launcher
+from tests.end_to_end.conftest import ROOT, Launcher, interrupted
 
 CFG = ROOT / "tests/end_to_end/vqa.yaml"
 ANSWERS = ["yes", "no", "2", "red"]
@@ -136,17 +134,8 @@ def test_ctrl_c_keeps_what_is_answered_and_scored(trained, ask, tmp_path, monkey
     path = tmp_path / "questions.csv"
     path.write_text("image,question\n" + "".join(f"{i}.png,What?\n" for i in range(6)), "utf8")
     flags = (f"input={path}", f"generate.images={images}", "generate.batch_size=2")
-    said = vqa_answers.generate_batch
-
-    once = iter([True])
-
-    def interrupted(*given):
-        if next(once, False):  # a second one ends the process
-            os.kill(os.getpid(), signal.SIGINT)
-        return said(*given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(vqa_answers, "generate_batch", interrupted)
+        patch.setattr(vqa_answers, "generate_batch", interrupted(vqa_answers.generate_batch))
         done = ask(*flags)
     assert "SIGINT: 2 of 6 questions done; the rest is left out" in done.stderr + done.stdout
     answers = tmp_path / "out" / "partial" / "answers.jsonl"
@@ -157,16 +146,8 @@ def test_ctrl_c_keeps_what_is_answered_and_scored(trained, ask, tmp_path, monkey
     assert len(answers.read_text(encoding="utf8").splitlines()) == 2
 
     path.write_text("image,text\n" + "".join(f"{i}.png,a dog\n" for i in range(6)), "utf8")
-    tokens = vqa_score.VQAScore._tokens
-
-    once = iter([True])
-
-    def stopping(self, pixels):
-        if next(once, False):
-            os.kill(os.getpid(), signal.SIGINT)
-        return tokens(self, pixels)
-
-    monkeypatch.setattr(vqa_score.VQAScore, "_tokens", stopping)
+    tokens = interrupted(vqa_score.VQAScore._tokens)
+    monkeypatch.setattr(vqa_score.VQAScore, "_tokens", lambda *given: tokens(*given))
     command = [f"--model={run}", f"--csv={path}", f"--images={images}", f"--out={tmp_path / 's'}"]
     assert vqa_score.main([*command, "--device=cpu", "--batch_size=2"]) == 0
     assert "SIGINT: 2 of 6 pairs are scored; the rest is left out" in capsys.readouterr().err

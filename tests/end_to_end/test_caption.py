@@ -1,9 +1,7 @@
 """Captioning as a user runs it: training, resume, captions of a folder, adapters, mistakes."""
 
 import json
-import os
 import shutil
-import signal
 from html import escape
 
 import pytest
@@ -12,7 +10,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing import event_accumulator
 
 from engine.evals import captions
-from tests.end_to_end.conftest import ROOT, SMALL, mistake
+from tests.end_to_end.conftest import ROOT, SMALL, interrupted, mistake
 
 KINDS = ("t5_cross", "causal")
 
@@ -223,15 +221,8 @@ def test_captions_of_a_folder(caption, launch, pictures, monkeypatch):
     assert "broken.jpg" in bad["key"]
     assert "1 image left out" in done.stdout + done.stderr
 
-    before, real, asked = (made / "captions.jsonl").read_text(), captions.generate_texts, []
-
-    def interrupted(*given, **options):
-        if not asked:  # a second one would end this process
-            os.kill(os.getpid(), signal.SIGINT)
-        asked.append(1)
-        return real(*given, **options)
-
-    monkeypatch.setattr(captions, "generate_texts", interrupted)
+    before = (made / "captions.jsonl").read_text()
+    monkeypatch.setattr(captions, "generate_texts", interrupted(captions.generate_texts))
     done = caption("--mode=generate", f"input={pictures}", "generate.batch_size=2")
     assert "SIGINT: 2 of 6 images done; the rest is left out" in done.stdout + done.stderr
     assert (made / "captions.jsonl").read_text() == before

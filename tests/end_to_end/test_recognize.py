@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from engine.generate import labels as label_search
-from tests.end_to_end.conftest import ROOT, mistake
+from tests.end_to_end.conftest import ROOT, interrupted, mistake
 
 DATA = {
     "objects": {"format": "shapes", "texts": "labels", "num_train": 48, "num_valid": 16,
@@ -105,16 +103,7 @@ def test_labels_of_a_folder_and_where_they_looked(
 
     # Ctrl-C: the batch that it comes in is written, and the earlier file stays
     before = (made / "labels.jsonl").read_text()
-    real, asked = label_search.recognise, []
-
-    def interrupted(*given, **options):
-        assert (made / "labels.jsonl").read_text() == before
-        if not asked:  # a second one would end this process
-            os.kill(os.getpid(), signal.SIGINT)
-        asked.append(1)
-        return real(*given, **options)
-
-    monkeypatch.setattr(label_search, "recognise", interrupted)
+    monkeypatch.setattr(label_search, "recognise", interrupted(label_search.recognise))
     told = recognize("--mode=generate", f"input={root}", "generate.batch_size=1")
     assert "SIGINT: 1 of 3 images done; the rest is left out" in told.stdout + told.stderr
     assert (made / "labels.jsonl").read_text() == before
