@@ -1,12 +1,13 @@
 """COCO's objects are learned from one split and scored on the other."""
 
 import csv
+from pathlib import Path
 
 from tests.bench.objects import split
 
 
 def rows(path):
-    with open(path, encoding="utf8", newline="") as file:
+    with Path(path).open(encoding="utf8", newline="") as file:
         return list(csv.reader(file))
 
 
