@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import runpy
 import signal
 from pathlib import Path
 
@@ -9,6 +10,15 @@ import pytest
 
 # before torch is imported anywhere: many test processes share few cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# With ENGINE_TEST_AMX=1 the suite runs as on a processor with matrix units for bf16: here, and in
+# every process that a test starts.
+if os.environ.get("ENGINE_TEST_AMX"):
+    _AMX = Path(__file__).with_name("amx")
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(_AMX), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    runpy.run_path(str(_AMX / "sitecustomize.py"))
 
 # a job in a shell's background ignores Ctrl-C, and so would every process that a test starts
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -87,7 +87,7 @@ def test_the_other_commands_install_and_test():
         "python -m venv .venv",
         ".venv/bin/pip install -r requirements.txt",
         '.venv/bin/pip install -r requirements.txt -e ".[test]"',
-        ".venv/bin/python -m pytest",
+        ".venv/bin/python -m pytest -n auto --dist worksteal",
     }
 
 

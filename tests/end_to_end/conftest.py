@@ -80,7 +80,8 @@ DATA = {
     }
 }  # fmt: skip
 SMALL = (
-    "--task=caption", f"data.datasets={json.dumps(DATA)}", "data.train_name=[tiny]",
+    "--task=caption", "dist.precision=fp32", f"data.datasets={json.dumps(DATA)}",
+    "data.train_name=[tiny]",
     "data.valid_name=[tiny]", "data.batch_size=12", "data.batch_size_val=8", "data.num_workers=0",
     "epoch=1", "log.tensorboard=false", "transforms.resize.size=[32, 32]", "dist.num_threads=1",
     "data.exp_name=tiny", "eval.epoch_interval=null",

@@ -18,7 +18,8 @@ DATA = {
                 "image_size": 32}
 }  # fmt: skip
 SMALL = (
-    "--task=recognize", f"data.datasets={json.dumps(DATA)}", "data.train_name=[objects]",
+    "--task=recognize", "dist.precision=fp32", f"data.datasets={json.dumps(DATA)}",
+    "data.train_name=[objects]",
     "data.valid_name=[objects]", "data.batch_size=12", "data.batch_size_val=8",
     "data.num_workers=0", "epoch=1", "log.tensorboard=false", "transforms.resize.size=[32, 32]",
     "dist.num_threads=1", "data.exp_name=tiny", "eval.epoch_interval=null",
