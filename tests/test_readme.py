@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.data.shapes import folder as drawn
+from engine.tools.shapes import folder as drawn
 
 ROOT = Path(__file__).parents[1]
 PAGES = {

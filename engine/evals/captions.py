@@ -17,10 +17,11 @@ from engine.data.loader import valid_batches
 from engine.dist import collectives
 from engine.errors import FaultError
 from engine.evals.encode import Encoder, evaluating
-from engine.evals.predictions import Prediction, exact_match, scene_scores
+from engine.evals.predictions import Prediction, exact_match
 from engine.generate.texts import generate_texts
 from engine.metrics.captions import Scores, caption_scores, clip_scores
 from engine.metrics.captions_java import missing_java
+from engine.tools.shapes.scenes import content_scores
 from engine.types import Source
 
 CIRCULAR = "the ranker: circular"
@@ -80,7 +81,9 @@ def evaluate(
         raise FaultError(f"{source.name}: none of the {len(rows)} images has a caption")
     scores = score(predictions)
     metrics: dict[str, float | str] = {**scores.corpus, "exact_match": exact_match(predictions)}
-    metrics |= scene_scores(predictions)
+    metrics |= content_scores(
+        [p.caption for p in predictions], [p.references[0] for p in predictions]
+    )
     if scorer is not None:
         metrics |= _clip_scores(scorer, source, predictions)
         if ranker is not None and section.method == "best_of_n":

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.data.jobs import count
 from engine.errors import UserError, exit_code
 from engine.evals import score_tables
 from engine.evals.encode import evaluating
 from engine.evals.pictures import Picture, Pictures
 from engine.evals.vqa_score_texts import Asking
 from engine.generate.likelihood import log_likelihoods
+from engine.tools.jobs import count
 from engine.train.precision import Precision
 from engine.train.signals import StopRequest
 from engine.train.trained_run import find_device, open_run

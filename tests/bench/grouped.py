@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 from engine.config.load import load
-from engine.data.shapes import folder as shapes
 from engine.losses.language_model import IGNORED
 from engine.metrics.json_files import load as load_json
 from engine.models.decoders.splice import IMAGE_ID
+from engine.tools.shapes import folder as shapes
 from engine.train.loop import Training
 from engine.types import Batch
 from tests.bench.caption import Work, replay

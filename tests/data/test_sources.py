@@ -53,7 +53,7 @@ def test_own_folder_goes_before_the_built_in_dataset(tmp_path):
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
 def test_built_in_names(tmp_path, monkeypatch, name):
     """Drawn into data_path at first use, with default options."""
-    from engine.data.shapes import folder
+    from engine.tools.shapes import folder
 
     write, used = folder.write, []
 

@@ -17,8 +17,8 @@ from pydantic import Field
 from engine import registry
 from engine.config.schema import Section
 from engine.data.once import make_once
-from engine.data.shapes import folder as drawn
 from engine.errors import UserError
+from engine.tools.shapes import folder as drawn
 from engine.types import Source
 
 

@@ -23,7 +23,6 @@ from rich.text import Text
 
 from engine.config.load import Loaded, load_with_places
 from engine.config.schema import Config
-from engine.data import jobs
 from engine.data.inspect import page as inspect_page
 from engine.data.inspect.figures import Findings
 from engine.data.inspect.read import Part, Work
@@ -32,6 +31,7 @@ from engine.data.inspect.sheet import COLUMNS, ROWS, write_sheet
 from engine.data.sources import open_source
 from engine.data.views.groups import group_rows
 from engine.errors import UserError, exit_code
+from engine.tools import jobs
 
 PAGE = "inspect.html"
 

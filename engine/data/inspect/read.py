@@ -17,8 +17,8 @@ from engine.data.bad_samples import BadRecord
 from engine.data.decode import decode
 from engine.data.image_files import ending_of, read_bytes
 from engine.data.inspect.image_hash import TINY, signature
-from engine.data.jobs import Tick
 from engine.data.views.groups import Groups
+from engine.tools.jobs import Tick
 from engine.types import BadSample, Record, Source
 
 THUMBNAIL = 224  # pixels of the longer side

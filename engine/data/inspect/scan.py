@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from engine.data import jobs
 from engine.data.bad_samples import BadRecord
 from engine.data.inspect.figures import Copy, Findings
 from engine.data.inspect.image_hash import TINY, find_copies
 from engine.data.inspect.read import Chunk, Counts, Part, Work, read_chunk
+from engine.tools import jobs
 from engine.types import BadSample
 
 COPIES_FILE, BAD_FILE = "copies.jsonl", "bad_samples.jsonl"

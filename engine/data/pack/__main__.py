@@ -21,7 +21,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from engine.data import jobs
 from engine.data.bad_samples import summary
 from engine.data.pack import origin as pack_origin
 from engine.data.pack.check import read_back
@@ -31,6 +30,7 @@ from engine.data.pack.shards import Shard, pack_shard
 from engine.data.pack.text import COLUMNS
 from engine.data.pack.writers import join_parts
 from engine.errors import UserError, exit_code
+from engine.tools import jobs
 
 SHARD_SIZE = 10_000  # images; img2dataset's default
 BAD_FILE = "bad_samples.jsonl"

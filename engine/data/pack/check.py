@@ -10,13 +10,13 @@ from typing import Any, Literal
 from rich.console import Console
 
 from engine.config.schema import Data
-from engine.data import jobs
 from engine.data.image_files import read_bytes
 from engine.data.pack.digest import Digest, image_digest, sample_digest
 from engine.data.pack.plan import Plan
 from engine.data.pack.shards import Shard
 from engine.data.sources import open_source
 from engine.errors import FaultError
+from engine.tools import jobs
 from engine.types import BadSample, Source
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from engine.data.bad_samples import BadRecord
 from engine.data.image_files import ending_of, read_bytes
-from engine.data.jobs import Tick
 from engine.data.pack import text as pack_text
 from engine.data.pack.digest import Digest, image_digest, sample_digest
 from engine.data.pack.plan import Plan, write_whole
 from engine.data.pack.writers import WRITERS, checksum
 from engine.data.tar.samples import MAX_IMAGE_BYTES
 from engine.errors import FaultError
+from engine.tools.jobs import Tick
 from engine.types import BadSample, Record
 
 Unit = tuple[bytes, str, list[Record]]  # an image, its ending, and rows that show it

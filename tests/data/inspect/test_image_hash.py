@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from engine.data.inspect.image_hash import find_copies, signature
-from engine.data.shapes import folder as drawn
+from engine.tools.shapes import folder as drawn
 
 
 def _photograph(seed):

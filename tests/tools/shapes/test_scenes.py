@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data.shapes import folder as drawn
-from engine.data.shapes.drawing import RGB, draw
-from engine.data.shapes.scene import (
+from engine.tools.shapes import folder as drawn
+from engine.tools.shapes.drawing import RGB, draw
+from engine.tools.shapes.scenes import (
+    PHRASINGS,
     Group,
     Scene,
+    caption,
+    content_scores,
     held_out_families,
     is_held_out,
+    num_phrasings,
     training_scenes,
-    true_of,
 )
-from engine.data.shapes.wording import PHRASINGS, caption, num_phrasings
-from tests.data.shape_reader import parse, rows
+from tests.tools.shapes.shape_reader import parse, rows
 
 _STYLES = ("flat", "sketch")
 
@@ -48,9 +50,7 @@ def test_no_held_out_caption_is_true_of_another_image(folder):
     said = [parse(row["caption"]) for row in rows(folder, "valid")]
     assert len(said) == 600 >= 500
     for (i, claim), (j, shown) in itertools.product(enumerate(said), repeat=2):
-        holds = claim == shown
-        assert holds == (i == j)
-        assert true_of(claim, shown) == holds
+        assert (claim == shown) == (i == j)
 
 
 def test_words_alone_cannot_tell_a_family_apart(folder):
@@ -167,3 +167,21 @@ def test_shapes_stay_inside_and_apart(style):
             assert (np.abs(border - RGB[colour]).sum(-1) > 100).all()
             mask = np.abs(pixels - RGB[colour]).sum(-1) < 90
             assert len(_blobs(mask)) == 3
+
+
+def test_content_of_captions_is_scored_part_by_part():
+    true = [
+        "two small red circles left of one large blue square",
+        "one little green star drawn above three big red moons",
+    ]
+    said = [
+        "one large blue square right of two small green circles",  # one colour is wrong
+        "a sketch with three big red moons at the bottom and one little green star at the top",
+    ]
+    half = content_scores(said, true)
+    assert half == {
+        "content_colour": 50, "content_shape": 100, "content_count": 100, "content_size": 100,
+        "content_relation": 100, "content_scene": 50,
+    }  # fmt: skip
+    assert set(content_scores(["a dog", "words"], true).values()) == {0}
+    assert content_scores(said, [true[0], "a dog"]) == {}

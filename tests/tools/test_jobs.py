@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from engine.data import jobs
 from engine.errors import FaultError, UserError
+from engine.tools import jobs
 
 
 def work(shared, item, tick):

@@ -11,13 +11,19 @@ import pytest
 
 from engine import registry
 from engine.config.schema import Data
-from engine.data.shapes import folder as drawn
-from engine.data.shapes.questions import KINDS, ask
-from engine.data.shapes.scene import held_out_families, training_scenes
-from engine.data.shapes.wording import PHRASINGS, caption, one_word_changed, one_word_changes
 from engine.data.sources import open_source
 from engine.errors import UserError
-from tests.data.shape_reader import _NOUNS, parse
+from engine.tools.shapes import folder as drawn
+from engine.tools.shapes.questions import KINDS, ask
+from engine.tools.shapes.scenes import (
+    PHRASINGS,
+    caption,
+    held_out_families,
+    one_word_changed,
+    one_word_changes,
+    training_scenes,
+)
+from tests.tools.shapes.shape_reader import _NOUNS, parse
 
 SIZES = {"small": "small", "little": "small", "large": "large", "big": "large"}
 COLOURS = "red|green|blue|yellow|purple|orange"

@@ -8,7 +8,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from engine.data.shapes.scene import Group, Scene
+from engine.tools.shapes.scenes import Group, Scene
 
 RGB = {
     "red": (222, 30, 38),

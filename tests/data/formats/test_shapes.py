@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from engine.data.formats import shapes as form
-from engine.data.shapes import folder as drawn
 from engine.errors import UserError
+from engine.tools.shapes import folder as drawn
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ import csv
 import re
 from pathlib import Path
 
-from engine.data.shapes.scene import Group, Scene
+from engine.tools.shapes.scenes import Group, Scene
 
 _GROUP = re.compile(r"(one|two|three) (small|little|large|big) (\w+) (\w+)")
 _NOUNS = {"circles": "circle", "squares": "square", "triangles": "triangle",

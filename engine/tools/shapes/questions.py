@@ -9,7 +9,7 @@
     match     Does this figure show "…"? Please answer yes or no.
 
 A question is asked only where what it names is one group alone, so that it has one answer. Yes and
-no are equally likely; what is not so differs in one word from what is.
+no are equally likely; what is false differs in one word from what is true.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.data.shapes.scene import COLOURS, SHAPES, SIZES, Group, Scene
-from engine.data.shapes.wording import (
+from engine.tools.shapes.scenes import (
+    COLOURS,
+    PLURALS,
+    SHAPES,
     SIZE_WORDS,
+    SIZES,
+    Group,
+    Scene,
     caption,
     noun,
     num_phrasings,
     one_word_changed,
-    plural,
 )
 
 MATCH = 'Does this figure show "{caption}"? Please answer yes or no.'
@@ -73,7 +77,7 @@ def _colour(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
 def _count(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
     group, _ = _either(scene, rng)
     if rng.random() < 2 / 3:
-        named, same = plural(group.shape), "shape"
+        named, same = PLURALS[group.shape], "shape"
     else:
         named, same = f"{group.colour} shapes", "colour"
     counted = [g for g in (scene.first, scene.second) if getattr(g, same) == getattr(group, same)]
@@ -103,17 +107,17 @@ def _yes_no(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
         sides = _SIDES[scene.relation]
         side = sides[(group is scene.second) == (answer == "yes")]
         return f"{_be(group).capitalize()} the {one} {side} the {another}?", answer
-    told = group if answer == "yes" else _absent(scene, group, rng)
-    size = SIZE_WORDS[style][told.size]
-    return f"Is there a {size} {told.colour} {told.shape}?", answer
+    named = group if answer == "yes" else _absent(scene, group, rng)
+    size = SIZE_WORDS[style][named.size]
+    return f"Is there a {size} {named.colour} {named.shape}?", answer
 
 
 def _match(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
-    told = caption(scene, style, int(rng.integers(num_phrasings(style))))
+    text = caption(scene, style, int(rng.integers(num_phrasings(style))))
     answer = ("no", "yes")[rng.integers(2)]
     if answer == "no":
-        told, _ = one_word_changed(told, rng)
-    return MATCH.format(caption=told), answer
+        text, _ = one_word_changed(text, rng)
+    return MATCH.format(caption=text), answer
 
 
 _KINDS: dict[str, Callable[[Scene, str, np.random.Generator], _Asked]] = {

@@ -1,0 +1,1 @@
+"""Command-line tools for data, and the built-in dataset."""
