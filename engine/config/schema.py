@@ -173,7 +173,7 @@ class LanguageModelLoss(Section):
 
 
 class Loss(Section):
-    name: str = "NCE"  # a file of engine/losses: nce | mixup_nce | sigmoid
+    name: str = "NCE"  # a file of engine/losses: NCE | MixUpNCE | Sigmoid | MixUpSigmoid
     temperature: Temperature = Temperature()
     nce_loss: NceLoss = NceLoss()
     sigmoid_loss: SigmoidLoss = SigmoidLoss()

@@ -24,11 +24,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from engine.config import schema
-from engine.losses.exchange import Exchange
-from engine.losses.fused import tiles_for
-from engine.losses.mixing import draw
-from engine.losses.tiles import Positive, agreement, compute_dtype, inner, positives
-from engine.types import Features, Mix
+from engine.losses.contrast import Contrast, Exchange, agreement, inner, tiles_for
+from engine.losses.tiles import Positive, compute_dtype
+from engine.types import Features
 
 NAMES = ("Sigmoid", "SigLIP", "MixUpSigmoid")
 
@@ -80,21 +78,18 @@ def _one_pass(
     dimage_BD = torch.zeros_like(image_BD, dtype=dtype) if with_gradient else image_BD.new_empty(0)
     loss, dbias = torch.zeros(2, dtype=torch.float64, device=image_BD.device)
 
-    def work(block: slice, text_KD: Tensor, dtext_KD: Tensor | None = None) -> None:
+    def add_tiles(block: slice, text_KD: Tensor, dtext_KD: Tensor | None) -> None:
         own = exchange.own.start - block.start
         tiles = tiles_for(image_BD, text_KD, scale, bias, matches=matches, own=own, rows=tile_size)
-        for rows, columns in tiles:
-            tile_loss, tile_dbias, excess = tiles.sigmoid_excess(rows, columns)
+        for at in tiles:
+            tile_loss, tile_dbias, dlogits = tiles.sigmoid_dlogits(at)
             loss.add_(tile_loss)
             dbias.add_(tile_dbias)
             if dtext_KD is not None:
-                tiles.add_products(rows, columns, (excess, excess), dimage_BD, dtext_KD)
+                tiles.add_products(at, (dlogits, dlogits), dimage_BD, dtext_KD)
 
     texts = exchange.collect(text_BD)
-    if with_gradient:
-        dtext_BD = exchange.visit_with_gradient(texts, dtype, work)
-    else:
-        exchange.visit(texts, work)
+    dtext_BD = exchange.visit(texts, add_tiles, dtype if with_gradient else None)
     total = loss - scale * agreement(image_BD, text_BD, matches) - bias * len(image_BD)
     total = (exchange.weight * total).to(dtype)
     if not with_gradient:
@@ -110,39 +105,21 @@ def _one_pass(
     )
 
 
-class Sigmoid:
+class Sigmoid(Contrast):
     """The loss of a task: ``loss.sigmoid_loss`` and, by the name MixUpSigmoid, ``loss.mixup``."""
 
     def __init__(self, config: schema.Loss) -> None:
-        self.config = config
-        learned = config.temperature.name == "parameter"
-        self.parameters = {
-            "logit_scale": (math.log(config.sigmoid_loss.scale), learned),
-            "logit_bias": (config.sigmoid_loss.bias, True),
-        }
-        self.bounds = {"logit_scale": (None, -math.log(config.temperature.min))} if learned else {}
+        super().__init__(config, log_scale=math.log(config.sigmoid_loss.scale))
+        self.parameters["logit_bias"] = (config.sigmoid_loss.bias, True)
 
-    def mix(self, step: int, seed: int) -> Mix | None:
-        """What this step mixes; None under the plain name."""
-        mixed = self.config.name.lower().startswith("mixup")
-        return draw(step, seed, self.config.mixup) if mixed else None
-
-    def __call__(self, features: Features) -> dict[str, Tensor]:
-        """{"loss": L_r}; the mean of L_r over ranks, and of its gradient, is the global batch's."""
+    def contrast(self, features: Features, scale: Tensor, matches: list[Positive]) -> Tensor:
         image_BD, text_BD = features.per_sample["image_BD"], features.per_sample["text_BD"]
-        with torch.autocast(image_BD.device.type, enabled=False):
-            dtype = compute_dtype(image_BD)
-            scale = features.shared["logit_scale"].to(dtype).exp().squeeze()
-            bias = features.shared["logit_bias"].to(dtype).squeeze()
-            partner_B = features.per_sample.get("partner_offset_B")
-            lam = features.info.get("lam", 1.0)
-            matches = positives(len(image_BD), image_BD.device, partner_B, lam)
-            group_size = self.config.sigmoid_loss.group_size
-            exchange = Exchange(len(image_BD), self.config.gather, group_size, "sigmoid_loss")
-            loss = SigmoidContrast.apply(
-                image_BD, text_BD, scale, bias, matches, exchange, self.config.tile_size
-            )
-        return {"loss": loss}
+        bias = features.shared["logit_bias"].to(scale.dtype).squeeze()
+        group_size = self.config.sigmoid_loss.group_size
+        exchange = Exchange(len(image_BD), self.config.gather, group_size, "sigmoid_loss")
+        return SigmoidContrast.apply(
+            image_BD, text_BD, scale, bias, matches, exchange, self.config.tile_size
+        )
 
 
 def build(config: schema.Loss) -> Sigmoid:

@@ -26,43 +26,8 @@ class Positive:
     image_to_text: float
     text_to_image: float
 
-
-def positives(
-    num_rows: int, device: torch.device, partner_offset_B: Tensor | None, lam: float
-) -> list[Positive]:
-    """Row i matches text i, and under mixup (weight 1 − λ) also its partner p(i), of this rank too.
-
-    Image to text, row i's partner is column p(i); text to image, column j's partner is row p(j),
-    which makes it row i's column p⁻¹(i). They differ only where p is not its own inverse.
-    """
-    own_B = torch.arange(num_rows, device=device)
-    if partner_offset_B is None:
-        return [Positive(own_B, 1.0, 1.0)]
-    partner_B = own_B + partner_offset_B
-    inverse_B = torch.empty_like(own_B).scatter_(0, partner_B, own_B)
-    return [
-        Positive(own_B, lam, lam),
-        Positive(partner_B, 1 - lam, 0.0),
-        Positive(inverse_B, 0.0, 1 - lam),
-    ]
-
-
-def agreement(image_BD: Tensor, text_BD: Tensor, matches: list[Positive]) -> Tensor:
-    """Σ over rows and matches of the directions' mean weight · I_i·T_match, as a scalar."""
-    total = image_BD.new_zeros((), dtype=compute_dtype(image_BD))
-    for match in matches:
-        weight = (match.image_to_text + match.text_to_image) / 2
-        total += weight * inner(image_BD, text_BD, match.text)
-    return total
-
-
-def inner(a_BD: Tensor, b_BD: Tensor, row_B: Tensor | None = None) -> Tensor:
-    """Σ_i a_i·b_i, or Σ_i a_i·b_row(i), as a scalar, without a third tensor of their size."""
-    total = a_BD.new_zeros((), dtype=compute_dtype(a_BD))
-    for part in slices(len(a_BD), 1024):
-        b_hD = b_BD[part] if row_B is None else b_BD[row_B[part]]
-        total += torch.linalg.vecdot(a_BD[part].to(total.dtype), b_hD.to(total.dtype)).sum()
-    return total
+    def weight(self, to_text: float = 0.5, to_image: float = 0.5) -> float:
+        return to_text * self.image_to_text + to_image * self.text_to_image
 
 
 def compute_dtype(feature: Tensor) -> torch.dtype:
@@ -75,12 +40,18 @@ def slices(length: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, length))
 
 
+Tile = tuple[slice, slice]
+"""Rows (images) and columns (texts) of the similarities."""
+
+
 class Tiles:
     """This rank's rows against a block of columns, tile after tile, with eager operations.
 
-    ``matches`` are columns of the block from ``own`` on (they may lie outside of it); ``rows``
-    bounds the rows of a tile.
+    ``matches`` are columns of the block from ``own`` on (they may be outside of it); ``rows`` and
+    ``columns`` bound a tile. What a method returns may be in the memory of the next call's tile.
     """
+
+    default_shape = 1024, 2048
 
     def __init__(
         self,
@@ -92,14 +63,17 @@ class Tiles:
         matches: list[Positive],
         own: int = 0,
         rows: int | None = None,
-        columns: int = 2048,
+        columns: int | None = None,
     ) -> None:
-        self.dtype = compute_dtype(image_BD)
-        self.image_BD, self.text_KD = image_BD.to(self.dtype), text_KD.to(self.dtype)
+        self.image_BD, self.text_KD = self._operand(image_BD), self._operand(text_KD)
         self.scale, self.bias, self.matches, self.own = scale, bias, matches, own
-        self.shape = min(rows or 1024, len(image_BD)), min(columns, len(text_KD))
+        height, width = rows or self.default_shape[0], columns or self.default_shape[1]
+        self.shape = min(height, len(image_BD)), min(width, len(text_KD))
         self._buffers: dict[int, Tensor] = {}
         self._bounded = self._exp_is_bounded()
+
+    def _operand(self, feature: Tensor) -> Tensor:
+        return feature.to(compute_dtype(feature))
 
     def _exp_is_bounded(self) -> bool:
         """Whether exp(z) and its sums neither overflow nor underflow, as |z| ≤ scale·‖I‖·‖T‖."""
@@ -107,121 +81,109 @@ class Tiles:
             return False  # on a GPU a look at the norms would make the host wait
         longest_I, longest_T = (x.norm(dim=1).max() for x in (self.image_BD, self.text_KD))
         largest = float(self.scale * longest_I * longest_T)
-        limits = torch.finfo(self.dtype)
+        limits = torch.finfo(self.image_BD.dtype)
         most_terms = max(len(self.image_BD), len(self.text_KD))
         return largest < min(-math.log(limits.tiny), math.log(limits.max / most_terms))
 
-    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+    def __iter__(self) -> Iterator[Tile]:
         for rows in slices(len(self.image_BD), self.shape[0] or 1):
             for columns in slices(len(self.text_KD), self.shape[1] or 1):
                 yield rows, columns
 
-    def _buffer(self, number: int, rows: slice, columns: slice) -> Tensor:
+    def _buffer(self, number: int, at: Tile) -> Tensor:
         """A tile's memory, made when first used; smaller tiles at the edges take its front."""
         if number not in self._buffers:
             self._buffers[number] = self.image_BD.new_empty(self.shape[0] * self.shape[1])
-        height, width = rows.stop - rows.start, columns.stop - columns.start
+        height, width = (part.stop - part.start for part in at)
         return self._buffers[number][: height * width].view(height, width)
 
-    def _logits(self, rows: slice, columns: slice, unit: float = 1.0) -> Tensor:
-        tile = self._buffer(0, rows, columns)
+    def _logits(self, at: Tile, unit: float = 1.0) -> Tensor:
+        tile, (rows, columns) = self._buffer(0, at), at
         torch.mm(self.image_BD[rows] * (self.scale * unit), self.text_KD[columns].t(), out=tile)
         return tile if self.bias is None else tile.add_(self.bias, alpha=unit)
 
-    def _exponentials(self, rows: slice, columns: slice) -> Tensor:
+    def _exponentials(self, at: Tile) -> Tensor:
         """exp(z) where that is bounded; a power of two costs a CPU a third of exp's time."""
-        return self._logits(rows, columns, unit=_LOG2_E).exp2_()
+        return self._logits(at, unit=_LOG2_E).exp2_()
 
-    def log_sums(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+    def log_sums(self, at: Tile) -> tuple[Tensor, Tensor]:
         """log Σ exp(z) of the tile's rows [h] and of its columns [w], from one product.
 
         Where exp(z) is bounded, one exponential serves both. Else rows and columns each have their
         own maxima subtracted: a column far below its rows' maxima would vanish in their scale.
         """
         if self._bounded:
-            tile = self._exponentials(rows, columns)
+            tile = self._exponentials(at)
             return tile.sum(1).log_(), tile.sum(0).log_()
-        tile = self._logits(rows, columns)
-        shifted, sums = self._buffer(1, rows, columns), []
+        tile = self._logits(at)
+        shifted, sums = self._buffer(1, at), []
         for dim in (1, 0):
             peak = tile.amax(dim, keepdim=True)
             _exp_(torch.sub(tile, peak, out=shifted))
             sums.append(shifted.sum(dim).log_().add_(peak.squeeze(dim)))
         return sums[0], sums[1]
 
-    def softmax_excess(
-        self, rows: slice, columns: slice, row_h: Tensor, column_w: Tensor, uniform: float
+    def softmax_dlogits(
+        self, at: Tile, row_h: Tensor, column_w: Tensor, uniform: float, *, mutual: bool
     ) -> tuple[Tensor, Tensor]:
         """P − Y of the tile in each direction (image to text, text to image).
 
         P are softmaxes by the log-sums of whole rows and columns; Y has the matches, and
         ``uniform`` everywhere. Y is subtracted in full precision: near convergence P ≈ Y.
+        ``mutual``: the sum over both directions, twice; one exponential where that is bounded.
         """
-        other = self._buffer(1, rows, columns)
+        other = self._buffer(1, at)
         if self._bounded:
-            tile = self._exponentials(rows, columns)
-            torch.mul(tile, (-column_w).exp(), out=other)
-            tile.mul_((-row_h).exp()[:, None])
+            tile = self._exponentials(at)
+            by_row, by_column = (-row_h).exp()[:, None], (-column_w).exp()
+            if mutual:
+                tile.mul_(torch.add(by_row, by_column, out=other))
+                self._subtract_matches(tile, at, 1.0, 1.0, 2 * uniform)
+                return tile, tile
+            torch.mul(tile, by_column, out=other)
+            tile.mul_(by_row)
         else:
-            tile = self._logits(rows, columns)
+            tile = self._logits(at)
             _exp_(torch.sub(tile, column_w, out=other))
             _exp_(tile.sub_(row_h[:, None]))
-        for match in self.matches:
-            self._subtract(tile, rows, columns, match.text, match.image_to_text)
-            self._subtract(other, rows, columns, match.text, match.text_to_image)
-        return (tile.sub_(uniform), other.sub_(uniform)) if uniform else (tile, other)
+        self._subtract_matches(tile, at, 1.0, 0.0, uniform)
+        self._subtract_matches(other, at, 0.0, 1.0, uniform)
+        return (tile.add_(other),) * 2 if mutual else (tile, other)
 
-    def softmax_excess_sum(
-        self, rows: slice, columns: slice, row_h: Tensor, column_w: Tensor, uniform: float
-    ) -> Tensor:
-        """The sum of ``softmax_excess`` over both directions; one exponential where bounded."""
-        if not self._bounded:
-            tile, other = self.softmax_excess(rows, columns, row_h, column_w, uniform)
-            return tile.add_(other)
-        tile, other = self._exponentials(rows, columns), self._buffer(1, rows, columns)
-        torch.add((-row_h).exp()[:, None], (-column_w).exp(), out=other)
-        tile.mul_(other)
-        for match in self.matches:
-            weight = match.image_to_text + match.text_to_image
-            self._subtract(tile, rows, columns, match.text, weight)
-        return tile.sub_(2 * uniform) if uniform else tile
-
-    def sigmoid_excess(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def sigmoid_dlogits(self, at: Tile) -> tuple[Tensor, Tensor, Tensor]:
         """Σ softplus(z), Σ (σ(z) − Y), and σ(z) − Y of the tile; Y as the directions' mean."""
-        tile = self._logits(rows, columns)
+        tile = self._logits(at)
         if tile.is_cuda or float(highest := tile.max()) > 40:
             loss = F.softplus(tile, threshold=50.0).sum()
             tile.sigmoid_()
         else:
             _exp_(tile)
-            other = self._buffer(1, rows, columns)
+            other = self._buffer(1, at)
             loss = _sum_log1p(tile, float(highest), other)
             tile.div_(torch.add(tile, 1.0, out=other))
-        for match in self.matches:
-            weight = (match.image_to_text + match.text_to_image) / 2
-            self._subtract(tile, rows, columns, match.text, weight)
+        self._subtract_matches(tile, at, 0.5, 0.5)
         return loss, tile.sum(), tile
 
-    def _subtract(
-        self, tile: Tensor, rows: slice, columns: slice, text_B: Tensor, weight: float
+    def _subtract_matches(
+        self, tile: Tensor, at: Tile, to_text: float, to_image: float, uniform: float = 0.0
     ) -> None:
-        if not weight:
-            return
-        column_h = text_B[rows] + (self.own - columns.start)
-        hit_k = ((column_h >= 0) & (column_h < tile.shape[1])).nonzero().squeeze(1)
-        tile[hit_k, column_h[hit_k]] -= weight
+        """Subtract Y, its two directions weighted so, and ``uniform`` everywhere."""
+        rows, columns = at
+        for match in self.matches:
+            if weight := match.weight(to_text, to_image):
+                column_h = match.text[rows] + (self.own - columns.start)
+                hit_k = ((column_h >= 0) & (column_h < tile.shape[1])).nonzero().squeeze(1)
+                tile[hit_k, column_h[hit_k]] -= weight
+        if uniform:
+            tile.sub_(uniform)
 
     def add_products(
-        self,
-        rows: slice,
-        columns: slice,
-        excess: tuple[Tensor, Tensor],
-        dimage_BD: Tensor,
-        dtext_KD: Tensor,
+        self, at: Tile, dlogits: tuple[Tensor, Tensor], dimage_BD: Tensor, dtext_KD: Tensor
     ) -> None:
         """dI_h += W·T_w by the first W_hw, dT_w += Wᵀ·I_h by the second."""
-        dimage_BD[rows].addmm_(excess[0], self.text_KD[columns])
-        dtext_KD[columns].addmm_(excess[1].t(), self.image_BD[rows])
+        rows, columns = at
+        dimage_BD[rows].addmm_(dlogits[0], self.text_KD[columns])
+        dtext_KD[columns].addmm_(dlogits[1].t(), self.image_BD[rows])
 
 
 def _sum_log1p(e_hw: Tensor, highest: float, spare_hw: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.losses.tiles import Tiles, positives
+from engine.losses.contrast import positives
+from engine.losses.tiles import Tiles
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,15 +43,14 @@ def test_softmax_tiles(scale: float, mixed: bool) -> None:
     logits = scale * eager.image_BD @ eager.text_KD.T
     row, column = logits.logsumexp(1), logits.logsumexp(0)
     for rows, columns in fused:
-        sums = fused.log_sums(rows, columns), eager.log_sums(rows, columns)
+        sums = fused.log_sums((rows, columns)), eager.log_sums((rows, columns))
         for got, want in zip(*sums, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
-        args = rows, columns, row[rows], column[columns], 0.001
-        both = fused.softmax_excess_sum(*args)
-        want = eager.softmax_excess_sum(*args)
-        torch.testing.assert_close(both.float(), want, rtol=1e-2, atol=1e-3)
-        for got, want in zip(fused.softmax_excess(*args), eager.softmax_excess(*args), strict=True):
-            torch.testing.assert_close(got.float(), want, rtol=1e-2, atol=1e-3)
+        args = (rows, columns), row[rows], column[columns], 0.001
+        for mutual in (True, False):
+            pairs = (tiles.softmax_dlogits(*args, mutual=mutual) for tiles in (fused, eager))
+            for got, want in zip(*pairs, strict=True):
+                torch.testing.assert_close(got.float(), want, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -59,10 +59,10 @@ def test_sigmoid_tiles_and_products(mixed: bool) -> None:
     fused, eager = _pair(-5.0, offset, 20.0)
     gradients = [[torch.zeros(n, 80, device=DEVICE) for n in (150, 190)] for _ in range(2)]
     for rows, columns in fused:
-        results = [tiles.sigmoid_excess(rows, columns) for tiles in (fused, eager)]
+        results = [tiles.sigmoid_dlogits((rows, columns)) for tiles in (fused, eager)]
         for got, want in zip(results[0][:2], results[1][:2], strict=True):
             torch.testing.assert_close(got.double(), want.double(), rtol=1e-4, atol=1e-3)
-        for tiles, (_, _, excess), places in zip((fused, eager), results, gradients, strict=True):
-            tiles.add_products(rows, columns, (excess, excess), *places)
+        for tiles, (_, _, dlogits), places in zip((fused, eager), results, gradients, strict=True):
+            tiles.add_products((rows, columns), (dlogits, dlogits), *places)
     for got, want in zip(*gradients, strict=True):
         assert (got - want).norm() < 0.005 * want.norm()

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from engine.config import schema
 from engine.dist import collectives
 from engine.errors import UserError
-from engine.losses.exchange import Exchange
+from engine.losses.contrast import Exchange, positives
+from engine.losses.nce import SoftmaxContrast
 from engine.losses.sigmoid import SigmoidContrast
-from engine.losses.softmax import SoftmaxContrast, SoftmaxOptions
-from engine.losses.tiles import Tiles, _sum_log1p, positives
+from engine.losses.tiles import Tiles, _sum_log1p
 from engine.registry import find
 from engine.types import Features
 from tests.bench.timing import peak_bytes
@@ -38,7 +38,7 @@ def test_gradients_by_differences(offset: torch.Tensor | None, scale: float) -> 
     rest = matches, Exchange(5)
 
     def softmax(*inputs: torch.Tensor) -> torch.Tensor:
-        return SoftmaxContrast.apply(*inputs, *rest, SoftmaxOptions(0.1, True, 2))
+        return SoftmaxContrast.apply(*inputs, *rest, schema.NceLoss(smoothing=0.1), 2)
 
     def sigmoid(*inputs: torch.Tensor) -> torch.Tensor:
         return SigmoidContrast.apply(*inputs, *rest, 2)
@@ -73,8 +73,8 @@ def test_finite_at_the_lowest_temperature(world: int, gather: str) -> None:
     """τ = 0.001, opposed and equal features: logits of ±1000."""
     for found in run(_at_the_lowest_temperature, world, gather):
         assert len(found) == 32
-        for told, value in found:
-            assert value.isfinite().all(), told
+        for described, value in found:
+            assert value.isfinite().all(), described
 
 
 def test_the_two_ways_of_a_tile_agree() -> None:
@@ -87,14 +87,19 @@ def test_the_two_ways_of_a_tile_agree() -> None:
     assert not Tiles(image, text, torch.tensor(100.0), **options)._bounded
     row, column = (image @ text.T * 30).logsumexp(1), (image @ text.T * 30).logsumexp(0)
     for rows, columns in free:
-        both = zip(free.log_sums(rows, columns), careful.log_sums(rows, columns), strict=True)
+        both = zip(free.log_sums((rows, columns)), careful.log_sums((rows, columns)), strict=True)
         for a, b in both:
             torch.testing.assert_close(a, b)
         sums = row[rows], column[columns], 0.01
-        a = free.softmax_excess_sum(rows, columns, *sums).clone()  # it lies in the tile's memory
-        torch.testing.assert_close(a, careful.softmax_excess_sum(rows, columns, *sums))
+        a = free.softmax_dlogits((rows, columns), *sums, mutual=True)[
+            0
+        ].clone()  # the tile's memory
+        b, again = careful.softmax_dlogits((rows, columns), *sums, mutual=True)
+        assert b is again
+        torch.testing.assert_close(a, b)
         for tiles in (free, careful):
-            torch.testing.assert_close(sum(tiles.softmax_excess(rows, columns, *sums)), a)
+            both = tiles.softmax_dlogits((rows, columns), *sums, mutual=False)
+            torch.testing.assert_close(sum(both), a)
 
 
 def test_parameters_and_bounds() -> None:
@@ -113,8 +118,8 @@ def test_parameters_and_bounds() -> None:
 
 @pytest.mark.parametrize(("name", "options"), [("NCE", "nce_loss"), ("Sigmoid", "sigmoid_loss")])
 def test_group_size_must_divide_the_world(name: str, options: str) -> None:
-    told = f"loss.{options}.group_size 3 does not divide the 4 ranks"
-    with pytest.raises(Exception, match=told):
+    message = f"loss.{options}.group_size 3 does not divide the 4 ranks"
+    with pytest.raises(Exception, match=message):
         run(tiled, 4, schema.Loss(name=name, **{options: {"group_size": 3}}), [1] * 4, 2.0, 1, None)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from engine.config import schema
 from engine.dist import collectives, ddp
 from engine.errors import UserError
-from engine.losses import mixup_nce
+from engine.losses import nce
 from engine.models.dual_encoder import DualEncoder
 from engine.registry import find
 from engine.train import rng
@@ -117,7 +117,7 @@ class MixedTask:
 
     def __init__(self) -> None:
         config = schema.Loss(name="MixUpNCE", mixup=schema.Mixup(beta=5.0, modality="both"))
-        self.loss = mixup_nce.build(config)
+        self.loss = nce.build(config)
 
     def build_model(self) -> DualEncoder:
         image, text = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), TextMean()
