@@ -1,4 +1,4 @@
-"""One rule for who may look at whom: image prefixes, captions, prompts and independent labels.
+"""One rule for what each position sees: image prefixes, captions, prompts and independent labels.
 
 Position i sees position j where
 
@@ -55,23 +55,34 @@ def visible(
 
 
 def additive(sees_BTT: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, 1, T, T] to be added to attention's scores: 0 where it may look, else the least value."""
+    """[B, 1, T, T] to be added to attention's scores: 0 where it sees, else the least value."""
     mask_BTT = torch.zeros(sees_BTT.shape, dtype=dtype, device=sees_BTT.device)
     return mask_BTT.masked_fill_(~sees_BTT, torch.finfo(dtype).min)[:, None]
 
 
 def prefix(
-    num_prefix: int, valid_BT: Tensor, dtype: torch.dtype, image_valid_BN: Tensor | None = None
+    image_valid_BN: Tensor,
+    valid_BT: Tensor,
+    dtype: torch.dtype,
+    *,
+    segment_BT: Tensor | None = None,
+    unseen_BT: Tensor | None = None,
 ) -> Tensor:
-    """The additive mask of ``num_prefix`` image tokens before a text (GIT, arXiv 2205.14100).
+    """The additive mask [B, 1, N + T, N + T] of image tokens before a text (GIT, 2205.14100).
 
     Image tokens see each other, none of the text; text sees the image and what precedes it.
-    ``valid_BT`` is the text's attention mask, ``image_valid_BN`` says which image tokens are there
-    (absent: all of them); gives [B, 1, N + T, N + T].
+    ``image_valid_BN`` says which image tokens there are, ``valid_BT`` is the text's attention mask;
+    ``segment_BT`` and ``unseen_BT`` are the text's, as for ``visible``.
     """
-    image_BN = valid_BT.new_zeros(len(valid_BT), num_prefix)
-    causal_BT = torch.cat([image_BN, torch.ones_like(valid_BT)], dim=1)
-    if image_valid_BN is None:
-        image_valid_BN = torch.ones_like(image_BN)
-    whole_BT = torch.cat([image_valid_BN.to(valid_BT.dtype), valid_BT], dim=1)
-    return additive(visible(causal_BT, valid_BT=whole_BT), dtype)
+    image_BN = torch.zeros_like(image_valid_BN)
+
+    def behind_image(part_BT: Tensor | None) -> Tensor | None:
+        return None if part_BT is None else torch.cat([image_BN, part_BT], dim=1)
+
+    sees_BTT = visible(
+        torch.cat([image_BN, torch.ones_like(valid_BT)], dim=1),
+        behind_image(segment_BT),
+        torch.cat([image_valid_BN, valid_BT], dim=1),
+        unseen_BT=behind_image(unseen_BT),
+    )
+    return additive(sees_BTT, dtype)

@@ -46,7 +46,7 @@ def test_the_rule_equals_a_loop(seed: int) -> None:
 
 def test_a_prefix_is_gits_mask() -> None:
     valid = [[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
-    mask = masks.prefix(3, torch.tensor(valid), torch.float64)
+    mask = masks.prefix(torch.ones(3, 3, dtype=torch.int64), torch.tensor(valid), torch.float64)
     assert mask.shape == (3, 1, 7, 7)
     assert mask.dtype == torch.float64
     assert torch.equal(mask[:, 0] == 0, git_by_words(3, valid))
@@ -55,7 +55,7 @@ def test_a_prefix_is_gits_mask() -> None:
 
 def test_images_that_are_not_there_are_seen_by_none() -> None:
     valid, image = [[1, 1, 0], [1, 1, 1], [1, 0, 0]], [[0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]
-    mask = masks.prefix(4, torch.tensor(valid), torch.float64, torch.tensor(image))
+    mask = masks.prefix(torch.tensor(image), torch.tensor(valid), torch.float64)
     assert torch.equal(mask[:, 0] == 0, git_by_words(4, valid, image))
 
 

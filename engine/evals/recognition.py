@@ -127,12 +127,13 @@ def _generate(
                 continue
             here = batch["index_B"].tolist()
             with encoder.autocast():
-                seen = label_search.look(task, model, batch["image_BCHW"].to(encoder.device))
-                labels = label_search.recognise(task, model, seen, section, rows=here)
+                image_BCHW = batch["image_BCHW"].to(encoder.device)
+                encoded = label_search.encode_prompt(task, model, image_BCHW)
+                labels = label_search.recognise(task, model, encoded, section, rows=here)
                 log_p: list[list[float]] = [[] for _ in here]
                 if label_set:
                     log_p = label_search.log_probs(
-                        task, model, seen, label_set, rows=section.label_rows
+                        task, model, encoded, label_set, rows=section.label_rows
                     ).tolist()
             plain = [[(a.text, a.prob, a.score, a.ids) for a in one] for one in labels]
             told += zip(here, plain, log_p, strict=True)

@@ -200,7 +200,7 @@ def _said(trained: Trained, decoder: Any, none: int | None) -> str:
         return code.CROSS.substitute(given)
     positions = code.POSITIONS if none is None else code.POSITIONS_OF_TEXT.substitute(none=none)
     following = code.NEXT
-    if not decoder.takes_positions:
+    if not decoder.positions.takes_ids:
         positions = following = ""
     if trained.task_name != "recognize":
         told = code.CAPTION.substitute(given, next=following)

@@ -196,7 +196,7 @@ def save_language_model(decoder: Decoder, folder: Path) -> int | None:
             table = f"{name.removesuffix('.token_rows')}.weight"
             state[table] = state[table].index_copy(0, module.ids_R, state.pop(f"{name}.rows_RD"))
             tied = False  # the output layer keeps the row that it had
-        elif module in getattr(getattr(decoder, "text_positions", None), "tables", []):
+        elif module in getattr(getattr(decoder, "positions", None), "tables", []):
             none, more, state[f"{name}.weight"] = _with_none(module)
     model.save_pretrained(folder, state_dict=state)
     config = copy.deepcopy(model.config)

@@ -22,7 +22,7 @@ import engine
 from engine.config.export import Export
 from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
 from engine.errors import UserError
-from engine.export import decoders, graphs
+from engine.export import graphs, steps
 from engine.export.folder import new_folder, write_manifest
 from engine.export.graphs import Argument
 from engine.export.preprocessing import image_section
@@ -131,8 +131,8 @@ def _decoder(trained: Trained, write: _Writer) -> dict[str, Any]:
     model, task = trained.model, trained.task
     assert isinstance(model, VisionLanguage)
     num_image = write.image(graphs.ImageTokens(model), "image_tokens").shape[1]
-    step = decoders.step_of(model.decoder, num_image)
-    given, past, outputs = decoders.arguments_of(step, num_image, model.decoder.width)
+    step = steps.step_of(model.decoder, num_image)
+    given, past, outputs = steps.arguments_of(step, num_image, model.decoder.width)
     write("decoder", step, given, outputs, past)
     return {
         "tokenizer": TOKENIZER_FOLDER,

@@ -8,8 +8,7 @@ Logits [B, T, V] are those of the call's tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,9 +18,11 @@ import engine.torchvision_ops  # noqa: F401  before transformers, which imports 
 
 from transformers import DynamicCache, EncoderDecoderCache  # isort: skip
 from engine import masks
-from engine.models.decoders.causal import CausalDecoder
+from engine.errors import UserError
+from engine.export.graphs import Argument
+from engine.models.decoders.language_model import Decoder
+from engine.models.decoders.prefix import PrefixDecoder
 from engine.models.decoders.t5_cross import T5CrossDecoder
-from engine.models.decoders.truncated import TruncatedDecoder
 
 Outputs = tuple[Tensor, ...]
 
@@ -32,11 +33,10 @@ class PrefixStep(nn.Module):
     kinds = ("self",)
     text_inputs: tuple[str, ...] = ()  # besides input_ids: int64 [B, all text so far]
 
-    def __init__(self, decoder: CausalDecoder | TruncatedDecoder, num_image: int) -> None:
+    def __init__(self, decoder: PrefixDecoder, num_image: int) -> None:
         super().__init__()
-        self.model, self.base = decoder.model, decoder.base
-        self.text_positions = decoder.text_positions
-        self.takes_positions = decoder.takes_positions
+        self.model = decoder.model
+        self.decoder = [decoder]  # in a list: its parameters have one name
         self.num_image = num_image
 
     def run(
@@ -49,6 +49,7 @@ class PrefixStep(nn.Module):
         position_BS: Tensor,
     ) -> Outputs:
         """Logits and cache. Segments and validity are the text's, positions everything's."""
+        (decoder,) = self.decoder
         embeds_BQD = torch.cat([image_tokens, self.model.get_input_embeddings()(input_ids)], dim=1)
         num_text, num_new = input_ids.shape[1], embeds_BQD.shape[1]
         image_BN = segment_BL.new_zeros(input_ids.shape[0], self.num_image)
@@ -57,30 +58,26 @@ class PrefixStep(nn.Module):
             torch.cat([image_BN, segment_BL], dim=1),
             last=num_new,
         ) & (torch.cat([torch.ones_like(image_BN), valid_BL], dim=1)[:, None, :] > 0)
-        options = {}
-        if self.takes_positions:
-            options["position_ids"] = position_BS[:, position_BS.shape[1] - num_new :]
         cache = DynamicCache(_pairs(past))
-        num_image_B = image_BN.new_full((input_ids.shape[0],), self.num_image)
-        with self.text_positions.after(num_image_B), _alibi_at(self.base[0], position_BS):
-            found = self.base[0](
-                inputs_embeds=embeds_BQD,
-                attention_mask=masks.additive(sees_BQS, embeds_BQD.dtype),
-                past_key_values=cache,
-                use_cache=True,
-                **options,
-            )
+        found = decoder.run(
+            embeds_BQD,
+            masks.additive(sees_BQS, embeds_BQD.dtype),
+            position_BS[:, position_BS.shape[1] - num_new :],
+            image_BN.new_full((input_ids.shape[0],), self.num_image),
+            cache,
+            key_position=position_BS,
+        )
         hidden_BTD = found.last_hidden_state[:, num_new - num_text :]
         return self.model.get_output_embeddings()(hidden_BTD), *_flat(cache)
 
     def cached(self, image_BND: Tensor) -> Outputs:
         """Keys and values of one image token, for their shapes."""
-        found = self.base[0](inputs_embeds=image_BND[:, :1], use_cache=True)
+        found = self.decoder[0].base[0](inputs_embeds=image_BND[:, :1], use_cache=True)
         return _flat(found.past_key_values)
 
 
 class CausalStep(PrefixStep):
-    """See ``CausalDecoder``. ``attention_mask`` is 0 for padding, which is on the left."""
+    """Of texts. ``attention_mask`` is 0 for padding, which is on the left."""
 
     text_inputs = ("attention_mask",)
 
@@ -98,9 +95,9 @@ class CausalStep(PrefixStep):
         return self.run(input_ids, image_tokens, past, segment_BL, attention_mask, position_BS)
 
 
-class TruncatedStep(PrefixStep):
-    """See ``TruncatedDecoder``. ``segment_ids`` are 0 for the prompt, which all see, and a label's
-    number for its tokens, which it alone sees; ``position_ids`` count from the text's first."""
+class LabelStep(PrefixStep):
+    """Of labels. ``segment_ids`` are 0 for the prompt, which all see, and a label's number for its
+    tokens, which it alone sees; ``position_ids`` count from the text's first."""
 
     text_inputs = ("segment_ids", "position_ids")
 
@@ -177,41 +174,56 @@ def _flat(cache: Any) -> Outputs:
     return tuple(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
 
 
-class _Bias:
-    """Biases [B, H, 1, S] for MPT, whose layers cut [H, 1, S] to the lengths that they meet: by
-    arithmetic that torch.export cannot follow, and these have their length already."""
+# --- examples, by which torch.export follows a step
 
-    def __init__(self, bias_BH1S: Tensor) -> None:
-        self.bias_BH1S, self.shape = bias_BH1S, bias_BH1S.shape[1:]
-
-    def size(self, axis: int) -> int:
-        return 1
-
-    def __getitem__(self, part: Any) -> Tensor:
-        return self.bias_BH1S
+_ROWS, _TEXT, _SAID = 2, 3, 4  # of the examples: what comes, and what came before
 
 
-@contextmanager
-def _alibi_at(base: Any, position_BS: Tensor) -> Iterator[None]:
-    """MPT's ALiBi by the positions of all keys; other models are as they were.
+def step_of(decoder: Decoder, num_image: int) -> PrefixStep | T5CrossStep:
+    """The function of a decoder of images of that many tokens. Raises UserError."""
+    if isinstance(decoder, PrefixDecoder):
+        return (LabelStep if decoder.label_mask else CausalStep)(decoder, num_image)
+    if isinstance(decoder, T5CrossDecoder):
+        return T5CrossStep(decoder)
+    raise UserError(
+        f"decoder {type(decoder).__name__} has no form in ONNX; causal, truncated and t5_cross "
+        "have one",
+        key="model.decoder.name",
+    )
 
-    A head's bias is its slope times the position: softmax takes no notice of a constant.
+
+def arguments_of(
+    step: PrefixStep | T5CrossStep, num_image: int, width: int
+) -> tuple[list[Argument], list[Argument], list[str]]:
+    """Examples of the function's inputs, of those that are its past, and names of its outputs.
+
+    An example's length is never 0 or 1, which torch.export takes for a promise.
     """
-    make = getattr(type(base), "build_mpt_alibi_tensor", None)
-    if make is None:
-        yield
-        return
-
-    def biases(num_heads: int, longest: int, **options: Any) -> _Bias:
-        two_H12 = make(base, num_heads, 2, **options)
-        slope_H1 = two_H12[..., 1] - two_H12[..., 0]
-        return _Bias(slope_H1[..., None] * position_BS[:, None, None])
-
-    before = vars(base).get("build_mpt_alibi_tensor")
-    base.build_mpt_alibi_tensor = biases
-    try:
-        yield
-    finally:
-        del base.build_mpt_alibi_tensor
-        if before is not None:
-            base.build_mpt_alibi_tensor = before
+    brought = max(2, num_image)  # image tokens
+    image_BND = torch.zeros(_ROWS, brought, width)
+    with torch.no_grad():
+        cached = step.cached(image_BND)
+    kinds = step.kinds
+    each = len(cached) // len(kinds)
+    # a prefix is in the model's own cache, before the text; what is brought comes on top
+    seen = _SAID + (0 if "image" in kinds else num_image)
+    sizes = {"self": ("past_length", seen), "image": ("past_image_length", num_image + 1)}
+    past, names = [], ["logits"]
+    for place, tensor in enumerate(cached):
+        kind = kinds[place // each]
+        name = f"{kind}.{place % each // 2}.{'value' if place % 2 else 'key'}"
+        size, length = sizes[kind]
+        example = torch.zeros(_ROWS, tensor.shape[1], length, tensor.shape[3])
+        past.append(Argument(f"past.{name}", example, {0: "batch", 2: size}))
+        names.append(f"present.{name}")
+    num_text = _TEXT + _SAID + (0 if "image" in kinds else brought)
+    ids_BT = torch.zeros(_ROWS, _TEXT, dtype=torch.int64)
+    whole_BL = torch.ones(_ROWS, num_text, dtype=torch.int64)
+    sizes_BL = {0: "batch", 1: "text_length"}
+    given = [
+        Argument("input_ids", ids_BT, {0: "batch", 1: "length"}),
+        # each its own memory: two arguments that are one tensor would become one input
+        *(Argument(name, whole_BL.clone(), sizes_BL) for name in step.text_inputs),
+        Argument("image_tokens", image_BND, {0: "batch", 1: "image_length"}),
+    ]
+    return given, past, names

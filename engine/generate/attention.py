@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.generate.labels import LabellingTask, look
-from engine.models.recognition import Recognizer
+from engine.generate.labels import LabellingTask, encode_prompt
+from engine.models.vision_language import Recognizer
 
 
 @torch.no_grad()
@@ -30,16 +30,16 @@ def attention_maps(
     if not labels:
         return torch.zeros(0, 1, 1)
     decoder = model.decoder
-    seen = look(task, model, image_1CHW)
-    device, start = image_1CHW.device, seen.reading.num_read - seen.reading.num_image
+    encoded = encode_prompt(task, model, image_1CHW)
+    device, start = image_1CHW.device, encoded.state.num_text
     ids = [(token, number, start + place) for number, label in enumerate(labels)
            for place, token in enumerate(label)]  # fmt: skip
     ids_S, number_S, position_S = torch.tensor(ids, device=device).unbind(1)
     with eager(decoder.model):
-        output = decoder.go_on(
-            seen.reading, ids_S[None], number_S[None] + 1, position_S[None], output_attentions=True
+        output = decoder.extend(
+            encoded.state, ids_S[None], number_S[None] + 1, position_S[None], output_attentions=True
         )
-    num_image = seen.reading.num_image
+    num_image = encoded.state.num_image
     weights_LSN = torch.stack([w[0].float().mean(0)[:, :num_image] for w in output.attentions])
     weight_SN = weights_LSN.mean(0)
     sums_KN = weight_SN.new_zeros(len(labels), num_image).index_add_(0, number_S, weight_SN)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from engine.generate import draws
 from engine.generate.one_shot import Found, finish, without
-from engine.models.decoders.truncated import Reading, TruncatedDecoder
+from engine.models.decoders.prefix import KVState, PrefixDecoder
 
 
 def greedy(
-    decoder: TruncatedDecoder,
-    reading: Reading,
+    decoder: PrefixDecoder,
+    state: KVState,
     *,
     separator_id: int,
     num_labels: int,
@@ -27,9 +27,9 @@ def greedy(
     Each begins behind the prompt; by NXTP's rule behind the separator of the label before it, and
     at the position there, unless labels are ``per_label``.
     """
-    reading = reading.fork()
-    first_BD, start = reading.last_BD, reading.num_read - reading.num_image
-    place_B = torch.full_like(reading.segment_BS[:, 0], start)
+    state = state.fork()
+    first_BD, start = state.last_BD, state.num_text
+    place_B = torch.full_like(state.segment_BS[:, 0], start)
     taken_BV: Tensor | None = None
     found: list[list[Found]] = [[] for _ in first_BD]
     for number in range(1, num_labels + 1):
@@ -40,7 +40,7 @@ def greedy(
         log_p_B, token_B = without(log_p_BV, taken_BV).max(-1)
         taken_BV.scatter_(1, token_B[:, None], True)
         label = _one_label(
-            decoder, reading, number, token_B, log_p_B, place_B,
+            decoder, state, number, token_B, log_p_B, place_B,
             separator_id=separator_id, room=room, nxtp=nxtp,
         )  # fmt: skip
         for labels, ids, log_p, ended in zip(found, *label[:3], strict=True):
@@ -54,8 +54,8 @@ def greedy(
 
 
 def _one_label(
-    decoder: TruncatedDecoder,
-    reading: Reading,
+    decoder: PrefixDecoder,
+    state: KVState,
     number: int,
     token_B: Tensor,
     log_p_B: Tensor,
@@ -69,7 +69,7 @@ def _one_label(
     position behind that, where the next label is to follow it."""
     ids: list[list[int]] = [[] for _ in token_B]
     ended_B = torch.zeros_like(token_B, dtype=torch.bool)
-    state_BD = reading.last_BD
+    state_BD = state.last_BD
     segment_B1 = torch.full_like(token_B[:, None], number)
     for _ in range(room):
         for said, token, ended in zip(ids, token_B.tolist(), ended_B.tolist(), strict=True):
@@ -81,8 +81,8 @@ def _one_label(
             break
         # those that have ended wait; what they read again nobody sees
         waiting_B1 = (ended_B & ~at_end_B)[:, None]
-        hidden_BD = decoder.go_on(
-            reading, token_B[:, None], torch.where(waiting_B1, -1, segment_B1), place_B[:, None]
+        hidden_BD = decoder.extend(
+            state, token_B[:, None], torch.where(waiting_B1, -1, segment_B1), place_B[:, None]
         )[:, 0]
         state_BD = torch.where(at_end_B[:, None], hidden_BD, state_BD)
         place_B = place_B + ~waiting_B1[:, 0]
@@ -95,8 +95,8 @@ def _one_label(
 
 
 def beam(
-    decoder: TruncatedDecoder,
-    reading: Reading,
+    decoder: PrefixDecoder,
+    state: KVState,
     *,
     separator_id: int,
     num_beams: int,
@@ -104,16 +104,16 @@ def beam(
     room: int,
 ) -> list[list[Found]]:
     """The likeliest labels behind the prompt that ``num_beams`` beams come upon, best first."""
-    start = reading.num_read - reading.num_image
-    score_BW, ids_BW = without(decoder.log_probs(reading.last_BD), separator_id).topk(num_beams)
+    start = state.num_text
+    score_BW, ids_BW = without(decoder.log_probs(state.last_BD), separator_id).topk(num_beams)
     ids_BWT, found = ids_BW[..., None], [list[Found]() for _ in ids_BW]
     number_W = torch.arange(num_beams, device=ids_BW.device)
     for length in range(1, room):
         # Beams change places at each step: their few tokens are read anew, the prompt is not.
         rows = len(ids_BWT)
         position_T = start + torch.arange(length, device=ids_BW.device)
-        hidden_BSD = decoder.go_on(
-            reading.fork(),
+        hidden_BSD = decoder.extend(
+            state.fork(),
             ids_BWT.flatten(1),
             (number_W + 1).repeat_interleave(length).expand(rows, -1),
             position_T.repeat(num_beams).expand(rows, -1),
@@ -147,8 +147,8 @@ def _take_ended(
 
 
 def sample(
-    decoder: TruncatedDecoder,
-    reading: Reading,
+    decoder: PrefixDecoder,
+    state: KVState,
     *,
     separator_id: int,
     uniform_BKT: Tensor,
@@ -162,7 +162,7 @@ def sample(
     ``uniform_BKT`` are K labels' random numbers, one a token.
     """
     room = uniform_BKT.shape[2]
-    first_BV = without(decoder.log_probs(reading.last_BD), separator_id)
+    first_BV = without(decoder.log_probs(state.last_BD), separator_id)
     found: list[dict[tuple[int, ...], Found]] = [{} for _ in first_BV]
     for part_BKT in uniform_BKT.split(rows, dim=1):
         images, labels = part_BKT.shape[:2]
@@ -179,7 +179,7 @@ def sample(
         token_BK = draw(log_p_BKV)
         log_p_BK = log_p_BKV.gather(2, token_BK[..., None])[..., 0]
         complete = finish(
-            decoder, reading.fork(), token_BK, log_p_BK,
+            decoder, state.fork(), token_BK, log_p_BK,
             separator_id=separator_id, room=room, choose=draw,
         )  # fmt: skip
         for known, more in zip(found, complete, strict=True):

@@ -16,8 +16,8 @@ from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
 from engine.generate import draws, label_search
 from engine.generate.one_shot import Found, label_log_probs, num_first_tokens, one_shot
-from engine.models.decoders.truncated import Reading
-from engine.models.recognition import Recognizer
+from engine.models.decoders.prefix import KVState
+from engine.models.vision_language import Recognizer
 
 
 class LabellingTask(Protocol):
@@ -83,23 +83,24 @@ def label_room(task: LabellingTask, section: Generate) -> int:
     return min(section.max_new_tokens or room, room)
 
 
-class Seen(NamedTuple):
+class EncodedImages(NamedTuple):
     """Images as the decoder takes them, and what it knows of them and the prompt."""
 
     image_BND: Tensor
-    reading: Reading
+    state: KVState
 
 
-def look(task: LabellingTask, model: Recognizer, image_BCHW: Tensor) -> Seen:
+def encode_prompt(task: LabellingTask, model: Recognizer, image_BCHW: Tensor) -> EncodedImages:
     """Images and the prompt, read once for whatever is asked of them."""
     image_BND = model.image_tokens(image_BCHW)
-    return Seen(image_BND, model.decoder.read(image_BND, task.prompt_ids().to(image_BND.device)))
+    ids_P = task.prompt_ids().to(image_BND.device)
+    return EncodedImages(image_BND, model.decoder.encode_prompt(image_BND, ids_P))
 
 
 def recognise(
     task: LabellingTask,
     model: Recognizer,
-    seen: Seen,
+    encoded: EncodedImages,
     section: Generate,
     *,
     rows: Sequence[int] | None = None,
@@ -108,42 +109,42 @@ def recognise(
 
     Drawn ones hang on ``section.seed`` and the image's number in ``rows`` (by default its place).
     """
-    numbers = range(len(seen.image_BND)) if rows is None else rows
-    found = _search(task, model, seen.reading, section, numbers)
+    numbers = range(len(encoded.image_BND)) if rows is None else rows
+    found = _search(task, model, encoded.state, section, numbers)
     table_VD = model.decoder.model.get_input_embeddings().weight
     return [
         ranked(_labels(task, labels, section.rank, image_ND, table_VD), section.rank)
-        for labels, image_ND in zip(found, seen.image_BND, strict=True)
+        for labels, image_ND in zip(found, encoded.image_BND, strict=True)
     ]
 
 
 def _search(
-    task: LabellingTask, model: Recognizer, reading: Reading, section: Generate, rows: Sequence[int]
+    task: LabellingTask, model: Recognizer, state: KVState, section: Generate, rows: Sequence[int]
 ) -> list[list[Found]]:
     decoder, room = model.decoder, label_room(task, section)
     common: dict[str, Any] = {"separator_id": task.separator_id}
     if section.method == "greedy":
         common |= {"num_labels": section.num_labels, "room": room}
         return label_search.greedy(
-            decoder, reading, nxtp=task.nxtp, per_label=task.per_label, **common
+            decoder, state, nxtp=task.nxtp, per_label=task.per_label, **common
         )
     if section.method == "beam":
         common |= {"num_labels": section.num_labels, "room": room}
-        return label_search.beam(decoder, reading, num_beams=section.num_beams, **common)
+        return label_search.beam(decoder, state, num_beams=section.num_beams, **common)
     common |= {"rows": section.label_rows}
     if section.method == "sample":
         uniform_RT = draws.uniforms(section.seed, rows, section.num_samples, room)
         return label_search.sample(
             decoder,
-            reading,
-            uniform_BKT=uniform_RT.view(len(rows), -1, room).to(reading.last_BD.device),
+            state,
+            uniform_BKT=uniform_RT.view(len(rows), -1, room).to(state.last_BD.device),
             temperature=section.temperature,
             top_k=section.top_k,
             top_p=section.top_p,
             **common,
         )
     num_first = num_first_tokens(section, len(decoder.head()[0]))
-    return one_shot(decoder, reading, num_first=num_first, room=room, **common)
+    return one_shot(decoder, state, num_first=num_first, room=room, **common)
 
 
 def _labels(
@@ -202,11 +203,16 @@ def ranked(labels: list[Label], rank: str) -> list[Label]:
 
 
 def log_probs(
-    task: LabellingTask, model: Recognizer, seen: Seen, labels: Sequence[str], *, rows: int
+    task: LabellingTask,
+    model: Recognizer,
+    encoded: EncodedImages,
+    labels: Sequence[str],
+    *,
+    rows: int,
 ) -> Tensor:
     """log p [B, labels] of given labels behind the prompt, ``rows`` of them at a time.
 
     Raises BadSample for a label that has the separator in it.
     """
     ids = [task.text.ids(label) for label in labels]
-    return label_log_probs(model.decoder, seen.reading, ids, rows=rows)
+    return label_log_probs(model.decoder, encoded.state, ids, rows=rows)

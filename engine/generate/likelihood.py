@@ -65,7 +65,7 @@ def log_likelihoods(
     device = image_MND.device
     ids_BP, mask_BP = (x.to(device) for x in task.prompts(prompts, num_images, template))
     counts_B = None if num_images is None else torch.tensor(num_images, device=device)
-    known = _decoder(model).condition(image_MND, ids_BP, mask_BP, counts_B)
+    known = _decoder(model).prefill(image_MND, ids_BP, mask_BP, counts_B)
     return _weigh(task, model, known, targets, rows, device)
 
 
@@ -80,7 +80,7 @@ def batch_likelihoods(
     """As ``log_likelihoods``, of a batch of prompts with images, as ``VqaTask.prompt_batch``."""
     image_MND, num_images_B = model.batch_tokens(batch)
     ids_BP, mask_BP = batch["input_ids_BT"], batch["attention_mask_BT"]
-    known = _decoder(model).condition(image_MND, ids_BP, mask_BP, num_images_B)
+    known = _decoder(model).prefill(image_MND, ids_BP, mask_BP, num_images_B)
     return _weigh(task, model, known, targets, rows, ids_BP.device)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.config.schema import Generate
 from engine.errors import UserError
 from engine.losses.language_model import token_losses
-from engine.models.decoders.truncated import Reading, TruncatedDecoder
+from engine.models.decoders.prefix import KVState, PrefixDecoder
 
 Choose = Callable[[Tensor], Tensor]
 """log p [B, K, V] of next tokens → the tokens taken, int64 [B, K]."""
@@ -51,8 +51,8 @@ def num_first_tokens(section: Generate, vocab_size: int) -> int:
 
 
 def one_shot(
-    decoder: TruncatedDecoder,
-    reading: Reading,
+    decoder: PrefixDecoder,
+    state: KVState,
     *,
     separator_id: int,
     num_first: int,
@@ -63,13 +63,13 @@ def one_shot(
 
     ``room`` bounds a label's tokens, separator included; one that does not end by then is none.
     """
-    first_BV = without(decoder.log_probs(reading.last_BD), separator_id)
+    first_BV = without(decoder.log_probs(state.last_BD), separator_id)
     log_p_BK, ids_BK = first_BV.topk(num_first)
     found: list[list[Found]] = [[] for _ in ids_BK]
     for start in range(0, num_first, rows):
         part = slice(start, start + rows)
         complete = finish(
-            decoder, reading.fork(), ids_BK[:, part], log_p_BK[:, part],
+            decoder, state.fork(), ids_BK[:, part], log_p_BK[:, part],
             separator_id=separator_id, room=room,
         )  # fmt: skip
         for labels, more in zip(found, complete, strict=True):
@@ -78,8 +78,8 @@ def one_shot(
 
 
 def finish(
-    decoder: TruncatedDecoder,
-    reading: Reading,
+    decoder: PrefixDecoder,
+    state: KVState,
     first_BK: Tensor,
     log_p_BK: Tensor,
     *,
@@ -87,13 +87,13 @@ def finish(
     room: int,
     choose: Choose | None = None,
 ) -> list[list[Found]]:
-    """Labels from their first tokens on, side by side behind ``reading``, which is gone on with.
+    """Labels from their first tokens on, side by side behind ``state``, which is extended.
 
     ``choose`` takes the next tokens, by default the likeliest. Labels that have ended are read no
     further. A label that does not end within ``room`` tokens is left out.
     """
     num_images, num_labels = first_BK.shape
-    start = reading.num_read - reading.num_image  # the position behind the prompt
+    start = state.num_text  # the position behind the prompt
     ids_BKT = first_BK.new_full((num_images, num_labels, room), separator_id)
     ids_BKT[..., 0] = first_BK
     log_p_BK = log_p_BK.clone()
@@ -102,7 +102,7 @@ def finish(
     for step in range(1, room):
         last_BA = ids_BKT[..., step - 1].gather(1, active_BA)
         position_BA = torch.full_like(last_BA, start + step - 1)
-        hidden_BAD = decoder.go_on(reading, last_BA, active_BA + 1, position_BA)
+        hidden_BAD = decoder.extend(state, last_BA, active_BA + 1, position_BA)
         next_BAV = decoder.log_probs(hidden_BAD)
         token_BA = next_BAV.argmax(-1) if choose is None else choose(next_BAV)
         more_BA = next_BAV.gather(2, token_BA[..., None])[..., 0]
@@ -145,26 +145,26 @@ def without(log_p: Tensor, token: int | Tensor) -> Tensor:
 
 
 def label_log_probs(
-    decoder: TruncatedDecoder, reading: Reading, labels: list[tuple[int, ...]], *, rows: int
+    decoder: PrefixDecoder, state: KVState, labels: list[tuple[int, ...]], *, rows: int
 ) -> Tensor:
     """log p [B, labels] of given labels, each with its separator at its end, for every image.
 
     ``rows`` labels are read at a time, side by side.
     """
-    parts = [reading.last_BD.new_zeros(len(reading.last_BD), 0)]
+    parts = [state.last_BD.new_zeros(len(state.last_BD), 0)]
     parts += [
-        _some_log_probs(decoder, reading, labels[start : start + rows])
+        _some_log_probs(decoder, state, labels[start : start + rows])
         for start in range(0, len(labels), rows)
     ]
     return torch.cat(parts, dim=1)
 
 
 def _some_log_probs(
-    decoder: TruncatedDecoder, reading: Reading, labels: list[tuple[int, ...]]
+    decoder: PrefixDecoder, state: KVState, labels: list[tuple[int, ...]]
 ) -> Tensor:
-    device, start = reading.last_BD.device, reading.num_read - reading.num_image
+    device, start = state.last_BD.device, state.num_text
     first_K = torch.tensor([label[0] for label in labels], device=device)
-    log_p_BK = decoder.log_probs(reading.last_BD)[:, first_K]
+    log_p_BK = decoder.log_probs(state.last_BD)[:, first_K]
     # tokens that are read, the label of each, and what they tell
     read = [(token, number, place) for number, label in enumerate(labels)
             for place, token in enumerate(label[:-1])]  # fmt: skip
@@ -173,8 +173,8 @@ def _some_log_probs(
         return log_p_BK
     ids_S, number_S, place_S = torch.tensor(read, device=device).unbind(1)
     shape = (len(log_p_BK), -1)
-    hidden_BSD = decoder.go_on(
-        reading.fork(), ids_S.expand(shape), (number_S + 1).expand(shape),
+    hidden_BSD = decoder.extend(
+        state.fork(), ids_S.expand(shape), (number_S + 1).expand(shape),
         (start + place_S).expand(shape),
     )  # fmt: skip
     told_BS = torch.tensor(told, device=device).expand(shape)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.models.decoders.language_model import Decoder
+from engine.models.decoders.prefix import PrefixDecoder
 from engine.types import Batch
 
 
@@ -93,6 +94,18 @@ class VisionLanguage(nn.Module):
             num_images_B,
         )
         return {"nll_B": nll_B, "tokens_B": (labels >= 0).sum(1)}
+
+
+class Recognizer(VisionLanguage):
+    """Images to labels: see ``PrefixDecoder.label_losses`` for a batch's texts."""
+
+    decoder: PrefixDecoder
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """``nll_B``: Σ −log p of each row's learned tokens, and ``tokens_B``, their number."""
+        image_BND = self.image_tokens(batch["image_BCHW"])
+        nll_B = self.decoder.label_losses(image_BND, batch, self.label_smoothing)
+        return {"nll_B": nll_B, "tokens_B": (batch["source_BT"] >= 0).sum(1)}
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from engine.data.text import labels as label_text
 from engine.data.text.labels import LabelText, Row
 from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
-from engine.models.recognition import Recognizer
+from engine.models.vision_language import Recognizer
 from engine.tasks.language import LanguageTask, places
 from engine.types import BadSample, Batch, Record, Sample
 
@@ -56,7 +56,7 @@ class RecognizeTask(LanguageTask):
             )
 
     def batch(self, samples: list[Sample]) -> Batch:
-        """Collate: uint8 ``image_BCHW``; texts as ``TruncatedDecoder.label_losses`` takes them."""
+        """Collate: uint8 ``image_BCHW``; texts as ``PrefixDecoder.label_losses`` takes them."""
         rows = [self.row(sample) for sample in samples]
         texts = label_text.stack(rows, self.tokenizer.pad_id)
         return texts | {"image_BCHW": stack_images(samples)} | places(samples)

@@ -20,7 +20,7 @@ from torch import Tensor
 from engine.config.model import Decoder as Section
 from engine.generate import label_search
 from engine.generate.one_shot import Found, one_shot
-from engine.models.decoders.truncated import TruncatedDecoder
+from engine.models.decoders.prefix import PrefixDecoder
 from engine.registry import find
 from tests.bench.table import Line, Options
 from tests.bench.timing import in_turns, peak_bytes, ratio
@@ -33,7 +33,7 @@ QUICK = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 Labels = list[Found]
 
 
-def make(quick: bool) -> TruncatedDecoder:
+def make(quick: bool) -> PrefixDecoder:
     """Six blocks of a LLaMA from random weights; the separator follows two tokens in five."""
     torch.manual_seed(0)
     sizes = {"model_type": "llama", "num_hidden_layers": 6, **(QUICK if quick else FULL)}
@@ -49,7 +49,7 @@ def make(quick: bool) -> TruncatedDecoder:
 
 
 @torch.no_grad()
-def uncached(decoder: TruncatedDecoder, image_1ND: Tensor) -> Labels:
+def uncached(decoder: PrefixDecoder, image_1ND: Tensor) -> Labels:
     """A row for each label, all of it read anew at each token."""
     embed = decoder.model.get_input_embeddings()
     base: Any = decoder.base[0]
@@ -93,15 +93,15 @@ def rows(options: Options) -> Iterator[Line]:
     prompt_P = torch.tensor(PROMPT)
 
     def at_once() -> Labels:
-        reading = decoder.read(image_1ND, prompt_P)
+        state = decoder.encode_prompt(image_1ND, prompt_P)
         return one_shot(
-            decoder, reading, separator_id=SEPARATOR, num_first=NUM_LABELS, room=ROOM,
+            decoder, state, separator_id=SEPARATOR, num_first=NUM_LABELS, room=ROOM,
             rows=NUM_LABELS,
         )[0]  # fmt: skip
 
     def in_turn(as_text: bool) -> Labels:
         return label_search.greedy(
-            decoder, decoder.read(image_1ND, prompt_P), separator_id=SEPARATOR,
+            decoder, decoder.encode_prompt(image_1ND, prompt_P), separator_id=SEPARATOR,
             num_labels=NUM_LABELS, room=ROOM, nxtp=as_text, per_label=not as_text,
         )[0]  # fmt: skip
 
@@ -120,9 +120,11 @@ def rows(options: Options) -> Iterator[Line]:
                        for a, b in zip(labels, found["one shot"], strict=True))  # fmt: skip
         tokens = sum(map(len, told)) + len(told)
         seconds = in_turns(work, options.repeats)
-        reading = in_turns({"read": lambda: decoder.read(image_1ND, prompt_P)}, options.repeats)
+        prefill = in_turns(
+            {"read": lambda: decoder.encode_prompt(image_1ND, prompt_P)}, options.repeats
+        )
         peaks = {name: peak_bytes(work[name]) for name in ("one shot", "uncached")}
-    limit = min(reading["read"])
+    limit = min(prefill["read"])
     for peer, mark in (("greedy generation", "≥ 5"), ("uncached", "≥ 3"), ("one by one", "")):
         yield Line(
             f"{NUM_LABELS} labels ({len(told)} end, {tokens} tokens), one shot beside {peer}",

@@ -19,7 +19,7 @@ from engine.evals.encode import Encoder
 from engine.evals.recognised import Recognised, score
 from engine.evals.recognition import evaluate, recognise
 from engine.evals.sentences import open_sentences
-from engine.generate.labels import Label, log_probs, look
+from engine.generate.labels import Label, encode_prompt, log_probs
 from engine.types import Record
 from tests import distributed
 from tests.generate.labeller import labeller
@@ -112,7 +112,7 @@ def test_map_is_by_the_probabilities_of_all_labels_of_the_set(alone, tmp_path) -
     kept = [0, 1, 4, 5, 6]
     task, model = labeller()
     rows = [torch.from_numpy(np.asarray(Image.open(io.BytesIO(Objects()[i].image)))) for i in kept]
-    seen = look(task, model, torch.stack(rows).permute(0, 3, 1, 2))
+    seen = encode_prompt(task, model, torch.stack(rows).permute(0, 3, 1, 2))
     scores = log_probs(task, model, seen, names, rows=99).numpy()
     is_true = np.array([[n in {a.lower() for a in OWN[i]} for n in names] for i in kept])
     assert alone[0]["mAP"] == pytest.approx(100 * mean_average_precision(scores, is_true))

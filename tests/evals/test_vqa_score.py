@@ -29,7 +29,7 @@ def by_loop(task, model, images, texts, question, answer, template=None):
             said = torch.tensor([task.answer_ids(reply)])
             decoder = model.decoder
             if task.encodes_prompt:
-                known = decoder.condition(tokens, ids, mask)
+                known = decoder.prefill(tokens, ids, mask)
                 start = torch.full((1, 1), decoder.start_id)
                 logits = decoder.model(
                     encoder_outputs=(known.states_BSD,), attention_mask=known.mask_BS,

@@ -20,7 +20,7 @@ from engine.export import huggingface
 from engine.export.images import Preprocess
 from engine.export.preprocessing import image_section
 from engine.export.trained import Trained
-from engine.generate.labels import look, recognise
+from engine.generate.labels import encode_prompt, recognise
 from engine.generate.texts import generate_texts
 from tests.export.models import GPT2, LLAMA, TEXT, uint8
 from tests.export.parts import CLIP_TEXT, CLIP_VISION, RESNET, T5, VIT, VIT_HF, make
@@ -166,7 +166,8 @@ def test_labels_and_their_probabilities(sizes, decoder, tmp_path, monkeypatch) -
         rows.copy_(torch.randn(rows.shape))
     told, image_1CHW = run_readme(trained, tmp_path, monkeypatch)
     with torch.no_grad():
-        (want,) = recognise(task, model, look(task, model, image_1CHW), trained.config.generate)
+        encoded = encode_prompt(task, model, image_1CHW)
+        (want,) = recognise(task, model, encoded, trained.config.generate)
     assert len(want) > 9 and any(len(one.ids) > 1 for one in want)
     probs = {one.text: one.prob for one in want}
     assert told["found"] == pytest.approx(probs, rel=1e-3, abs=1e-15)

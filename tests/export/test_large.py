@@ -23,7 +23,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from pathlib import Path
 from engine.config.model import Decoder
-from engine.export import decoders, graphs
+from engine.export import graphs, steps
 from engine.registry import find
 
 def peak():
@@ -40,8 +40,8 @@ hidden = decoder.hidden(image, ids, torch.ones_like(ids))
 np.savez(folder / "case.npz", image=image, ids=ids, logits=F.linear(hidden, *decoder.head()))
 weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
 before = peak()
-step = decoders.step_of(decoder, 5).eval()
-given, past, outputs = decoders.arguments_of(step, 5, decoder.width)
+step = steps.step_of(decoder, 5).eval()
+given, past, outputs = steps.arguments_of(step, 5, decoder.width)
 described = graphs.write(
     step, given, outputs, folder / "decoder.onnx", past=past, opset=20, beside=False
 )

@@ -21,7 +21,7 @@ from engine.export import run
 from engine.export.folder import MANIFEST
 from engine.export.onnx_runner import OnnxCaptioner, OnnxClip, OnnxRecognizer, open_folder
 from engine.export.trained import Trained
-from engine.generate.labels import look, recognise
+from engine.generate.labels import encode_prompt, recognise
 from engine.generate.texts import generate_texts
 from tests.export.models import SIZE, export, make, uint8
 from tests.layers.test_layers import ROOT
@@ -148,7 +148,7 @@ def test_labels_and_probabilities_are_torchs(
         method="one_shot", num_labels=top_k, first_tokens=options.get("first_tokens")
     )
     with torch.no_grad():
-        seen = look(trained.task, trained.model, pixels_of(model, images))  # type: ignore[arg-type]
+        seen = encode_prompt(trained.task, trained.model, pixels_of(model, images))  # type: ignore[arg-type]
         want = recognise(trained.task, trained.model, seen, section)  # type: ignore[arg-type]
     got = model(images, top_k, **options)
     assert any(len(labels) > 2 for labels in want)

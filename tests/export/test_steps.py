@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from engine.config.model import Decoder as Section
 from engine.errors import UserError
-from engine.export import decoders, graphs
+from engine.export import graphs, steps
 from engine.export.onnx_session import Graph, Reading
 from engine.models.decoders.language_model import Decoder
-from engine.models.decoders.truncated import TruncatedDecoder
+from engine.models.decoders.prefix import PrefixDecoder
 from engine.registry import find
 from tests.models.decoders.test_decoders import SIZES, VOCABULARY, WIDTH
 
@@ -53,8 +53,8 @@ def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Decoder, Graph]:
     decoder, folder = make(request.param), tmp_path_factory.mktemp("graph")
-    step = decoders.step_of(decoder, IMAGE).eval()
-    given, past, outputs = decoders.arguments_of(step, IMAGE, WIDTH)
+    step = steps.step_of(decoder, IMAGE).eval()
+    given, past, outputs = steps.arguments_of(step, IMAGE, WIDTH)
     described = graphs.write(
         step, given, outputs, folder / "decoder.onnx", past=past, opset=20, beside=False
     )
@@ -63,9 +63,14 @@ def exported(
     return decoder, Graph(folder, described, 1)
 
 
+def apart(decoder: Decoder) -> bool:
+    """Whether it reads labels, which do not see one another."""
+    return isinstance(decoder, PrefixDecoder) and decoder.label_mask
+
+
 def texts_of(decoder: Decoder, ids: np.ndarray, start: int = 0) -> dict[str, np.ndarray]:
     """The graph's inputs beside ids, of one text."""
-    if not isinstance(decoder, TruncatedDecoder):
+    if not apart(decoder):
         return {"attention_mask": np.ones_like(ids)}
     places = np.broadcast_to(np.arange(start, start + ids.shape[1]), ids.shape)
     return {"segment_ids": np.zeros_like(ids), "position_ids": places}
@@ -74,11 +79,11 @@ def texts_of(decoder: Decoder, ids: np.ndarray, start: int = 0) -> dict[str, np.
 @torch.no_grad()
 def logits_of(decoder: Any, image_BND: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> np.ndarray:
     """The whole text at once, without a cache, as training reads it."""
-    if isinstance(decoder, TruncatedDecoder):
+    if apart(decoder):
         places = torch.arange(ids_BT.shape[1]).expand_as(ids_BT)
         batch = {"input_ids_BT": ids_BT, "attention_mask_BT": mask_BT, "position_BT": places,
                  "segment_BT": torch.zeros_like(ids_BT)}  # fmt: skip
-        hidden = decoder.hidden(image_BND, batch)
+        hidden = decoder.label_hidden(image_BND, batch)
     else:
         hidden = decoder.hidden(image_BND, ids_BT, mask_BT)
     return F.linear(hidden, *decoder.head()).numpy()
@@ -111,7 +116,7 @@ def test_logits_are_torchs_however_a_text_is_read(
 
 def test_prompts_padded_on_the_left_are_read_as_if_alone(exported: tuple[Decoder, Graph]) -> None:
     decoder, graph = exported
-    if isinstance(decoder, TruncatedDecoder):
+    if apart(decoder):
         pytest.skip("all its rows have one prompt")
     image_BND, ids_BT = make_texts(3)
     pads = [2, 0, 3]
@@ -129,7 +134,7 @@ def test_prompts_padded_on_the_left_are_read_as_if_alone(exported: tuple[Decoder
 
 def test_labels_side_by_side_do_not_see_one_another(exported: tuple[Decoder, Graph]) -> None:
     decoder, graph = exported
-    if not isinstance(decoder, TruncatedDecoder):
+    if not apart(decoder):
         pytest.skip("it reads one text a row")
     image_BND, ids_BT = make_texts(2)
     prompt, first, second = ids_BT[:, :3], ids_BT[:, 3:6], ids_BT[:, 6:9]  # three labels' tokens
@@ -163,5 +168,5 @@ def test_weights_lie_beside_their_graph_where_they_are_asked_to(tmp_path: Path) 
 
 def test_a_decoder_without_a_form_is_told() -> None:
     with pytest.raises(UserError, match="Decoder has no form in ONNX") as caught:
-        decoders.step_of(Decoder(nn.Identity(), 4, 0), 3)
+        steps.step_of(Decoder(nn.Identity(), 4, 0), 3)
     assert caught.value.key == "model.decoder.name"

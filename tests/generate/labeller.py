@@ -9,7 +9,7 @@ from torch import nn
 
 from engine.config import schema
 from engine.data.text import bytes as byte_tokenizer
-from engine.models.recognition import Recognizer
+from engine.models.vision_language import Recognizer
 from engine.registry import find
 from engine.tasks.recognize import RecognizeTask
 from tests.generate.speaker import Pixels

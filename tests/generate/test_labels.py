@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from engine.config.generation import Generate
 from engine.errors import UserError
 from engine.generate import labels as search
-from engine.generate.labels import Label, check, log_probs, look, ranked, recognise
+from engine.generate.labels import Label, check, encode_prompt, log_probs, ranked, recognise
 from engine.generate.one_shot import Found
 from tests.generate.labeller import labeller
 
@@ -23,26 +23,27 @@ ONE_SHOT = {"method": "one_shot", "num_labels": 40}
 
 def by(section: dict, images=IMAGES, rows=None):
     task, model = labeller()
-    return recognise(task, model, look(task, model, images), Generate(**section), rows=rows)
+    encoded = encode_prompt(task, model, images)
+    return recognise(task, model, encoded, Generate(**section), rows=rows)
 
 
 def test_probabilities_of_labels_are_those_of_the_same_labels_given() -> None:
     task, model = labeller()
-    seen = look(task, model, IMAGES)
+    encoded = encode_prompt(task, model, IMAGES)
     told = 0
-    for row, labels in enumerate(recognise(task, model, seen, Generate(**ONE_SHOT))):
+    for row, labels in enumerate(recognise(task, model, encoded, Generate(**ONE_SHOT))):
         probs = [label.prob for label in labels]
         assert probs == sorted(probs, reverse=True)
         for label in labels:
             if " " + label.text == task.tokenizer.decode(list(label.ids)) or not label.text:
                 continue
             given = (*label.ids, task.separator_id)
-            own = search.label_log_probs(model.decoder, seen.reading, [given], rows=1)
+            own = search.label_log_probs(model.decoder, encoded.state, [given], rows=1)
             assert label.prob >= exp(float(own[row, 0])) - 1e-12  # of several spellings the sum
             told += 1
     assert told > 5
     some = ["dog", "red cat", "a"]
-    log_p_BK = log_probs(task, model, seen, some, rows=2)
+    log_p_BK = log_probs(task, model, encoded, some, rows=2)
     for row in range(3):
         for column, label in enumerate(some):  # token by token, each image alone, nothing cached
             ids = [*task.prompt_ids().tolist(), *task.tokenizer.raw(f" {label},")]
@@ -52,7 +53,8 @@ def test_probabilities_of_labels_are_those_of_the_same_labels_given() -> None:
                 "segment_BT": torch.zeros(1, len(ids), dtype=torch.int64),
                 "position_BT": torch.arange(len(ids))[None],
             }
-            hidden = model.decoder.hidden(model.image_tokens(IMAGES[row : row + 1]), batch)[0]
+            image_1ND = model.image_tokens(IMAGES[row : row + 1])
+            hidden = model.decoder.label_hidden(image_1ND, batch)[0]
             log_p = model.decoder.log_probs(hidden)
             places = range(len(task.prompt_ids()), len(ids))
             want = sum(float(log_p[place - 1, ids[place]]) for place in places)
@@ -173,15 +175,15 @@ def test_what_can_find_no_labels_or_too_few_is_refused(section, key: str, told: 
 def test_autocast_leaves_the_head_and_likeness_in_full_precision() -> None:
     task, model = labeller()
     model.float()
-    seen = look(task, model, IMAGES)
+    encoded = encode_prompt(task, model, IMAGES)
     table = model.decoder.head()[0]
-    want = (seen.reading.last_BD @ table.T).log_softmax(-1)
+    want = (encoded.state.last_BD @ table.T).log_softmax(-1)
     labels = [(104, 105), (70,), (36, 99, 7)]
-    near = search.similarities(seen.image_BND[0], labels, table)
+    near = search.similarities(encoded.image_BND[0], labels, table)
     given = [(*ids, task.separator_id) for ids in labels]
-    log_p = search.label_log_probs(model.decoder, seen.reading, given, rows=2)
+    log_p = search.label_log_probs(model.decoder, encoded.state, given, rows=2)
     with torch.autocast("cpu", torch.bfloat16):
-        assert (model.decoder.log_probs(seen.reading.last_BD) - want).abs().max() < 1e-4
-        assert torch.equal(search.similarities(seen.image_BND[0], labels, table), near)
-        cast = search.label_log_probs(model.decoder, seen.reading, given, rows=2)
+        assert (model.decoder.log_probs(encoded.state.last_BD) - want).abs().max() < 1e-4
+        assert torch.equal(search.similarities(encoded.image_BND[0], labels, table), near)
+        cast = search.label_log_probs(model.decoder, encoded.state, given, rows=2)
     assert cast.dtype == torch.float32 and 0 < (cast - log_p).abs().max() < 0.5  # of the blocks

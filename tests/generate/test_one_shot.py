@@ -41,7 +41,7 @@ def next_log_p(decoder, image_1ND: Tensor, label: list[int]) -> Tensor:
     """log p [V] of what follows the prompt and a label so far: everything is read anew."""
     row = lay_out(PROMPT, [label], nxtp=False, per_label=True) if label else None
     row = row or lay_out(PROMPT, [], nxtp=False, per_label=True)
-    return decoder.log_probs(decoder.hidden(image_1ND, stack([row], 0))[0, -1])
+    return decoder.log_probs(decoder.label_hidden(image_1ND, stack([row], 0))[0, -1])
 
 
 def slow(decoder, image_1ND: Tensor, first: int, room: int = ROOM) -> Found | None:
@@ -66,7 +66,7 @@ def slow_one_shot(decoder, image_1ND: Tensor, count: int = K) -> list[Found]:
 
 
 def read(decoder, rows: int) -> Any:
-    return decoder.read(images(rows), torch.tensor(PROMPT))
+    return decoder.encode_prompt(images(rows), torch.tensor(PROMPT))
 
 
 def assert_equal(got: list[Found], want: list[Found], near: float) -> None:
@@ -77,8 +77,8 @@ def assert_equal(got: list[Found], want: list[Found], near: float) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_shot_equals_labels_read_anew_at_each_token(family: str) -> None:
     decoder = make(family)
-    reading = read(decoder, 3)
-    found = one_shot(decoder, reading, separator_id=SEPARATOR, num_first=K, room=ROOM, rows=K)
+    state = read(decoder, 3)
+    found = one_shot(decoder, state, separator_id=SEPARATOR, num_first=K, room=ROOM, rows=K)
     wanted = [slow_one_shot(decoder, images(3)[row : row + 1]) for row in range(3)]
     lengths = {len(label.ids) for labels in wanted for label in labels}
     assert len(lengths) > 1 and any(len(labels) < K for labels in wanted)  # some do not end
@@ -89,18 +89,18 @@ def test_one_shot_equals_labels_read_anew_at_each_token(family: str) -> None:
     # their probabilities are those of the same labels given, whatever is read side by side
     for row, labels in enumerate(found):
         given = [(*label.ids, SEPARATOR) for label in labels]
-        log_p = label_log_probs(decoder, reading, given, rows=4)[row]
+        log_p = label_log_probs(decoder, state, given, rows=4)[row]
         assert log_p.tolist() == pytest.approx([label.log_p for label in labels], abs=1e-9)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_labels_in_portions_are_the_same(rows: int) -> None:
     decoder = make("llama")
-    reading = read(decoder, 2)
+    state = read(decoder, 2)
     options = {"separator_id": SEPARATOR, "num_first": K, "room": ROOM}
     for whole, parts in zip(
-        one_shot(decoder, reading, rows=K, **options),
-        one_shot(decoder, reading, rows=rows, **options),
+        one_shot(decoder, state, rows=K, **options),
+        one_shot(decoder, state, rows=rows, **options),
         strict=True,
     ):
         assert_equal(parts, whole, 1e-9)
@@ -108,9 +108,9 @@ def test_labels_in_portions_are_the_same(rows: int) -> None:
 
 def test_every_token_can_begin_a_label_but_the_separator() -> None:
     decoder = make("gpt2")
-    reading = read(decoder, 1)
+    state = read(decoder, 1)
     (found,) = one_shot(
-        decoder, reading, separator_id=SEPARATOR, num_first=VOCABULARY - 1, room=2, rows=7
+        decoder, state, separator_id=SEPARATOR, num_first=VOCABULARY - 1, room=2, rows=7
     )
     ended = [
         token
@@ -128,12 +128,12 @@ def test_every_token_can_begin_a_label_but_the_separator() -> None:
 
 def test_one_label_after_another_is_the_same_without_nxtps_rule() -> None:
     decoder = make("llama")
-    reading = read(decoder, 3)
+    state = read(decoder, 3)
     found = label_search.greedy(
-        decoder, reading, separator_id=SEPARATOR, num_labels=K, room=ROOM, nxtp=False,
+        decoder, state, separator_id=SEPARATOR, num_labels=K, room=ROOM, nxtp=False,
         per_label=True,
     )  # fmt: skip
-    once = one_shot(decoder, reading, separator_id=SEPARATOR, num_first=K, room=ROOM, rows=K)
+    once = one_shot(decoder, state, separator_id=SEPARATOR, num_first=K, room=ROOM, rows=K)
     for got, want in zip(found, once, strict=True):
         assert_equal(got, want, 1e-9)
 
@@ -154,7 +154,7 @@ def test_by_nxtps_rule_a_label_follows_the_separator(family: str, per_label: boo
         for label in got:
             # the text so far with a label to come: its first token is told by what it begins with
             text = lay_out(PROMPT, [*said, [5, 6]], nxtp=True, per_label=per_label)
-            hidden = decoder.hidden(images(3)[row : row + 1], stack([text], 0))[0]
+            hidden = decoder.label_hidden(images(3)[row : row + 1], stack([text], 0))[0]
             following = decoder.log_probs(hidden[text.source[-1]])
             following[[*taken, SEPARATOR]] = -torch.inf
             first = int(following.argmax())
@@ -162,7 +162,7 @@ def test_by_nxtps_rule_a_label_follows_the_separator(family: str, per_label: boo
             log_p = float(following[first])
             whole = [*label.ids, SEPARATOR]
             text = lay_out(PROMPT, [*said, whole, [5, 6]], nxtp=True, per_label=per_label)
-            hidden = decoder.hidden(images(3)[row : row + 1], stack([text], 0))[0]
+            hidden = decoder.label_hidden(images(3)[row : row + 1], stack([text], 0))[0]
             places = [p for p, segment in enumerate(text.segment) if segment == len(said) + 1]
             for place in places[1:]:
                 following = decoder.log_probs(hidden[place - 1])
@@ -175,13 +175,13 @@ def test_by_nxtps_rule_a_label_follows_the_separator(family: str, per_label: boo
 
 def test_beams_as_many_as_tokens_find_the_likeliest_labels_of_all() -> None:
     decoder = make("gpt2")
-    reading = read(decoder, 2)
+    state = read(decoder, 2)
     tokens = [token for token in range(VOCABULARY) if token != SEPARATOR]
     every = [(a, SEPARATOR) for a in tokens]
     every += [(*pair, SEPARATOR) for pair in itertools.product(tokens, tokens)]
-    log_p_BK = label_log_probs(decoder, reading, every, rows=400)
+    log_p_BK = label_log_probs(decoder, state, every, rows=400)
     found = label_search.beam(
-        decoder, reading, separator_id=SEPARATOR, num_beams=VOCABULARY - 1, num_labels=9, room=3
+        decoder, state, separator_id=SEPARATOR, num_beams=VOCABULARY - 1, num_labels=9, room=3
     )
     for got, log_p_K in zip(found, log_p_BK, strict=True):
         best = log_p_K.topk(9)
@@ -204,10 +204,10 @@ def test_one_beam_is_the_likeliest_text() -> None:
 def test_drawn_labels_are_those_of_their_numbers(top_p: float) -> None:
     """Token by token the inverse of the cumulated probabilities, read anew at each."""
     decoder, temperature = make("llama"), 1.3
-    reading = read(decoder, 2)
+    state = read(decoder, 2)
     uniform = uniforms(3, range(2), 8, ROOM).view(2, 8, ROOM)
     found = label_search.sample(
-        decoder, reading, separator_id=SEPARATOR, uniform_BKT=uniform, temperature=temperature,
+        decoder, state, separator_id=SEPARATOR, uniform_BKT=uniform, temperature=temperature,
         top_k=0, top_p=top_p, rows=3,
     )  # fmt: skip
     for row in range(2):

@@ -15,7 +15,7 @@ from engine.data.text import bytes as byte_tokenizer
 from engine.data.text.labels import lay_out, stack
 from engine.dist import collectives, ddp
 from engine.errors import UserError
-from engine.models.recognition import Recognizer
+from engine.models.vision_language import Recognizer
 from engine.registry import find
 from engine.tasks.recognize import RecognizeTask
 from engine.train import rng
@@ -227,7 +227,7 @@ def test_the_loss_is_the_mean_over_labels_tokens_one_by_one() -> None:
         for label in sample.labels:
             ids = task.tokenizer.raw(f" {label},")
             alone = stack([lay_out(head, [ids], nxtp=False, per_label=False)], 0)
-            log_p = model.decoder.log_probs(model.decoder.hidden(image_BND, alone)[0])
+            log_p = model.decoder.log_probs(model.decoder.label_hidden(image_BND, alone)[0])
             losses += [-log_p[len(head) - 1 + place, token] for place, token in enumerate(ids)]
     want = torch.stack(losses).mean()
     want.backward()

@@ -102,14 +102,14 @@ class TextDecoder(Decoder):
 class AnsweringDecoder(Decoder):
     """One that can weigh several answers to a prompt without reading the prompt again."""
 
-    def condition(
+    def prefill(
         self,
         image_MND: Tensor,
         prompt_ids_BT: Tensor,
         prompt_mask_BT: Tensor,
         num_images_B: Tensor | None = None,
     ) -> Any:
-        """What ``nll_after`` and ``generate`` know of images and prompts, as ``generate``'s.
+        """What ``nll_after`` needs of images and prompts, which are those of ``generate``.
 
         Its ``row_bytes`` is the memory that a row of it takes beside an answer.
         """

@@ -40,7 +40,7 @@ class Encoded(NamedTuple):
 class T5Decoder(AnsweringDecoder):
     """Both halves of T5. Where images stand is told by the marks; ``num_images_B`` is not asked."""
 
-    def condition(
+    def prefill(
         self,
         image_MND: Tensor,
         prompt_ids_BT: Tensor,
@@ -82,7 +82,7 @@ class T5Decoder(AnsweringDecoder):
         num_images_B: Tensor | None = None,
     ) -> Tensor:
         """Σ −log p [B] of each row's answer, ``labels`` [B, L], in fp32 or wider."""
-        known = self.condition(image_MND, input_ids_BT, attention_mask_BT)
+        known = self.prefill(image_MND, input_ids_BT, attention_mask_BT)
         hidden_BLD = t5_family.decode(self.model, self._said(labels), None, *known)
         return row_losses(hidden_BLD, labels, *self.head(), label_smoothing=label_smoothing)
 
@@ -100,7 +100,7 @@ class T5Decoder(AnsweringDecoder):
         **options: Any,
     ) -> Tensor:
         """Answers to the prompts, int64 [B · num_return_sequences, new tokens]."""
-        known = self.condition(image_MND, prompt_ids_BT, prompt_mask_BT)
+        known = self.prefill(image_MND, prompt_ids_BT, prompt_mask_BT)
         start_B1 = torch.full_like(prompt_ids_BT[:, :1], self.start_id)
         found = self.model.generate(
             # a new object for each call: generate repeats its rows in place

@@ -125,7 +125,7 @@ def test_answers_weighed_behind_a_cache_equal_whole_texts(family: str) -> None:
     decoder = make(family)
     image, rows = make_rows()
     prompt, mask = padded(rows, left=True)
-    known = decoder.condition(image, prompt, mask, torch.tensor(COUNTS))
+    known = decoder.prefill(image, prompt, mask, torch.tensor(COUNTS))
     owners = torch.tensor([3, 0, 0, 1, 2, 3])
     answers = [torch.tensor(a) for a in ([4, 5, 1], [1], [6, 7, 8, 1], [9, 1], [3, 1], [10, 1])]
     labels, _ = padded(answers, IGNORED)

@@ -158,7 +158,7 @@ def test_answers_weighed_after_one_encoding_equal_single_ones(kind, answers, pro
     """And gradients; of few answers no keys are made, of many those of each prompt, not answer."""
     decoder = make(kind, feed_forward_proj="gated-gelu")
     image, ids, mask = make_prompts(["several", "none", "start"])
-    known = decoder.condition(image, ids, mask)
+    known = decoder.prefill(image, ids, mask)
     rows = torch.tensor([2, 0, 1, 0, 2, 2] * (answers // 6))
     labels = make_labels(ANSWERS * (answers // 6))
     made: list[int] = []
@@ -207,7 +207,7 @@ def test_the_answer_is_not_seen_by_the_question() -> None:
     """Each step's probabilities hang on what was said before it alone."""
     decoder = make()
     image, ids, mask = make_prompts(["start"])
-    known = decoder.condition(image, ids, mask)
+    known = decoder.prefill(image, ids, mask)
     labels = torch.tensor([[4, 5, 6, 1]])
     steps = [
         F.pad(labels[:, : n + 1], (0, 3 - n), value=IGNORED) for n in range(4)

@@ -54,7 +54,7 @@ def label_log_probs(decoder, image_BND, labels, *, nxtp=False, per_label=True) -
     """log p of each label, its separator included, out of one row that holds them all."""
     row = lay_out(PROMPT, labels, nxtp=nxtp, per_label=per_label)
     batch = stack([row], 0)
-    log_p_TV = decoder.log_probs(decoder.hidden(image_BND, batch))[0].detach()
+    log_p_TV = decoder.log_probs(decoder.label_hidden(image_BND, batch))[0].detach()
     found = [0.0] * len(labels)
     for place, source in enumerate(row.source):
         if source >= 0:
@@ -119,7 +119,7 @@ def test_a_labels_probability_is_that_of_text_behind_the_prompt(family: str) -> 
 def nxtp_by_loop(num_image: int, ids: list[int]) -> list[list[bool]]:
     """The paper's code in words. All is causal, but for image tokens, which see one another.
 
-    Nothing behind the prompt's last token A is seen, until each comma is come upon: between A or
+    Nothing behind the prompt's last token A is encoded, until each comma is come upon: between A or
     the comma before it, and itself, what lies there is causal among itself.
     """
     length, answer = num_image + len(ids), num_image + len(PROMPT) - 1
@@ -152,7 +152,7 @@ def test_nxtps_mask_is_that_of_its_code(count: int, monkeypatch) -> None:
     monkeypatch.setattr(
         base, "forward", lambda **more: seen.append(more["attention_mask"]) or forward(**more)
     )
-    decoder.hidden(images(), stack([row], 0))
+    decoder.label_hidden(images(), stack([row], 0))
     assert (seen[0][0, 0] == 0).tolist() == nxtp_by_loop(IMAGE, row.ids)
 
 
@@ -173,7 +173,7 @@ def test_the_loss_equals_labels_one_by_one(family: str, smoothing: float) -> Non
         for label in range(1, max(row.segment) + 1):
             ids = [i for i, s in zip(row.ids, row.segment, strict=True) if s == label]
             batch = stack([lay_out(PROMPT, [ids], nxtp=False, per_label=False)], 0)
-            hidden = decoder.hidden(image[number : number + 1], batch)[0]
+            hidden = decoder.label_hidden(image[number : number + 1], batch)[0]
             for place, token in enumerate(ids, len(PROMPT)):
                 log_p = decoder.log_probs(hidden[place - 1])
                 want += float(-(1 - smoothing) * log_p[token] - smoothing * log_p.mean())
@@ -184,23 +184,23 @@ def test_the_loss_equals_labels_one_by_one(family: str, smoothing: float) -> Non
 def test_going_on_behind_what_was_read_equals_reading_all(family: str) -> None:
     decoder, image = make(family), images(2)
     row = lay_out(PROMPT, LABELS, nxtp=False, per_label=True)
-    want = decoder.hidden(image, stack([row, row], 0))
-    reading = decoder.read(image, torch.tensor(PROMPT))
-    torch.testing.assert_close(reading.last_BD, want[:, len(PROMPT) - 1], rtol=1e-9, atol=1e-9)
-    once = reading.fork()
+    want = decoder.label_hidden(image, stack([row, row], 0))
+    state = decoder.encode_prompt(image, torch.tensor(PROMPT))
+    torch.testing.assert_close(state.last_BD, want[:, len(PROMPT) - 1], rtol=1e-9, atol=1e-9)
+    once = state.fork()
     behind = slice(len(PROMPT), None)
     parts = [torch.tensor([part[behind]] * 2) for part in (row.ids, row.segment, row.position)]
-    got = decoder.go_on(once, *parts)
+    got = decoder.extend(once, *parts)
     torch.testing.assert_close(got, want[:, behind], rtol=1e-9, atol=1e-9)
-    # token by token of all labels side by side, and the first reading is as it was
-    told = reading.fork()
+    # token by token of all labels side by side, and the first state is as it was
+    told = state.fork()
     for step in range(2):
         ids = torch.tensor([[label[step] for label in LABELS]] * 2)
         segment = torch.arange(1, 4).expand(2, -1)
-        got = decoder.go_on(told, ids, segment, torch.full_like(ids, len(PROMPT) + step))
+        got = decoder.extend(told, ids, segment, torch.full_like(ids, len(PROMPT) + step))
         places = [row.segment.index(label) + step for label in (1, 2, 3)]
         torch.testing.assert_close(got, want[:, places], rtol=1e-9, atol=1e-9)
-    assert reading.num_read == reading.cache.get_seq_length() == IMAGE + len(PROMPT)
+    assert state.num_image + state.num_text == state.cache.get_seq_length() == IMAGE + len(PROMPT)
 
 
 # --- blocks
@@ -226,8 +226,8 @@ def test_kept_blocks_are_the_saved_models_own(family: str, choice: dict, tmp_pat
             chosen.add(int(parts[places[0]]))
         assert torch.equal(parameter, known[".".join(parts)]), name
     assert chosen == set(keep)
-    reading = decoder.eval().read(images().float(), torch.tensor(PROMPT))  # each has its own cache
-    assert len(reading.cache.layers) == len(keep)
+    state = decoder.eval().encode_prompt(images().float(), torch.tensor(PROMPT))
+    assert len(state.cache.layers) == len(keep)  # each has its own cache
 
 
 def test_a_mark_of_the_image_gets_a_row_of_its_own(tmp_path) -> None:

@@ -1,0 +1,325 @@
+"""Any causal language model with images as a prefix (GIT, arXiv 2205.14100).
+
+Image tokens see each other both ways and none of the text; text sees the images and what precedes
+it. Positions that are computed (RoPE, ALiBi) count the image's tokens; learned ones are kept for
+the text, which begins at the first of them, so that an image takes none of a short table away.
+
+With ``label_mask`` a row is one image, a prompt, and labels each followed by a separator (NXTP,
+arXiv 2312.02142): a label sees image, prompt and its own tokens. Whether a label's first token
+follows the prompt or the label before it, and which positions labels have, the batch says. The keys
+and values of an image and its prompt are kept once: any number of labels is read behind them at a
+time, none of which sees another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
+
+import transformers  # isort: skip
+from transformers import DynamicCache  # isort: skip
+from engine import masks
+from engine.config.model import Decoder as Section
+from engine.errors import UserError
+from engine.losses.language_model import token_losses
+from engine.models.decoders import language_model as lm
+from engine.models.decoders.language_model import AnsweringDecoder, TextDecoder
+from engine.models.decoders.positions import GivenPositions
+from engine.models.decoders.splice import side_by_side
+
+
+@dataclass(slots=True)
+class KVState:
+    """What a decoder has read of a batch: images, prompts, and tokens since; padded on the left."""
+
+    cache: Any  # transformers': keys and values of each layer
+    valid_BS: Tensor  # 0 for padding
+    segment_BS: Tensor
+    position_BS: Tensor
+    num_image_B: Tensor  # tokens of images
+    num_image: int  # the same with padding
+    last_BD: Tensor  # state of the last prompt token that was read, ready for the head
+
+    def fork(self) -> KVState:
+        """A state to extend while this one stays as it is; nothing is copied."""
+        cache = DynamicCache([(layer.keys, layer.values) for layer in self.cache.layers])
+        return replace(self, cache=cache)
+
+    def take(self, rows_R: Tensor) -> KVState:
+        """A copy of these rows."""
+        cache = DynamicCache(
+            [(layer.keys[rows_R], layer.values[rows_R]) for layer in self.cache.layers]
+        )
+        return KVState(
+            cache, self.valid_BS[rows_R], self.segment_BS[rows_R], self.position_BS[rows_R],
+            self.num_image_B[rows_R], self.num_image, self.last_BD[rows_R],
+        )  # fmt: skip
+
+    @property
+    def num_text(self) -> int:
+        """Tokens of text that were read: where rows have no padding, the next one's position."""
+        return self.segment_BS.shape[1] - self.num_image
+
+
+class Prefilled(NamedTuple):
+    """Images and prompts, of which each prompt's last token is not read yet."""
+
+    state: KVState
+    last_B1: Tensor  # that token
+
+    @property
+    def row_bytes(self) -> int:
+        """Keys and values of all layers."""
+        layers = self.state.cache.layers
+        return sum(layer.keys[0].nbytes + layer.values[0].nbytes for layer in layers)
+
+
+class PrefixDecoder(TextDecoder, AnsweringDecoder):
+    """Image tokens before the text; with ``label_mask`` before labels that do not see each other.
+
+    Without it MPT's ALiBi counts places in a row; with it labels have positions of their own.
+    """
+
+    def __init__(self, model: Any, width: int, start_id: int, label_mask: bool = False) -> None:
+        super().__init__(model, width, start_id)
+        self.label_mask = label_mask
+        self.base = [model.get_decoder()]  # in a list: its parameters have one name
+        self.positions = GivenPositions(model, self.base[0])
+
+    def hidden(
+        self,
+        image_MND: Tensor,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        num_images_B: Tensor | None = None,
+    ) -> Tensor:
+        """States [B, T, D] of the text, ready for the head."""
+        embeds_BSD, image_BN = self._embedded(image_MND, input_ids_BT, num_images_B)
+        mask = masks.prefix(image_BN, attention_mask_BT, embeds_BSD.dtype)
+        # behind a text's end the count goes on: a position for each, whatever the padding
+        counted_BS = torch.cat([image_BN, torch.ones_like(attention_mask_BT)], dim=1)
+        found = self.run(embeds_BSD, mask, _count(counted_BS), image_BN.sum(1))
+        return found.last_hidden_state[:, image_BN.shape[1] :]
+
+    def label_hidden(self, image_BND: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """States [B, T, D] of the texts that ``label_losses`` takes, ready for the head."""
+        embeds_BSD, image_BN = self._embedded(image_BND, batch["input_ids_BT"], None)
+        mask = masks.prefix(
+            image_BN, batch["attention_mask_BT"], embeds_BSD.dtype,
+            segment_BT=batch["segment_BT"], unseen_BT=batch.get("unseen_BT"),
+        )  # fmt: skip
+        num_image = image_BN.shape[1]
+        position_BS = torch.cat([_count(image_BN), num_image + batch["position_BT"]], dim=1)
+        found = self.run(embeds_BSD, mask, position_BS, image_BN.sum(1), key_position=position_BS)
+        return found.last_hidden_state[:, num_image:]
+
+    def label_losses(
+        self, image_BND: Tensor, batch: Mapping[str, Tensor], label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Σ −log p of each row's learned tokens, [B], in fp32 or wider.
+
+        ``batch`` has ``input_ids_BT``, ``attention_mask_BT``, ``segment_BT``, ``position_BT`` (0 is
+        the text's first), ``source_BT`` (the place whose state predicts a token; −1: it is not
+        learned) and, if any, ``unseen_BT``: see ``masks.visible``.
+        """
+        hidden_BTD = self.label_hidden(image_BND, batch)
+        at_BT = batch["source_BT"] >= 0
+        rows_S = at_BT.nonzero()[:, 0]
+        hidden_SD = hidden_BTD[rows_S, batch["source_BT"][at_BT]]
+        labels_S = batch["input_ids_BT"][at_BT]
+        loss_S, _ = token_losses(
+            hidden_SD[None], labels_S[None], *self.head(), label_smoothing=label_smoothing
+        )
+        return loss_S.new_zeros(len(at_BT)).index_add(0, rows_S, loss_S)
+
+    def log_probs(self, hidden: Tensor) -> Tensor:
+        """log p [..., V] of the token that follows a state, in fp32 or wider."""
+        weight_VD, bias_V = self.head()
+        bias_V = None if bias_V is None else bias_V.to(hidden.dtype)
+        # as the loss: logits in bf16 would be percents off, and many of them equal
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = F.linear(hidden, weight_VD.to(hidden.dtype), bias_V)
+        return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+    def encode_prompt(self, image_BND: Tensor, prompt_ids_P: Tensor) -> KVState:
+        """Read images and the prompt that follows each of them."""
+        ids_BP = prompt_ids_P.expand(len(image_BND), -1)
+        return self._prefill(image_BND, ids_BP, torch.ones_like(ids_BP), None, num_left=0)
+
+    def prefill(
+        self,
+        image_MND: Tensor,
+        prompt_ids_BT: Tensor,
+        prompt_mask_BT: Tensor,
+        num_images_B: Tensor | None = None,
+    ) -> Prefilled:
+        """Keys and values of images and prompts up to each prompt's last token."""
+        state = self._prefill(image_MND, prompt_ids_BT, prompt_mask_BT, num_images_B, num_left=1)
+        return Prefilled(state, prompt_ids_BT[:, -1:])
+
+    def _prefill(
+        self,
+        image_MND: Tensor,
+        ids_BT: Tensor,
+        mask_BT: Tensor,
+        num_images_B: Tensor | None,
+        num_left: int,
+    ) -> KVState:
+        """Read images and prompts but for the ``num_left`` last tokens."""
+        embeds_BSD, image_BN = self._embedded(image_MND, ids_BT, num_images_B)
+        valid_BS = torch.cat([image_BN, mask_BT], dim=1)
+        causal_BS = torch.cat([torch.zeros_like(image_BN), torch.ones_like(mask_BT)], dim=1)
+        # nothing between an image and its text: positions that count distances would count it
+        order_BS = valid_BS.argsort(dim=1, stable=True)[:, : valid_BS.shape[1] - num_left]
+        valid_BS, causal_BS = valid_BS.gather(1, order_BS), causal_BS.gather(1, order_BS)
+        embeds_BSD = embeds_BSD.gather(1, order_BS[..., None].expand(-1, -1, embeds_BSD.shape[2]))
+        position_BS, num_image_B = _count(valid_BS), image_BN.sum(1)
+        cache, last_BD = DynamicCache(), embeds_BSD.new_zeros(len(ids_BT), embeds_BSD.shape[2])
+        if embeds_BSD.shape[1]:
+            mask = masks.additive(masks.visible(causal_BS, valid_BT=valid_BS), embeds_BSD.dtype)
+            found = self.run(
+                embeds_BSD, mask, position_BS, num_image_B, cache, key_position=position_BS
+            )
+            cache, last_BD = found.past_key_values, found.last_hidden_state[:, -1]
+        segment_BS, num_image = torch.zeros_like(valid_BS), image_BN.shape[1]
+        return KVState(cache, valid_BS, segment_BS, position_BS, num_image_B, num_image, last_BD)
+
+    def extend(
+        self, state: KVState, ids_BK: Tensor, segment_BK: Tensor, position_BK: Tensor, **more: Any
+    ) -> Any:
+        """States [B, K, D] of further tokens, which ``state`` then contains.
+
+        Positions count from the text's first token. ``more`` goes to transformers' model, whose
+        whole output is then returned.
+        """
+        new_BK = torch.ones_like(segment_BK)
+        valid_BS = torch.cat([state.valid_BS, new_BK], dim=1)
+        segment_BS = torch.cat([state.segment_BS, segment_BK], dim=1)
+        ahead_BK = state.num_image_B[:, None] + position_BK
+        position_BS = torch.cat([state.position_BS, ahead_BK], dim=1)
+        sees_BKS = masks.visible(torch.ones_like(segment_BS), segment_BS, last=new_BK.shape[1])
+        sees_BKS = sees_BKS & valid_BS.bool()[:, None, :]
+        embeds_BKD = self.model.get_input_embeddings()(ids_BK)
+        found = self.run(
+            embeds_BKD, masks.additive(sees_BKS, embeds_BKD.dtype), ahead_BK, state.num_image_B,
+            state.cache, key_position=position_BS, **more,
+        )  # fmt: skip
+        state.valid_BS, state.segment_BS, state.position_BS = valid_BS, segment_BS, position_BS
+        return found if more else found.last_hidden_state
+
+    def nll_after(self, known: Prefilled, rows_R: Tensor, labels_RL: Tensor) -> Tensor:
+        """Σ −log p [R] of answers, padded with −100; ``rows_R`` are their rows of ``known``."""
+        state = known.state.take(rows_R)
+        ids_RL = torch.cat([known.last_B1[rows_R], labels_RL[:, :-1].clamp_min(0)], dim=1)
+        first_R = state.valid_BS.sum(1) - state.num_image_B
+        position_RL = first_R[:, None] + torch.arange(ids_RL.shape[1], device=ids_RL.device)
+        hidden_RLD = self.extend(state, ids_RL, torch.zeros_like(ids_RL), position_RL)
+        return self.answer_losses(hidden_RLD, labels_RL)
+
+    def generate(
+        self,
+        image_MND: Tensor,
+        prompt_ids_BT: Tensor,
+        prompt_mask_BT: Tensor,
+        num_images_B: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Texts after the prompt, int64 [B · num_return_sequences, new tokens].
+
+        transformers sees the prompt's last token only: ``repetition_penalty`` is for new tokens.
+        """
+        state, last_B1 = self.prefill(image_MND, prompt_ids_BT, prompt_mask_BT, num_images_B)
+        copies = options.get("num_beams", 1)
+        if options.get("do_sample"):
+            copies *= options.get("num_return_sequences", 1)
+        if copies > 1:  # generate repeats the prompts, not the cache
+            state.cache.batch_repeat_interleave(copies)
+        with self.positions.at(state.num_image_B.repeat_interleave(copies)):
+            found = self.model.generate(
+                last_B1,
+                attention_mask=torch.cat([state.valid_BS, torch.ones_like(last_B1)], dim=1),
+                past_key_values=state.cache,
+                **({"use_cache": True} | options),  # which MPT does not by default
+            )
+        return found[:, 1:]
+
+    def _embedded(
+        self, image_MND: Tensor, ids_BT: Tensor, num_images_B: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Images, padded on the left, and text behind them; which of the images' places count."""
+        text_BTD = self.model.get_input_embeddings()(ids_BT)
+        if num_images_B is None:
+            image_BND, image_BN = image_MND, ids_BT.new_ones(image_MND.shape[:2])
+        else:
+            image_BND, image_BN = side_by_side(image_MND, num_images_B)
+        return torch.cat([image_BND.to(text_BTD.dtype), text_BTD], dim=1), image_BN
+
+    def run(
+        self,
+        embeds_BKD: Tensor,
+        mask_B1KS: Tensor,
+        position_BK: Tensor,
+        num_image_B: Tensor,
+        cache: Any = None,
+        *,
+        key_position: Tensor | None = None,
+        **more: Any,
+    ) -> Any:
+        """transformers' output for embeddings at their positions, behind what ``cache`` holds.
+
+        ``key_position`` [B, S], of all keys, is used with ``label_mask`` alone.
+        """
+        if self.positions.takes_ids:
+            more["position_ids"] = position_BK
+        with self.positions.at(num_image_B, key_position if self.label_mask else None):
+            return self.base[0](
+                inputs_embeds=embeds_BKD,
+                attention_mask=mask_B1KS,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                **more,
+            )
+
+
+def _count(valid_BS: Tensor) -> Tensor:
+    """The number of each valid place in its row, from 0 on."""
+    return (valid_BS.cumsum(1) - 1).clamp_min(0)
+
+
+def configuration(section: Section, vocab_size: int, pad_id: int, eos_id: int) -> tuple[Any, str]:
+    """A causal model's configuration, and the key that chose the model. Raises UserError."""
+    config = lm.configuration_of(
+        section, vocab_size, pad_id, encoder_decoder=False,
+        examples="gpt2, opt, llama, mpt",
+    )  # fmt: skip
+    key = f"{lm.KEY}.tag" if section.tag else f"{lm.KEY}.config.model_type"
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"a {config.model_type!r} model is not a causal language model; known are gpt2, opt, "
+            "llama, mpt and more",
+            key=key,
+        )
+    lm.check_head(config, key)
+    if section.tag is None:
+        config.bos_token_id = config.eos_token_id = eos_id
+    return config, key
+
+
+def make(
+    model: Any, section: Section, vocab_size: int, eos_id: int, *, label_mask: bool
+) -> PrefixDecoder:
+    """The decoder about a model. Raises UserError for sizes that do not fit the section."""
+    lm.check_sizes(model, section, vocab_size)
+    lm.checkpoint_activations(model, section)
+    start = model.config.bos_token_id
+    return PrefixDecoder(
+        model, model.get_input_embeddings().embedding_dim, eos_id if start is None else start,
+        label_mask,
+    )  # fmt: skip
