@@ -23,7 +23,7 @@ from engine.logs.run_log import RunLog, open_log
 from engine.logs.samples import FOLDER as SAMPLES_FOLDER
 from engine.logs.samples import write_samples
 from engine.models.parameters import format_table, parameter_table
-from engine.models.towers import load_tower
+from engine.models.weights import load_tower
 from engine.setup import Setup
 from engine.train import optim
 from engine.train.checkpoint import CheckpointStore, load_model

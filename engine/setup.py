@@ -21,7 +21,7 @@ from engine.dist import collectives
 from engine.errors import UserError
 from engine.evals.run import Evaluations
 from engine.logs.progress import Progress
-from engine.models.towers import load_tower
+from engine.models.weights import load_tower
 from engine.train.checkpoint import Checkpoint, CheckpointStore, load_model, open_checkpoint
 from engine.train.checkpoint_folder import step_of
 from engine.train.lars import LARS

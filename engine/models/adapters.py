@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) by peft: hung on, merged, saved alone."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) by peft: added, merged, saved alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
@@ -27,7 +26,7 @@ _LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding, transformers.pytorch_utils.Conv1D
 
 
 def add_lora(model: nn.Module, patterns: Sequence[str], earlier: Sequence[str], lora: Lora) -> None:
-    """Hang adapters on the layers whose weights' names a pattern finds; their own weights freeze.
+    """Add adapters to the layers whose weights' names a pattern finds; their own weights freeze.
 
     ``earlier`` patterns take parameters away from ``patterns``: of ordered groups the first that
     matches rules. What else trains stays as it is. Raises UserError where nothing is found.
@@ -86,7 +85,7 @@ def save_adapters(
     """Adapters, and all else that trains, without the frozen base: a few megabytes.
 
     ``adapter_model.safetensors`` holds tensors by the model's own names, taken out of ``weights``
-    where the model's own lie in shares or in a low precision.
+    where the model's own are sharded or in a low precision.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -100,22 +99,3 @@ def save_adapters(
     targets = [name for name, _ in adapted_layers(model)]
     settings: dict[str, Any] = {"lora": lora.model_dump(mode="json"), "layers": targets}
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf8")
-
-
-def load_adapters(model: nn.Module, folder: Path, *, key: str | None = None) -> None:
-    """Put saved adapters onto a base model that has them not yet, or has the same. UserError."""
-    try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf8"))
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no adapters: {error}", key=key) from error
-    if not any(True for _ in adapted_layers(model)):
-        names = [f"^{re.escape(name)}\\.weight$" for name in settings["layers"]]
-        add_lora(model, names, [], Lora(**settings["lora"]))
-    own = dict(model.named_parameters())
-    wrong = [n for n, t in tensors.items() if n not in own or own[n].shape != t.shape]
-    if wrong:
-        raise UserError(f"the adapters in {folder} do not fit: {', '.join(wrong[:4])}", key=key)
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)

@@ -19,7 +19,7 @@ from engine.dist import collectives
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
 from engine.models import connectors
-from engine.models.idle import freeze_idle
+from engine.models.towers import freeze_unused
 from engine.models.vision_language import VisionLanguage
 from engine.types import Batch, Features, Sample
 
@@ -60,7 +60,7 @@ class LanguageTask:
         image = registry.find(
             "models/image", model.image_encoder.name, key="model.image_encoder.name"
         ).build(model.image_encoder, image_size=model.image_encoder.image_size or square(size))
-        freeze_idle(image, model.connector.layer, size)
+        freeze_unused(image, model.connector.layer, size)
         decoder = registry.find(
             "models/decoders", model.decoder.name, key="model.decoder.name"
         ).build(

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from engine.errors import FaultError, UserError
+from engine.models.weights import load_model
 from engine.train.checkpoint_folder import (
     MANIFEST,
     Checkpoint,
@@ -32,7 +33,7 @@ from engine.train.checkpoint_folder import (
     flush_to_disk,
     step_of,
 )
-from engine.train.weights import load_model, refusal, refuse_pickle, what_is_there
+from engine.train.weights import refusal, refuse_pickle, what_is_there
 
 __all__ = ["Checkpoint", "CheckpointStore", "load_model", "open_checkpoint"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.models.weights import load_model
 from engine.train import optim
-from engine.train.weights import load_model
 
 
 @dataclass

@@ -3,22 +3,15 @@ import pickle
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
 
 from engine.errors import UserError
-from engine.train import serial
-from engine.train.checkpoint import CheckpointStore, load_model, open_checkpoint
+from engine.train.checkpoint import CheckpointStore, open_checkpoint
 
 
 def save(folder, *steps):
     with CheckpointStore(folder) as store:
         for step in steps:
             store.save(step, model={"w": torch.full((3,), step)}, state={}, config_text="")
-
-
-def tower(width=4, **more):
-    parts = {"image_encoder": nn.Linear(2, width), "projection": nn.Linear(width, 3, bias=False)}
-    return nn.ModuleDict(parts | more)
 
 
 def test_a_run_a_folder_of_checkpoints_and_one_of_them(tmp_path):
@@ -105,66 +98,3 @@ def test_the_way_to_convert_works(tmp_path):
     command = shlex.split(str(caught.value).split("convert it once: ")[1])
     subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, check=True)
     assert set(open_checkpoint(tmp_path / "w.safetensors").model()) == {"a", "b"}
-
-
-def test_all_is_copied_in_place():
-    source, target = tower(), tower()
-    pointers = [p.data_ptr() for p in target.parameters()]
-    load_model(target, source.state_dict())
-    assert [p.data_ptr() for p in target.parameters()] == pointers
-    for a, b in zip(source.parameters(), target.parameters(), strict=True):
-        assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()
-
-
-def check_refused(target, tensors, *texts, **options):
-    before = [p.clone() for p in target.parameters()]
-    with pytest.raises(UserError) as caught:
-        load_model(target, tensors, key="model.init", **options)
-    assert caught.value.key == "model.init"
-    for text in texts:
-        assert text in str(caught.value)
-    assert all(map(torch.equal, before, target.parameters()))
-
-
-def test_shapes_that_differ_are_named_with_both_and_the_usual_cause():
-    check_refused(
-        tower(4), tower(5).state_dict(),
-        "image_encoder.weight 5×2 in the checkpoint, 4×2 in the model",
-        "model.image_encoder.tag", "model.projection.dim",
-    )  # fmt: skip
-
-
-def test_missing_and_unexpected_names():
-    bias = nn.ParameterDict({"logit_bias": nn.Parameter(torch.zeros(1))})
-    check_refused(tower(loss=bias), tower().state_dict(),
-                  "missing in the checkpoint: loss.logit_bias", "loss.name")  # fmt: skip
-    check_refused(tower(), tower(loss=bias).state_dict(), "not in the model: loss.logit_bias")
-
-
-def test_only_the_first_few_are_named():
-    many = {f"layer_{i}": torch.zeros(1) for i in range(30)}
-    check_refused(tower(), tower().state_dict() | many, "layer_3 and 26 more")
-
-
-def test_a_part_under_a_prefix():
-    source, part = tower(), nn.Linear(2, 4)
-    load_model(part, source.state_dict(), prefix="image_encoder.")
-    assert torch.equal(part.weight, source["image_encoder"].weight)
-    check_refused(part, source.state_dict(), "nothing under 'decoder.'", "it has image_encoder",
-                  prefix="decoder.")  # fmt: skip
-    check_refused(nn.Linear(2, 5), source.state_dict(), "model.image_encoder.tag",
-                  prefix="image_encoder.")  # fmt: skip
-
-
-def test_tied_weights_may_come_under_one_name():
-    def tied():
-        embedding, head = nn.Embedding(7, 3), nn.Linear(3, 7, bias=False)
-        head.weight = embedding.weight
-        return nn.ModuleDict({"embedding": embedding, "head": head})
-
-    source, target = tied(), tied()
-    load_model(target, {"head.weight": source["head"].weight})
-    assert torch.equal(target["embedding"].weight, source["head"].weight)
-    tensors, names = serial.untie(source.state_dict())
-    load_model(tied(), tensors)
-    assert names == {"head.weight": "embedding.weight"}

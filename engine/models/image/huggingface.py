@@ -16,7 +16,7 @@ import transformers  # isort: skip
 from engine.config import schema
 from engine.errors import UserError
 from engine.models import pretrained
-from engine.models.image_size import wrong_size
+from engine.models.towers import wrong_size
 
 _KEY = "model.image_encoder"
 _KINDS = "clip_vision_model, siglip_vision_model, vit, deit, dinov2"

@@ -19,7 +19,7 @@ import engine.torchvision_ops  # noqa: F401  before timm, which imports torchvis
 import timm  # isort: skip
 from engine.config import schema
 from engine.errors import UserError
-from engine.models.image_size import wrong_size
+from engine.models.towers import wrong_size
 from engine.registry import nearest
 
 NAMES = ("timm_modelzoo",)

@@ -5,10 +5,10 @@ import torch
 
 from engine.config import schema
 from engine.errors import UserError
-from engine.models.idle import freeze_idle
 from engine.models.image import timm as timm_encoder
 from engine.models.image.huggingface import HuggingfaceImageEncoder, build
-from engine.models.towers import load_tower
+from engine.models.towers import freeze_unused
+from engine.models.weights import load_tower
 from engine.registry import find
 
 import transformers  # isort: skip  the encoder's module has made its import safe
@@ -157,7 +157,7 @@ def tiny_vit():
 @pytest.mark.parametrize("layer", [-1, -2])
 def test_what_lies_behind_the_layer_is_frozen(make, layer):
     model = make().train()
-    freeze_idle(model, layer, (32, 32))
+    freeze_unused(model, layer, (32, 32))
     assert model.training
     model.tokens(images(), layer).square().sum().backward()
     for name, parameter in model.named_parameters():
@@ -170,5 +170,5 @@ def test_what_lies_behind_the_layer_is_frozen(make, layer):
 @pytest.mark.parametrize("make", [encoder, tiny_vit])
 def test_a_layer_that_is_not_there_is_told(make):
     with pytest.raises(UserError, match="no hidden layer -9") as caught:
-        freeze_idle(make(), -9, (32, 32))
+        freeze_unused(make(), -9, (32, 32))
     assert caught.value.key == "model.connector.layer"
