@@ -12,7 +12,7 @@ from PIL import Image
 from tests.data.formats.folders import put
 from tests.data.inspect.test_inspect import cells, photograph
 from tests.data.inspect.test_inspect import run as inspect
-from tests.data.pack import packing
+from tests.tools.pack import packing
 
 NUMBER = 8  # images
 TINY = Path(__file__).with_name("tiny.yaml")

@@ -12,7 +12,7 @@ from engine.data.views.turns import Flattened, one_pair, pairs_of
 from engine.errors import UserError
 from engine.types import BadSample, Record
 from tests.data.formats.folders import folder, put, rows
-from tests.data.pack import packing
+from tests.tools.pack import packing
 
 MARK = "<image>"
 

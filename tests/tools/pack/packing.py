@@ -7,9 +7,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from PIL import Image
 
 from engine.config.schema import Data
-from engine.data.pack import __main__ as pack
 from engine.data.sources import open_source
 from engine.errors import exit_code
+from engine.tools.pack import __main__ as pack
 from engine.types import BadSample
 from tests.data.tar.tar_files import picture
 

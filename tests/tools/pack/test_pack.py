@@ -10,8 +10,8 @@ import pytest
 from engine.config.schema import Data
 from engine.data.sources import open_source
 from tests.data.formats.folders import put
-from tests.data.pack.packing import csv_folder, digests, records, run, write_rows
 from tests.data.tar.tar_files import picture
+from tests.tools.pack.packing import csv_folder, digests, records, run, write_rows
 
 
 def test_csv_to_shards_to_csv(tmp_path):

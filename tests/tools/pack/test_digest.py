@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import reduce
 from operator import add
 
-from engine.data.pack.digest import Digest, image_digest, sample_digest
+from engine.tools.pack.shards import Digest, image_digest, sample_digest
 from engine.types import Record
 
 RECORD = Record("a.jpg", None, "words", "1", "2", None, (("human", "?"),), ("yes",), ("cat",))

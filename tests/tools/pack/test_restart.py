@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from engine.data.pack import shards as pack_shards
 from engine.errors import FaultError
-from tests.data.pack.packing import csv_folder, digests, records, run
+from engine.tools.pack.forms import TarShards
+from tests.tools.pack.packing import csv_folder, digests, records, run
 
 ROOT = Path(__file__).parents[3]
 
@@ -61,20 +62,21 @@ def test_a_byte_that_changes_while_it_is_written_is_a_fault(tmp_path, monkeypatc
     def lying(image, ending):
         return image[:-3] + b"\0\0\0"
 
-    writer = pack_shards.WRITERS["webdataset"]
-    add = writer.add
-    monkeypatch.setattr(
-        writer,
-        "add",
-        lambda self, image, ending, rows: add(self, lying(image, ending), ending, rows),
-    )
+    writing = TarShards.writing
+
+    @contextmanager
+    def writing_lies(form, shard):
+        with writing(form, shard) as add:
+            yield lambda image, ending, rows: add(lying(image, ending), ending, rows)
+
+    monkeypatch.setattr(TarShards, "writing", writing_lies)
     printed = run(source, tmp_path / "b", "--to=webdataset", code=1)
     assert "00000.tar does not hold what was read from the source" in printed
 
 
 def test_a_shard_that_cannot_be_read_back_is_a_fault(tmp_path, monkeypatch):
     source = csv_folder(tmp_path / "a")
-    monkeypatch.setattr(pack_shards, "checksum", lambda plan, number: None)
+    monkeypatch.setattr(TarShards, "checksum", lambda form, number: None)
     printed = run(source, tmp_path / "b", "--to=webdataset", code=1)
     assert "cannot be read back after it was written" in printed
     assert not list((tmp_path / "b").rglob("*_stats.json"))
@@ -85,7 +87,7 @@ NUMBER = 150  # enough not to be done before the signal comes
 
 
 def _start(source, dest):
-    words = ["-m", "engine.data.pack", str(source), str(dest), "--to=webdataset"]
+    words = ["-m", "engine.tools.pack", str(source), str(dest), "--to=webdataset"]
     return subprocess.Popen(
         [sys.executable, *words, "--shard-size=1", "--jobs=2"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
