@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.data.formats.folders import put
-from tests.data.inspect.test_inspect import cells, photograph
-from tests.data.inspect.test_inspect import run as inspect
+from tests.tools.inspect.test_inspect import cells, photograph
+from tests.tools.inspect.test_inspect import run as inspect
 from tests.tools.pack import packing
 
 NUMBER = 8  # images

@@ -1,10 +1,10 @@
 """What is in the data of a configuration: counts, histograms, copies, bad samples, a contact sheet.
 
-    python -m engine.data.inspect CFG [section.key=value …] [options]
+    python -m engine.tools.inspect CFG [section.key=value …] [options]
 
 Prints a table and writes, into --output, ``inspect.html`` (opens without network), a contact sheet
 ``sheet_<dataset>_<split>.png`` each, ``copies.jsonl`` and ``bad_samples.jsonl``. Exit codes: 0
-done, 1 a fault, 2 a mistake to mend, 130 stopped by Ctrl-C.
+done, 1 a fault, 2 a user error, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -23,15 +23,12 @@ from rich.text import Text
 
 from engine.config.load import Loaded, load_with_places
 from engine.config.schema import Config
-from engine.data.inspect import page as inspect_page
-from engine.data.inspect.figures import Findings
-from engine.data.inspect.read import Part, Work
-from engine.data.inspect.scan import scan
-from engine.data.inspect.sheet import COLUMNS, ROWS, write_sheet
-from engine.data.sources import open_source
+from engine.data.sources import Split, open_source
 from engine.data.views.groups import group_rows
 from engine.errors import UserError, exit_code
 from engine.tools import jobs
+from engine.tools.inspect import report
+from engine.tools.inspect.scan import Findings, Part, Work, scan
 
 PAGE = "inspect.html"
 
@@ -49,9 +46,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = jobs.Parser(
-        prog="python -m engine.data.inspect",
+        prog="python -m engine.tools.inspect",
         description="Count, measure and show the datasets that a configuration names.",
-        epilog="Exit codes: 0 done, 1 a fault, 2 a mistake to mend, 130 stopped by Ctrl-C.",
+        epilog="Exit codes: 0 done, 1 a fault, 2 a user error, 130 stopped by Ctrl-C.",
         allow_abbrev=False,
     )
     parser.add_argument("cfg", metavar="CFG", type=Path, help="a run's YAML")
@@ -72,6 +69,8 @@ def _located(error: UserError, loaded: Loaded) -> str:
 
 
 def _inspect(arguments: argparse.Namespace, config: Config) -> None:
+    if find_spec("matplotlib") is None:
+        raise UserError("the histograms need matplotlib: pip install -e .[inspect]")
     console = Console(highlight=False, soft_wrap=True)
     name = config.data.exp_name or arguments.cfg.stem
     run_dir = Path(config.ckpt.dir) / name
@@ -85,11 +84,11 @@ def _inspect(arguments: argparse.Namespace, config: Config) -> None:
             findings = scan(work, max_tokens, arguments.jobs, console, output)
             _sheets(output, findings)
             temporary = output / f".{PAGE}.making"
-            temporary.write_text(inspect_page.page(name, findings), encoding="utf8")
+            temporary.write_text(report.page(name, findings), encoding="utf8")
             temporary.replace(output / PAGE)
         except OSError as error:
             raise UserError(f"cannot write into {output}: {error}") from error
-        inspect_page.show(findings, console)
+        report.show(findings, console)
     console.print(Text(f"report: {output / PAGE}"))
 
 
@@ -99,7 +98,7 @@ def _open_parts(config: Config, split: str | None, limit: int | None, scratch: P
     Raises UserError where the configuration names no datasets.
     """
     data, parts = config.data, []
-    wanted: tuple[tuple[Literal["train", "valid"], list[str]], ...] = (
+    wanted: tuple[tuple[Split, list[str]], ...] = (
         ("train", data.train_name),
         ("valid", data.valid_name),
     )
@@ -108,7 +107,7 @@ def _open_parts(config: Config, split: str | None, limit: int | None, scratch: P
             source = open_source(name, each, data, key=f"data.{each}_name")
             groups = group_rows(source, scratch)
             images = _spread(len(groups), limit)
-            shown = frozenset(images[_spread(len(images), COLUMNS * ROWS)].tolist())
+            shown = frozenset(images[_spread(len(images), report.COLUMNS * report.ROWS)].tolist())
             parts.append(Part(source, groups, images, shown))
     if not parts:
         keys = f"data.{split}_name" if split else "data.train_name and data.valid_name"
@@ -147,7 +146,7 @@ def _sheets(output: Path, findings: Findings) -> None:
     for part, examples in zip(findings.parts, findings.examples, strict=True):
         if examples:
             name = re.sub(r"[^\w.-]+", "_", part.title)
-            write_sheet(output / f"sheet_{name}.png", part.title, examples)
+            report.write_sheet(output / f"sheet_{name}.png", part.title, examples)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from engine.data.inspect.image_hash import find_copies, signature
+from engine.tools.inspect.copies import find_copies, signature
 from engine.tools.shapes import folder as drawn
 
 

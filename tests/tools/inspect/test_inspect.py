@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from engine.data.inspect import __main__ as inspect
-from engine.data.inspect.figures import mean, median, std
 from engine.errors import exit_code
+from engine.tools.inspect import __main__ as inspect
+from engine.tools.inspect.report import mean, median, std
 from tests.data.formats.folders import put
 
 ROWS = {"train": 40, "valid": 10}

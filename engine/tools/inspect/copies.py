@@ -2,7 +2,7 @@
 
 A 64-bit perceptual hash (the signs of the lowest frequencies of a cosine transform, as in the
 ImageHash library, without its dependencies) finds candidates, a tiny colour picture confirms them:
-drawings of few shapes have equal hashes and different pictures.
+drawings of few shapes have equal hashes but different pictures.
 """
 
 from __future__ import annotations
