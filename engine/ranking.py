@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
 import transformers  # isort: skip
-from engine.config import transforms as transform_schema
+from engine.config import schema
 from engine.data.bad_samples import summary
 from engine.data.batch_memory import stack_images
 from engine.data.reader import Limits
@@ -123,9 +123,9 @@ def _of_hub(name: str, key: str) -> tuple[Any, nn.Module, Any]:
     if not hasattr(model, "get_image_features"):
         raise UserError(f"{name!r} is a {model.config.model_type!r} model, no CLIP", key=key)
     size = model.config.vision_config.image_size
-    form = transform_schema.Transforms(
-        resize=transform_schema.Resize(size=size, interpolation="bicubic"),
-        center_crop=transform_schema.Crop(size=size),
+    form = schema.Transforms(
+        resize=schema.Resize(size=size, interpolation="bicubic"),
+        center_crop=schema.Crop(size=size),
     )
     return (
         HubTask(tokenizer, reader.image_mean, reader.image_std),

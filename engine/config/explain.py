@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from engine.config.schema import Config
-from engine.config.section import Section, leaves
+from engine.config.section import Section, is_section, leaves
 
 _WANTED = {
     "int_type": "a whole number",
@@ -36,8 +37,10 @@ _WANTED = {
 }
 
 
-def explain(errors: Sequence[ErrorDetails], raw: Any) -> dict[tuple[str, ...], str]:
-    """pydantic's errors as messages by the path of the key in ``raw`` that each hangs on."""
+def explain(
+    errors: Sequence[ErrorDetails], raw: Any, form: type[Section] = Config
+) -> dict[tuple[str, ...], str]:
+    """pydantic's errors about ``raw`` as a ``form``: a message by the path of each faulty key."""
     found: dict[tuple[str, ...], list[ErrorDetails]] = {}
     for error in errors:
         found.setdefault(_path(error, raw), []).append(error)
@@ -47,7 +50,17 @@ def explain(errors: Sequence[ErrorDetails], raw: Any) -> dict[tuple[str, ...], s
         for path, group in found.items()
         if not any(len(other) > len(path) and other[: len(path)] == path for other in found)
     }
-    return {path: _message(path, group, raw) for path, group in kept.items()}
+    return {path: _Key(path, raw, form).message(group) for path, group in kept.items()}
+
+
+def dotted_keys(section: type[Section] = Config, prefix: str = "") -> list[str]:
+    """Every key of the configuration by its dotted path, sections included."""
+    found = []
+    for name, field in section.model_fields.items():
+        found.append(prefix + name)
+        if is_section(field.annotation):
+            found += dotted_keys(field.annotation, f"{prefix}{name}.")
+    return found
 
 
 def _path(error: ErrorDetails, raw: Any) -> tuple[str, ...]:
@@ -67,96 +80,90 @@ def _path(error: ErrorDetails, raw: Any) -> tuple[str, ...]:
     return tuple(path)
 
 
-def _message(path: tuple[str, ...], group: Sequence[ErrorDetails], raw: Any) -> str:
-    kinds = {error["type"] for error in group}
-    if kinds == {"extra_forbidden"}:
-        return _unknown(path)
-    if kinds == {"missing"} and isinstance(group[0]["loc"][-1], str):
-        return f"the key is missing; write {path[-1]}: below {'.'.join(path[:-1])}"
-    wanted = " or ".join(dict.fromkeys(_wanted(error) for error in group))
-    value = _at(raw, path)
-    shown = "nothing" if value is None else _shown(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return f"needs {wanted}, not {shown}; {_remedy(path, group, value)}"
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """A faulty key of ``raw``, which should be a ``form``."""
 
+    path: tuple[str, ...]
+    raw: Any
+    form: type[Section]
 
-def _wanted(error: ErrorDetails) -> str:
-    if error["type"] == "missing":
-        return f"a list of {int(error['loc'][-1]) + 1} or more"
-    if error["type"] == "value_error":
-        annotation = getattr(_field(tuple(map(str, error["loc"]))), "annotation", None)
-        return "a number" if {int, float} & leaves(annotation) else "text"
-    template = _WANTED.get(error["type"], "something else (" + error["msg"] + ")")
-    return template.format(**error.get("ctx", {}))
+    def message(self, group: Sequence[ErrorDetails]) -> str:
+        kinds = {error["type"] for error in group}
+        if kinds == {"extra_forbidden"}:
+            return self._unknown()
+        if kinds == {"missing"} and isinstance(group[0]["loc"][-1], str):
+            above = ".".join(self.path[:-1])
+            place = f"below {above}" if above else "there"
+            return f"the key is missing; write {self.path[-1]}: {place}"
+        wanted = " or ".join(dict.fromkeys(self._wanted(error) for error in group))
+        value = self._value()
+        shown = "nothing" if value is None else _shown(value)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        return f"needs {wanted}, not {shown}; {self._remedy(group, value)}"
 
+    def _unknown(self) -> str:
+        key, parent = self.path[-1], ".".join(self.path[:-1])
+        section = self._section(self.path[:-1])
+        valid = list(section.model_fields) if section else []
+        hints = []
+        if close := difflib.get_close_matches(key, valid, n=1):
+            hints.append(f"did you mean {close[0]!r}?")
+        elsewhere = [key_ for key_ in dotted_keys(self.form) if key_.rpartition(".")[2] == key]
+        if elsewhere:
+            hints.append("it is a key elsewhere: " + ", ".join(elsewhere[:3]))
+        if not hints:
+            hints.append(f"keys of {parent or 'the file'}: " + ", ".join(sorted(valid)))
+        return f"unknown key {key!r}; " + " ".join(hints)
 
-def _remedy(path: tuple[str, ...], group: Sequence[ErrorDetails], value: Any) -> str:
-    for error in group:
-        if error["type"] == "literal_error" and isinstance(value, str):
-            choices = error["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-            if close := difflib.get_close_matches(value, choices, n=1):
-                return f"did you mean {close[0]!r}?"
-    default = getattr(_field(path), "default", PydanticUndefined)
-    if default is None or default is PydanticUndefined or isinstance(default, Section):
-        return "correct it or leave the key out"
-    return f"correct it or leave the key out (its default is {_shown(default)})"
+    def _wanted(self, error: ErrorDetails) -> str:
+        if error["type"] == "missing":
+            return f"a list of {int(error['loc'][-1]) + 1} or more"
+        if error["type"] == "value_error":
+            annotation = getattr(self._field(tuple(map(str, error["loc"]))), "annotation", None)
+            return "a number" if {int, float} & leaves(annotation) else "text"
+        template = _WANTED.get(error["type"], "something else (" + error["msg"] + ")")
+        return template.format(**error.get("ctx", {}))
+
+    def _remedy(self, group: Sequence[ErrorDetails], value: Any) -> str:
+        for error in group:
+            if error["type"] == "literal_error" and isinstance(value, str):
+                expected = error["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+                if close := difflib.get_close_matches(value, expected.split(", "), n=1):
+                    return f"did you mean {close[0]!r}?"
+        default = getattr(self._field(self.path), "default", PydanticUndefined)
+        if default is None or default is PydanticUndefined or isinstance(default, Section):
+            return "correct it or leave the key out"
+        return f"correct it or leave the key out (its default is {_shown(default)})"
+
+    def _section(self, path: Sequence[str]) -> type[Section] | None:
+        """The section that declares the keys at ``path``; None where keys are free."""
+        annotation: Any = self.form
+        for step in path:
+            if is_section(annotation):
+                field = annotation.model_fields.get(step)
+                annotation = field.annotation if field else None
+            elif get_origin(annotation) in (dict, list):
+                annotation = get_args(annotation)[-1]
+            else:
+                return None
+        return annotation if is_section(annotation) else None
+
+    def _field(self, path: Sequence[str]) -> Any:
+        section = self._section(path[:-1])
+        return section.model_fields.get(path[-1]) if section else None
+
+    def _value(self) -> Any:
+        value = self.raw
+        for step in self.path:
+            if isinstance(value, Mapping):
+                value = value.get(step)
+            elif isinstance(value, list | tuple):
+                value = value[int(step)]
+        return value
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return repr(list(value) if isinstance(value, tuple) else value)
-
-
-def _unknown(path: tuple[str, ...]) -> str:
-    key, parent = path[-1], ".".join(path[:-1])
-    section = _section(path[:-1])
-    valid = list(section.model_fields) if section else []
-    hints = []
-    if close := difflib.get_close_matches(key, valid, n=1):
-        hints.append(f"did you mean {close[0]!r}?")
-    elsewhere = [dotted for dotted in dotted_keys() if dotted.rpartition(".")[2] == key]
-    if elsewhere:
-        hints.append("it is a key elsewhere: " + ", ".join(elsewhere[:3]))
-    if not hints:
-        hints.append(f"keys of {parent or 'the file'}: " + ", ".join(sorted(valid)))
-    return f"unknown key {key!r}; " + " ".join(hints)
-
-
-def dotted_keys(section: type[Section] = Config, prefix: str = "") -> list[str]:
-    """Every key of the configuration by its dotted path, sections included."""
-    found = []
-    for name, field in section.model_fields.items():
-        found.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            found += dotted_keys(field.annotation, f"{prefix}{name}.")
-    return found
-
-
-def _section(path: Sequence[str]) -> type[Section] | None:
-    """The section that rules the keys at ``path``; None where keys are free or there is none."""
-    annotation: Any = Config
-    for step in path:
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            field = annotation.model_fields.get(step)
-            annotation = field.annotation if field else None
-        elif get_origin(annotation) in (dict, list):
-            annotation = get_args(annotation)[-1]
-        else:
-            return None
-    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
-    return annotation if is_section else None
-
-
-def _field(path: Sequence[str]) -> Any:
-    section = _section(path[:-1])
-    return section.model_fields.get(path[-1]) if section else None
-
-
-def _at(raw: Any, path: Sequence[str]) -> Any:
-    for step in path:
-        if isinstance(raw, Mapping):
-            raw = raw.get(step)
-        elif isinstance(raw, list | tuple):
-            raw = raw[int(step)]
-    return raw

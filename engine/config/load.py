@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ from pydantic import ValidationError
 
 from engine.config.dump import resolved_yaml as resolved_yaml
 from engine.config.explain import explain
-from engine.config.read import read_tree
-from engine.config.rules import broken
+from engine.config.rules import violations
 from engine.config.schema import Config
-from engine.config.yaml_source import Fault, places, plain
+from engine.config.yaml_source import MAX_BYTES, Fault, Located, merge, parse, places, plain
 from engine.errors import UserError
+
+COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_with_places(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
-    """Like ``load``, and tells where each key was written.
+    """Like ``load``, with the place where each key was written.
 
-    Overrides are ``section.key=value`` with a YAML value. Raises UserError with all faults, a line
-    each: ``file:line: dotted.key: message; remedy``.
+    The file is merged key by key over its ``base`` files, then come the overrides,
+    ``section.key=value`` with a YAML value. Raises UserError with all faults, a line each:
+    ``file:line: dotted.key: message; remedy``.
     """
-    tree, faults = read_tree(path, overrides)
+    faults: list[Fault] = []
+    tree = _read_file(Path(path), "", (), faults)
+    for override in overrides:
+        tree = _apply(tree, override, faults)
     known_places = places(tree)
     if "input" in known_places:  # the short form
         known_places["generate.input"] = known_places["input"]
@@ -59,12 +65,12 @@ def load_with_places(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     faulty = [fault.path for fault in faults]
     if config is None:
         config = _validate(_without(raw, wrong))[0]
-    for rule in broken(config) if config else ():
-        if not any(_touches(key, fault) for key in rule.keys for fault in faulty):
-            key = rule.keys[0]
-            written = next((name for name in rule.keys if name in known_places), key)
+    for violation in violations(config) if config else ():
+        if not any(_touches(key, fault) for key in violation.keys for fault in faulty):
+            key = violation.keys[0]
+            written = next((name for name in violation.keys if name in known_places), key)
             place = _where(written, known_places, str(path))
-            faults.append(Fault(place, key, rule.message))
+            faults.append(Fault(place, key, violation.message))
     if faults:
         raise UserError("\n".join(str(fault) for fault in sorted(faults, key=_reading_order)))
     assert config is not None
@@ -79,7 +85,7 @@ def _validate(raw: Any) -> tuple[Config | None, dict[tuple[str, ...], str]]:
 
 
 def _without(raw: Any, paths: Iterable[tuple[str, ...]]) -> Any:
-    """``raw`` less the faulty keys, so that the rules can be asked about the others."""
+    """``raw`` less the faulty keys, so that the rules can be applied to the others."""
     raw = copy.deepcopy(raw)
     for path in paths:
         _drop(raw, path)
@@ -108,3 +114,72 @@ def _where(key: str, known: Mapping[str, str], otherwise: str) -> str:
 def _reading_order(fault: Fault) -> tuple[str, int]:
     name, _, line = fault.place.rpartition(":")
     return (name, int(line)) if line.isdecimal() else (fault.place, 0)
+
+
+def _read_file(path: Path, named_at: str, above: tuple[Path, ...], faults: list[Fault]) -> Located:
+    """The file over its ``base`` files.
+
+    ``above`` are the files that led here through ``base``, ``named_at`` the last one's line.
+    """
+    prefix = f"{named_at}: base: " if named_at else ""
+    if path.resolve() in above:
+        chain = " → ".join(file.name for file in (*above, path))
+        raise UserError(f"{prefix}the files inherit from one another ({chain}); break the circle")
+    root = parse(_text(path, prefix), str(path), faults) or Located({}, f"{path}:1")
+    if not isinstance(root.value, dict):
+        raise UserError(f"{root.place}: the file must hold sections, such as 'data:'; see configs/")
+    base = root.value.pop("base", None)
+    if base is None:
+        return root
+    if not isinstance(base.value, str) or not base.value or "\0" in base.value:
+        faults.append(Fault(base.place, "base", "must be a file's name; write base: other.yaml"))
+        return root
+    below = Path(os.path.normpath(path.parent / base.value))
+    return merge(_read_file(below, base.place, (*above, path.resolve()), faults), root)
+
+
+def _text(path: Path, prefix: str) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        reason = error.strerror or "cannot be read"
+        raise UserError(f"{prefix}{path}: {reason}; give the path of a YAML file") from error
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes; a configuration is small text")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from error
+
+
+def _apply(tree: Located, override: str, faults: list[Fault]) -> Located:
+    """``tree`` with ``a.b=value`` set; a list's item is named by its index."""
+    key, equals, text = override.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
+        raise UserError(
+            f"{COMMAND_LINE}: {override!r} is not an override; write section.key=value without "
+            "spaces"
+        )
+    before = len(faults)
+    value = parse(text, COMMAND_LINE, faults, path)
+    if value is None and len(faults) > before:
+        return tree
+    return _set(tree, path, value or Located(None, COMMAND_LINE))
+
+
+def _set(tree: Located | None, path: Sequence[str], new: Located) -> Located:
+    if not path:
+        return merge(tree, new) if tree else new
+    head, *rest = path
+    if tree and isinstance(tree.value, list | tuple) and head.isdecimal():
+        index = int(head)
+        if index < len(tree.value):
+            items = list(tree.value)
+            items[index] = _set(items[index], rest, new)
+            return Located(type(tree.value)(items), tree.place)
+    inside = dict(tree.value) if tree and isinstance(tree.value, dict) else {}
+    inside[head] = _set(inside.get(head), rest, new)
+    return Located(inside, tree.place if tree and isinstance(tree.value, dict) else COMMAND_LINE)

@@ -8,31 +8,17 @@ own (an optimizer, a timm model, a dataset format), they go under ``param``, ``c
 # ruff: noqa: RUF012 - pydantic copies a default for each section that is made
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from engine.config.export import Export
-from engine.config.generation import Generate
-from engine.config.model import (  # noqa: F401  all sections are known by this module
-    Connector,
-    Decoder,
-    ImageEncoder,
-    Lora,
-    Model,
-    Projection,
-    TextEncoder,
-    Tokenizer,
-)
-from engine.config.recognition import Labels, RecognitionEval
 from engine.config.section import Fraction, Names, NonNegativeInt, ProperFraction, Section
-from engine.config.transforms import Transforms
 
 
 class Runner(Section):
     name: str = "plain"  # a file of engine/train/steps: plain | dga (also clip_bs, clip_bsgs)
     seed: NonNegativeInt = 0
-    stable_random: Literal["none", "step"] = "step"  # accepted; randomness is always replayed
+    stable_random: Literal["none", "step"] = "step"  # no effect: replay is always on
     keep_graphs: Literal["auto"] | NonNegativeInt = "auto"  # dga: graphs of the last N sub-batches
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a NaN or infinite loss
     compile: bool = False
@@ -110,6 +96,104 @@ class DebiasSampling(Section):
     allow_repeats: bool = False  # of a dataset smaller than the batch
 
 
+class Resize(Section):
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] = 256
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+class Crop(Section):
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224
+    padding: NonNegativeInt = 0
+
+
+class RandomResizeCrop(Section):
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+
+class RandomFlip(Section):
+    p: Fraction = 0.5
+
+
+class AutoAug(Section):
+    policy: Literal["imagenet", "cifar10", "svhn"] = "imagenet"
+
+
+class ColorJitter(Section):
+    brightness: NonNegativeFloat = 0.4
+    contrast: NonNegativeFloat = 0.4
+    saturation: NonNegativeFloat = 0.4
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    p: Fraction = 1.0
+
+
+class RandomErasing(Section):
+    p: Fraction = 0.25
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.02, 0.33)
+
+
+class Normalize(Section):
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class TextAugment(Section):
+    """Share of word pieces that training masks, replaces at random, or deletes."""
+
+    mask: Fraction = 0.0
+    random: Fraction = 0.0
+    delete: Fraction = 0.0
+
+
+class Transforms(Section):
+    train_transforms: Names = ["random_resize_crop", "random_flip"]
+    valid_transforms: Names = ["resize", "center_crop"]
+    # How images come to the lists' size, instead of by the resizes and crops there. pad: in full,
+    # with margins of the mean colour; crop: their middle; resize: in full, stretched.
+    image_aspect_ratio: Literal["pad", "crop", "resize"] | None = None
+    resize: Resize = Resize()
+    resize_bicubic: Resize = Resize(interpolation="bicubic")
+    center_crop: Crop = Crop()
+    random_crop: Crop = Crop()
+    random_resize_crop: RandomResizeCrop = RandomResizeCrop()
+    random_flip: RandomFlip = RandomFlip()
+    autoaug: AutoAug = AutoAug()
+    color_jitter: ColorJitter = ColorJitter()
+    random_erasing: RandomErasing = RandomErasing()
+    normalize: Normalize = Normalize()
+    text_augment: TextAugment = TextAugment()
+
+
+class Labels(Section):
+    """What there is to recognise in an image, and the text that it is learned as.
+
+    A row reads ``PROMPT label, label,``. The drawn prompts and the words left out are those of NXTP
+    (arXiv 2312.02142) in kind; one prompt is drawn for each sample and epoch.
+    """
+
+    source: Literal["given", "nouns"] = "given"  # of the dataset; or nouns of its captions
+    separator: str = ","  # a single token of the decoder's tokenizer
+    prompt: str = "The objects in the image are"  # whenever labels are asked for
+    train_prompts: Names = [
+        "The objects in the image are",
+        "The items present in the photograph are",
+        "The elements shown in the picture are",
+        "The objects visible in the photograph are",
+        "The items depicted in the picture are",
+        "The elements seen in the image are",
+        "The objects captured in the picture are",
+        "The items featured in the image are",
+        "The elements represented in the photograph are",
+        "The objects that appear in the image are",
+    ]  # one of them in training; none: the prompt above
+    leave_out: Names = [
+        "background", "day", "front", "illustration", "image", "ounce", "person", "photography",
+        "stock",
+    ]  # whole words that are no objects, of nouns alone  # fmt: skip
+
+
 class Prompt(Section):
     """What stands before a caption or an answer, the same in training and generation."""
 
@@ -144,6 +228,90 @@ class Data(Section):
     labels: Labels = Labels()
 
 
+class ImageEncoder(Section):
+    name: str = "timm"  # a file of engine/models/image
+    tag: str = "vit_base_patch16_224"
+    embedding_dim: PositiveInt | None = None  # checked against the model's own width
+    pretrained: bool = False
+    trainable: bool = True
+    image_size: PositiveInt | None = None  # default: what the transforms put out
+    pool: Literal["auto", "cls", "mean", "model"] = "auto"  # auto: CLS token if there is one
+    patch_drop: ProperFraction = 0.0  # share of patches left out in training (FLIP)
+    gradient_checkpointing: bool = False
+    init: str | None = None  # a run of ours to take this tower's weights from
+    param: dict[str, Any] = {}  # passed to timm.create_model
+
+
+class Tokenizer(Section):
+    name: str = "auto"  # a file of engine/data/text; auto: the text encoder's own, else bytes
+    tag: str | None = None  # hub id or folder
+    vocab_size: PositiveInt = 8192  # of a BPE trained on the captions
+    datasets: list[str] = []  # whose captions it is trained on; default: data.train_name
+
+
+class TextEncoder(Section):
+    name: str = "huggingface"  # a file of engine/models/text
+    tag: str | None = None  # hub id or folder; none: built from config
+    config: dict[str, Any] = {}  # model_type and sizes of a model from random weights
+    embedding_dim: PositiveInt | None = None
+    pretrained: bool = False
+    trainable: bool = True
+    max_length: PositiveInt = 25  # tokens, special ones included
+    pool: Literal["first", "last", "mean"] = "first"
+    gradient_checkpointing: bool = False
+    init: str | None = None
+    tokenizer: Tokenizer = Tokenizer()
+
+
+class Projection(Section):
+    dim: PositiveInt = 512
+
+
+class Connector(Section):
+    """From the image encoder's tokens to what the decoder takes."""
+
+    name: str = "linear"  # identity | linear | linear_no_bias | linear_norm | mlpNx_gelu
+    layer: Annotated[int, Field(lt=0)] = -1  # hidden layer counted from the end; -1: after its norm
+    keep_cls: bool = True  # the encoder's class token and other prefix tokens
+    positions: Literal["sincos2d"] | None = None  # added to what the decoder gets of an image
+
+
+class Decoder(Section):
+    name: str = "t5_cross"  # a file of engine/models/decoders
+    tag: str | None = None  # hub id or folder; none: built from config
+    config: dict[str, Any] = {}  # model_type and sizes of a model from random weights
+    pretrained: bool = False
+    max_length: PositiveInt = 40  # tokens of prompt and caption, special ones included
+    # Of truncated alone: its blocks, and who sees whom of the labels that share a row.
+    num_blocks: NonNegativeInt | None = None  # the first so many; default: all
+    keep: list[NonNegativeInt] | None = None  # these instead, counted from 0
+    mask: Literal["independent", "nxtp"] = "independent"  # nxtp: the rule of arXiv 2312.02142
+    # per_label: each label stands right behind the prompt; auto: so where they are independent
+    positions: Literal["auto", "per_label", "sequential"] = "auto"
+    image_token: str | None = None  # a token between image and text; added to the tokenizer
+    gradient_checkpointing: bool = False
+    tokenizer: Tokenizer = Tokenizer()
+
+
+class Lora(Section):
+    """Low-rank adapters (arXiv 2106.09685), where a group of ``optim.groups`` says train: lora."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 8.0
+    rank_stabilised: bool = False  # scale α/√r instead of α/r (arXiv 2312.03732)
+    dropout: ProperFraction = 0.0
+
+
+class Model(Section):
+    image_encoder: ImageEncoder = ImageEncoder()
+    text_encoder: TextEncoder = TextEncoder()
+    projection: Projection = Projection()
+    connector: Connector = Connector()
+    decoder: Decoder = Decoder()
+    lora: Lora = Lora()
+    init: str | None = None  # a run of ours to take all weights from
+
+
 class Temperature(Section):
     name: Literal["constant", "parameter"] = "parameter"
     value: PositiveFloat = 0.02  # τ; logits are cosines / τ
@@ -153,13 +321,13 @@ class Temperature(Section):
 class NceLoss(Section):
     gather_backward: bool = True
     smoothing: ProperFraction = 0.0
-    group_size: int = -1  # ranks that share negatives; -1: all
+    group_size: Literal[-1] | PositiveInt = -1  # ranks that share negatives; -1: all
 
 
 class SigmoidLoss(Section):
     bias: float = -10.0
     scale: PositiveFloat = 10.0  # starting value, instead of 1 / temperature.value
-    group_size: int = -1  # ranks that share negatives; -1: all
+    group_size: Literal[-1] | PositiveInt = -1  # ranks that share negatives; -1: all
 
 
 class Mixup(Section):
@@ -206,6 +374,16 @@ class LinearProbe(Section):
     regularisation: list[PositiveFloat] = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0]
 
 
+class RecognitionEval(Section):
+    """How recognised labels are scored."""
+
+    k: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 5, 10]  # labels of an image
+    encoder: str | None = None  # of sentences: a hub id, folder, CLIP, or a clip run of ours
+    label_set: str | None = None  # for mAP: a file of names, or "dataset": all that its rows have
+    num_images: PositiveInt | None = None  # of each validation set; default: all
+    num_examples: NonNegativeInt = 8  # in the gallery
+
+
 class Eval(Section):
     epoch_interval: PositiveInt | None = 1  # epochs between evaluations in training; null: none
     zero_shot: dict[str, ZeroShotSet] = {}
@@ -213,6 +391,51 @@ class Eval(Section):
     recognition: RecognitionEval = RecognitionEval()
     linear_probe: LinearProbe = LinearProbe()
     shuffle_words: bool = False  # also score captions with their words shuffled
+
+
+class Ranker(Section):
+    """A contrastive model that scores how well a caption fits its image."""
+
+    model: str | None = None  # a clip run of ours, or a hub id or folder of a CLIP
+
+
+class Generate(Section):
+    """How texts are generated, in evaluations and by --mode=generate."""
+
+    method: Literal["greedy", "beam", "sample", "best_of_n", "one_shot"] = "greedy"
+    num_beams: PositiveInt = 4
+    top_k: NonNegativeInt = 0  # 0: all
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    temperature: PositiveFloat = 1.0
+    repetition_penalty: PositiveFloat = 1.0
+    length_penalty: float = 1.0
+    max_new_tokens: PositiveInt | None = None  # default: what model.decoder.max_length leaves
+    min_new_tokens: NonNegativeInt = 0
+    num_samples: PositiveInt = 10  # best_of_n
+    seed: NonNegativeInt = 0
+    ranker: Ranker = Ranker()  # chooses among the samples of best_of_n
+    scorer: Ranker = Ranker()  # gives CLIPScore
+    answers: list[str] | str | None = None  # of questions: the likeliest of these, or of a file's
+    input: str | None = None  # --mode=generate: a folder of images, or a file of questions
+    images: str | None = None  # the folder of the questions' images; default: that of their file
+    output: str | None = None  # where the texts go; default: the run's folder
+    batch_size: PositiveInt = 32
+    # Of labels (--task=recognize):
+    num_labels: PositiveInt = 10  # of an image
+    first_tokens: PositiveInt | None = None  # one_shot: labels begun; default: num_labels
+    label_rows: PositiveInt = 64  # labels of an image that are decoded at a time
+    # By the product of a label's probabilities, its perplexity, the likeness of its tokens to the
+    # image's in the decoder's space, the ranker's cosine, or as they were found
+    rank: Literal["prob", "ppl", "sim", "clip", "none"] = "prob"
+    attention: bool = False  # --mode=generate: pictures of what each label looked at
+
+
+class Export(Section):
+    format: str = "onnx"  # a file of engine/export: onnx, open_clip, hf
+    output: str | None = None  # the folder to write; default: the run's, export/FORMAT
+    opset: Annotated[int, Field(ge=18, le=23)] = 20  # of ONNX
+    # Weights in files beside their graphs; auto: where they come to 2 GB, too much for one file
+    external_data: Literal["auto", "always"] = "auto"
 
 
 class Config(Section):

@@ -27,8 +27,12 @@ class Section(BaseModel):
         if any(isinstance(item, bool) for item in held):
             field = cls.model_fields[str(info.field_name)]
             if not {bool, Any} & leaves(field.annotation):
-                raise ValueError("true and false are no value here")
+                raise ValueError("true and false are not values here")
         return value
+
+
+def is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def leaves(annotation: Any) -> set[Any]:

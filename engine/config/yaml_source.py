@@ -1,4 +1,4 @@
-"""YAML text → plain values, each with the file and line in which it stands.
+"""YAML text → plain values, each with the file and line where it is written.
 
 The dialect is YAML as a reader means it: ``1e-4`` is a number, ``no`` is a word, only ``true`` and
 ``false`` are truth values, a key stands once. The one Python tag that is known is
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -19,6 +19,9 @@ from engine.errors import UserError
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
 MAX_DEPTH = 50
+
+_TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep; flatten it"
+_TOO_MANY = f"more than {MAX_VALUES:,} values once aliases are filled in; write fewer aliases"
 
 _YAML = "tag:yaml.org,2002:"
 TUPLE_TAG = _YAML + "python/tuple"
@@ -33,7 +36,7 @@ _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One mistake of the user: where it stands, the dotted key it hangs on, what and what to do."""
+    """A user error: the place, the dotted key, what is wrong and what to do."""
 
     place: str
     path: str
@@ -51,14 +54,6 @@ class Located:
     place: str
 
 
-@dataclass(slots=True)
-class Document:
-    """One parsed text: its values, None where the text is empty, and what is wrong with it."""
-
-    root: Located | None
-    faults: list[Fault] = field(default_factory=list)
-
-
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
 
@@ -69,52 +64,55 @@ _Loader.add_implicit_resolver(_YAML + "float", NUMBER, list("-+.0123456789"))
 _Loader.add_implicit_resolver(_YAML + "null", _NULL, ["~", "n", "N", ""])
 
 
-def parse(text: str, name: str, place: Callable[[int], str] | None = None) -> Document:
-    """Parse one YAML document. ``place`` turns a line's number into words (default ``name:line``).
+def parse(text: str, name: str, faults: list[Fault], key: tuple[str, ...] = ()) -> Located | None:
+    """Parse one YAML document; None where it is empty or its value is refused.
 
-    Raises UserError where the text is no YAML at all; lesser faults are listed in the result.
+    A place is ``name:line``, or for the text of one ``key``'s value ``name`` alone. Raises
+    UserError where the text is not YAML at all; lesser faults are added to ``faults``.
     """
-    locate = place or (lambda line: f"{name}:{line}")
+    reader = _Reader(name, faults, key)
+    whole = reader.within(name)
     if len(text.encode("utf8", "surrogatepass")) > MAX_BYTES:
-        raise UserError(f"{name}: larger than {MAX_BYTES:,} bytes; a configuration is small text")
+        raise UserError(f"{whole}: larger than {MAX_BYTES:,} bytes; a configuration is small text")
     try:
         node = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = " ".join(filter(None, (error.problem, error.context)))
-        remedy = "indent with spaces" if "\\t" in what else "mend the line or the one above it"
-        where = locate(mark.line + 1) if mark else name
+        remedy = "indent with spaces" if "\\t" in what else "correct the line or the one above it"
+        where = reader.within(reader.place(mark.line)) if mark else whole
         raise UserError(f"{where}: not valid YAML: {what}; {remedy}") from error
     except yaml.reader.ReaderError as error:
-        line = locate(text.count("\n", 0, error.position) + 1)
-        raise UserError(f"{line}: not text: {error.reason}; remove the character") from error
+        where = reader.within(reader.place(text.count("\n", 0, error.position)))
+        raise UserError(f"{where}: not text: {error.reason}; remove the character") from error
     except RecursionError as error:
-        raise UserError(f"{name}: nested more than {MAX_DEPTH} levels deep; flatten it") from error
-    document = Document(None)
-    if node is not None:
-        document.root = _Reading(name, locate, document.faults).value(node, (), 0)
-    return document
+        raise UserError(f"{whole}: {_TOO_DEEP}") from error
+    return None if node is None else reader.value(node, key, 0)
 
 
 @dataclass(slots=True)
-class _Reading:
+class _Reader:
     """One walk over a document's nodes; aliases are walked each time, so the count bounds them."""
 
     name: str
-    locate: Callable[[int], str]
     faults: list[Fault]
+    key: tuple[str, ...]
     count: int = 0
+
+    def place(self, line: int) -> str:
+        """The place of a line, counted from 0."""
+        return self.name if self.key else f"{self.name}:{line + 1}"
+
+    def within(self, place: str) -> str:
+        return f"{place}: {'.'.join(self.key)}" if self.key else place
 
     def value(self, node: yaml.Node, path: tuple[str, ...], depth: int) -> Located | None:
         """The node's value; None where it is refused (a fault says why)."""
         self.count += 1 + (len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 0)
-        place = self.locate(node.start_mark.line + 1)
-        if depth > MAX_DEPTH:
-            raise UserError(f"{place}: nested more than {MAX_DEPTH} levels deep; flatten it")
-        if self.count > MAX_VALUES:
+        place = self.place(node.start_mark.line)
+        if depth > MAX_DEPTH or self.count > MAX_VALUES:
             raise UserError(
-                f"{place}: more than {MAX_VALUES:,} values once aliases are filled in; "
-                "write fewer aliases"
+                f"{self.within(place)}: {_TOO_DEEP if depth > MAX_DEPTH else _TOO_MANY}"
             )
         kind = node.tag.removeprefix(_YAML)
         if isinstance(node, yaml.MappingNode) and kind == "map":
@@ -130,12 +128,11 @@ class _Reading:
             try:
                 return Located(_SCALARS[kind](node.value), place)
             except (ValueError, KeyError):
-                self._fault(place, path, f"{node.value[:40]!r} is no {kind}; mend the value")
-                return None
-        tag = "!!" + kind if node.tag.startswith(_YAML) else node.tag
-        self._fault(
-            place, path, f"the tag {tag} is refused here; write a plain value (or !!python/tuple)"
-        )
+                message = f"{node.value[:40]!r} is not a valid {kind}; correct the value"
+        else:
+            tag = "!!" + kind if node.tag.startswith(_YAML) else node.tag
+            message = f"the tag {tag} is refused here; write a plain value (or !!python/tuple)"
+        self._fault(place, path, message)
         return None
 
     def _mapping(
@@ -143,7 +140,7 @@ class _Reading:
     ) -> dict[str, Located]:
         found: dict[str, Located] = {}
         for key_node, value_node in node.value:
-            place = self.locate(key_node.start_mark.line + 1)
+            place = self.place(key_node.start_mark.line)
             if not isinstance(key_node, yaml.ScalarNode):
                 self._fault(place, path, "a list or mapping cannot be a key; write a plain name")
                 continue
@@ -153,7 +150,7 @@ class _Reading:
                 self._fault(place, inner, "merge keys are not read; use base: other.yaml")
             elif key in found:
                 first = found[key].place
-                self._fault(place, inner, f"the key stands twice, first at {first}; keep one")
+                self._fault(place, inner, f"the key is written twice, first at {first}; keep one")
             elif (value := self.value(value_node, inner, depth + 1)) is not None:
                 found[key] = Located(value.value, place)
         return found
@@ -163,7 +160,7 @@ class _Reading:
 
 
 def _text(text: str) -> str:
-    """JSON's escapes write a character beyond 16 bits as a pair; half of one is no text."""
+    """JSON's escapes write a character beyond 16 bits as a pair; half of one is not text."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.config.transforms import Transforms
+from engine.config.schema import Transforms
 from engine.data.bad_samples import BadRecord
 from engine.data.loader import Transform, valid_batches
 from engine.data.reader import Limits

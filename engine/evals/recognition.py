@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.config.recognition import RecognitionEval
-from engine.config.schema import Generate
+from engine.config.schema import Generate, RecognitionEval
 from engine.data.bad_samples import BadRecord, summary
 from engine.data.loader import valid_batches
 from engine.data.text.labels import LabelText, clean, labels_of

@@ -23,8 +23,7 @@ from safetensors.torch import save_file
 import engine.torchvision_ops  # before transformers, which imports torchvision
 
 import transformers  # isort: skip
-from engine.config.export import Export
-from engine.config.schema import Config
+from engine.config.schema import Config, Export
 from engine.errors import UserError
 from engine.export import huggingface_code as code
 from engine.export import huggingface_parts as parts

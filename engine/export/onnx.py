@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import engine
-from engine.config.export import Export
+from engine.config.schema import Export
 from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
 from engine.errors import UserError
 from engine.export import graphs, steps

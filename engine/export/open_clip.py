@@ -19,8 +19,7 @@ from torch import Tensor
 import engine.torchvision_ops  # before timm, which imports torchvision
 
 import timm  # isort: skip
-from engine.config.export import Export
-from engine.config.schema import Config
+from engine.config.schema import Config, Export
 from engine.errors import UserError
 from engine.export.folder import new_folder, write_manifest
 from engine.export.preprocessing import image_section

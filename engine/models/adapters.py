@@ -17,7 +17,7 @@ import engine.torchvision_ops  # noqa: F401  before transformers, which imports 
 import transformers  # isort: skip
 from peft import LoraConfig, inject_adapter_in_model  # isort: skip
 from peft.tuners.lora import LoraLayer  # isort: skip
-from engine.config.model import Lora
+from engine.config.schema import Lora
 from engine.errors import UserError
 from engine.models.parameters import is_adapter
 

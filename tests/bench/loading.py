@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 import engine.torchvision_ops  # noqa: F401  before open_clip, which imports torchvision
 
 import open_clip  # isort: skip
-from engine.config.transforms import Transforms
+from engine.config.schema import Transforms
 from engine.data.batch_memory import stack_images
 from engine.data.loader import valid_batches
 from engine.data.transforms import pipeline

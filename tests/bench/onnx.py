@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 from engine.config import schema
-from engine.config.export import Export
-from engine.config.generation import Generate
-from engine.config.transforms import Resize, Transforms
+from engine.config.schema import Export, Generate, Resize, Transforms
 from engine.data.text import bytes as byte_tokenizer
 from engine.export import onnx
 from engine.export.onnx_runner import open_folder

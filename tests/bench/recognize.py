@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.config.model import Decoder as Section
+from engine.config.schema import Decoder as Section
 from engine.generate import label_search
 from engine.generate.one_shot import Found, one_shot
 from engine.models.decoders.prefix import PrefixDecoder

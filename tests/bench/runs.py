@@ -44,7 +44,7 @@ def as_overrides(values: dict[str, Any]) -> list[str]:
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     """The inverse, by the engine's own reading of YAML (2e-3 is a number in it)."""
     pairs = (text.partition("=") for text in texts)
-    roots = {key: parse(value, "command line").root for key, _, value in pairs}
+    roots = {key: parse(value, "command line", []) for key, _, value in pairs}
     return {key: root and plain(root) for key, root in roots.items()}
 
 

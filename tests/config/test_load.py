@@ -93,7 +93,7 @@ def test_incremental_settings_mean_what_they_say(file, expected):
             assert found == value, (path, key)
 
 
-def test_every_fault_is_told_at_once_with_its_place_and_remedy(write):
+def test_every_fault_is_reported_at_once_with_its_place_and_remedy(write):
     write("data:\n  train_name: [a, b, a]\nloss: {nam: NCE}\n", "below.yaml")
     path = write(
         "base: below.yaml\n"
@@ -143,11 +143,11 @@ def test_every_fault_is_told_at_once_with_its_place_and_remedy(write):
         ("epoch: 0", "run.yaml:1: epoch: needs a number above 0, not 0"),
         ("optim: {lr: {warmup_steps: 5, warmup_proportion: 0.1}}", "warm-up is given twice"),
         ("loss: {temperature: {value: 0.001}}", "below its bound loss.temperature.min, 0.01"),
-        ("loss: {nce_loss: {group_size: 0}}", "0 is no number of ranks; give -1 for all"),
-        ("loss: {sigmoid_loss: {group_size: -2}}", "-2 is no number of ranks; give -1 for all"),
+        ("loss: {nce_loss: {group_size: 0}}", "needs -1 or a number above 0, not 0"),
+        ("loss: {sigmoid_loss: {group_size: -2}}", "needs -1 or a number above 0, not -2"),
         ("dist: {device: cpu, backend: nccl}", "dist.backend: nccl needs GPUs"),
         ("transforms: {random_resize_crop: {scale: [1.0, 0.5]}}", "give [low, high] in order"),
-        ("transforms: {text_augment: {mask: 0.7, delete: 0.7}}", "come to 1.4; give shares"),
+        ("transforms: {text_augment: {mask: 0.7, delete: 0.7}}", "add up to 1.4; give shares"),
         ("transforms: {train_transforms: [random_crp]}", "did you mean 'random_crop'?"),
         ("data: {train_name: [coco], debias: {weights: {cocoo: 2}}}", "did you mean 'coco'?"),
         (
@@ -166,7 +166,7 @@ def test_what_is_refused_and_how(write, text, line):
     assert ";" in found
 
 
-def test_a_rule_is_not_asked_about_faulty_keys(write):
+def test_a_rule_is_not_applied_to_faulty_keys(write):
     (line,) = faults(write("data: {batch_size: lots, batch_size_train: 512}"))
     assert "data.batch_size: needs a whole number" in line
 
@@ -242,16 +242,16 @@ def test_overrides_are_yaml_and_win(write):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.batch_size", "'data.batch_size' is no override; write section.key=value"),
-        ("=3", "is no override"),
-        ("data..x=3", "is no override"),
+        ("data.batch_size", "'data.batch_size' is not an override; write section.key=value"),
+        ("=3", "is not an override"),
+        ("data..x=3", "is not an override"),
         ("data.train_name=[a", "command line: data.train_name: not valid YAML"),
         ("optim.param.x=!!python/object:os.x {}", "optim.param.x: the tag !!python/object:os.x"),
         ("data.batch_sise=3", "command line: data.batch_sise: unknown key"),
         ("loss.name.deep=3", "command line: loss.name: needs text"),
     ],
 )
-def test_faulty_overrides_are_told_as_the_command_lines(write, override, message):
+def test_faulty_overrides_name_the_command_line(write, override, message):
     (line,) = faults(write("loss: {name: NCE}"), [override])
     assert line.startswith("command line: ")
     assert message in line

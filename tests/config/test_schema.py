@@ -36,9 +36,9 @@ def test_a_section_does_not_change_after_loading():
         config.data.batch_size = 3
 
 
-def test_true_is_no_number_but_words_are_truth_values():
+def test_true_is_not_a_number_but_words_are_truth_values():
     for values in ({"data": {"batch_size": True}}, {"transforms": {"normalize": {"mean": [True]}}}):
-        with pytest.raises(ValidationError, match="true and false are no value here"):
+        with pytest.raises(ValidationError, match="true and false are not values here"):
             Config.model_validate(values)
     config = Config.model_validate(
         {"wandb": {"enable": "yes"}, "optim": {"param": {"fused": True}}}

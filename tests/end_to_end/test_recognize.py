@@ -149,7 +149,7 @@ def test_only_the_row_of_the_images_mark_trains_of_the_table(recognize, launch) 
         (["eval.recognition.encoder=/none", "eval.epoch_interval=1"],
          ["eval.recognition.encoder", "'/none' is neither"]),
         (["model.decoder.name=causal", "model.decoder.mask=nxtp", "generate.method=greedy"],
-         ["model.decoder.mask", "says nothing to decoder 'causal'"]),
+         ["model.decoder.mask", "has no effect with decoder 'causal'"]),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_training(recognize, launch, flags, told) -> None:

@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.config.recognition import RecognitionEval
-from engine.config.schema import Generate
+from engine.config.schema import Generate, RecognitionEval
 from engine.data.transforms.pipeline import to_tensor
 from engine.errors import FaultError, UserError
 from engine.evals import recognition

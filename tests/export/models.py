@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.config import schema
-from engine.config.export import Export
-from engine.config.transforms import Resize, Transforms
+from engine.config.schema import Export, Resize, Transforms
 from engine.data.text import bytes as byte_tokenizer
 from engine.export import onnx
 from engine.export.trained import Trained

@@ -8,7 +8,7 @@ import torch
 from tokenizers import AddedToken, processors
 
 from engine.config import schema
-from engine.config.transforms import Resize, Transforms
+from engine.config.schema import Resize, Transforms
 from engine.data.text import byte_level
 from engine.data.text.tokenizer import TextTokenizer
 from engine.export.trained import Trained

@@ -12,9 +12,7 @@ import torch
 from PIL import Image
 
 from engine.config import schema
-from engine.config.export import Export
-from engine.config.generation import Generate
-from engine.config.transforms import Crop, Resize, Transforms
+from engine.config.schema import Crop, Export, Generate, Resize, Transforms
 from engine.errors import UserError
 from engine.export import huggingface
 from engine.export.images import Preprocess

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.config.schema import Config, Data
-from engine.config.transforms import Crop, Normalize, Resize, Transforms
+from engine.config.schema import Config, Crop, Data, Normalize, Resize, Transforms
 from engine.data.decode import decode, decode_by
 from engine.data.transforms import pipeline
 from engine.errors import UserError

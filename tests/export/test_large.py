@@ -22,7 +22,7 @@ import json, resource, sys
 import numpy as np, torch
 import torch.nn.functional as F
 from pathlib import Path
-from engine.config.model import Decoder
+from engine.config.schema import Decoder
 from engine.export import graphs, steps
 from engine.registry import find
 

@@ -13,8 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.config.generation import Generate
-from engine.config.schema import Data, Prompt
+from engine.config.schema import Data, Generate, Prompt
 from engine.data.text.tokenizer import load as load_tokenizer
 from engine.errors import UserError
 from engine.export import run

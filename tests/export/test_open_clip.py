@@ -14,8 +14,7 @@ import engine.torchvision_ops  # noqa: F401  before open_clip, which imports tor
 
 import open_clip as peer  # isort: skip
 from engine.config import schema
-from engine.config.export import Export
-from engine.config.transforms import Resize, Transforms
+from engine.config.schema import Export, Resize, Transforms
 from engine.data.text import bytes as byte_tokenizer
 from engine.errors import UserError
 from engine.export import open_clip

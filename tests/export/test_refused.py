@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.config.export import Export
+from engine.config.schema import Export
 from engine.errors import UserError
 from engine.export import onnx, run
 from engine.export.trained import Trained

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.config.model import Decoder as Section
+from engine.config.schema import Decoder as Section
 from engine.errors import UserError
 from engine.export import graphs, steps
 from engine.export.onnx_session import Graph, Reading

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from engine.config.model import Decoder as Section
+from engine.config.schema import Decoder as Section
 from engine.data.text import bytes as byte_tokenizer
 from engine.models.vision_language import VisionLanguage
 from engine.registry import find

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.config.generation import Generate
+from engine.config.schema import Generate
 from engine.data.text.templates import template
 from engine.errors import UserError
 from engine.generate import likelihood

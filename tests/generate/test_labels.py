@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.config.generation import Generate
+from engine.config.schema import Generate
 from engine.errors import UserError
 from engine.generate import labels as search
 from engine.generate.labels import Label, check, encode_prompt, log_probs, ranked, recognise

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.config.generation import Generate
+from engine.config.schema import Generate
 from engine.data.text.labels import lay_out, stack
 from engine.errors import UserError
 from engine.generate import label_search

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from engine.config.model import Lora
+from engine.config.schema import Lora
 from engine.errors import UserError
 from engine.models.adapters import add_lora, merge, save_adapters
 from engine.models.parameters import is_adapter, parameter_table

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.config import schema
-from engine.config.transforms import Transforms
+from engine.config.schema import Transforms
 from engine.data.text import bytes as byte_tokenizer
 from engine.tasks.clip import ClipTask
 from engine.types import Sample

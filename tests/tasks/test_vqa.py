@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config import schema
-from engine.config.model import Decoder
+from engine.config.schema import Decoder
 from engine.data.text import bytes as byte_tokenizer
 from engine.dist import collectives, ddp
 from engine.errors import UserError

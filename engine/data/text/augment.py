@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engine.config.transforms import TextAugment
+from engine.config.schema import TextAugment
 from engine.errors import UserError
 
 _KEY = "transforms.text_augment"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from engine.config.recognition import Labels
+from engine.config.schema import Labels
 from engine.data.permutation import hash64
 from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError

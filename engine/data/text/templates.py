@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from engine.config.yaml_source import parse, plain
+from engine.config.yaml_source import Fault, parse, plain
 from engine.data.permutation import hash64
 from engine.data.text.tokenizer import clean
 from engine.errors import UserError
@@ -195,10 +195,11 @@ def templates(path: Path, key: str) -> dict[str, Template]:
         text = path.read_text(encoding="utf8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the prompt templates {path}: {error}", key=key) from error
-    document = parse(text, str(path))
-    if document.faults:
-        raise UserError("\n".join(map(str, document.faults)), key=key)
-    raw: Any = plain(document.root) if document.root else None
+    faults: list[Fault] = []
+    root = parse(text, str(path), faults)
+    if faults:
+        raise UserError("\n".join(map(str, faults)), key=key)
+    raw: Any = plain(root) if root else None
     if not isinstance(raw, dict) or not all(isinstance(value, dict) for value in raw.values()):
         raise UserError(f"{path} must hold templates, each NAME: {{input: …}}", key=key)
     found = {}

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine.config import transforms as schema
+from engine.config import schema
 from engine.data.transforms.memory import pillow_memory
 from engine.data.transforms.resampling import Box, Size, resample
 from engine.types import BadSample

@@ -16,7 +16,7 @@ from torch import Tensor
 import engine.torchvision_ops  # noqa: F401  isort: skip  before torchvision
 from torchvision.transforms import v2  # isort: skip
 
-from engine.config import transforms as schema
+from engine.config import schema
 from engine.data.transforms.aspect import Fit
 from engine.data.transforms.geometry import (
     RandomFlip,

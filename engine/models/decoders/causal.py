@@ -5,7 +5,7 @@ from __future__ import annotations
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
 import transformers  # isort: skip
-from engine.config.model import Decoder as Section
+from engine.config.schema import Decoder as Section
 from engine.models.decoders import language_model as lm
 from engine.models.decoders import prefix
 from engine.models.decoders.prefix import PrefixDecoder

@@ -11,7 +11,7 @@ import engine.torchvision_ops  # noqa: F401  before transformers, which imports 
 
 import transformers  # isort: skip
 from transformers.activations import NewGELUActivation  # isort: skip
-from engine.config.model import Decoder as Section
+from engine.config.schema import Decoder as Section
 from engine.errors import UserError
 from engine.losses.language_model import row_losses
 from engine.models import pretrained

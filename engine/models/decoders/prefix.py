@@ -26,7 +26,7 @@ import engine.torchvision_ops  # noqa: F401  before transformers, which imports 
 import transformers  # isort: skip
 from transformers import DynamicCache  # isort: skip
 from engine import masks
-from engine.config.model import Decoder as Section
+from engine.config.schema import Decoder as Section
 from engine.errors import UserError
 from engine.losses.language_model import token_losses
 from engine.models.decoders import language_model as lm

@@ -15,7 +15,7 @@ import engine.torchvision_ops  # noqa: F401  before transformers, which imports 
 
 from transformers import DynamicCache, EncoderDecoderCache  # isort: skip
 from transformers.modeling_outputs import BaseModelOutput  # isort: skip
-from engine.config.model import Decoder as Section
+from engine.config.schema import Decoder as Section
 from engine.losses.language_model import row_losses
 from engine.models.decoders import language_model as lm
 from engine.models.decoders import t5_answers, t5_family

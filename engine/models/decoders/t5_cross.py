@@ -12,7 +12,7 @@ from torch import Tensor
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
 from transformers.modeling_outputs import BaseModelOutput  # isort: skip
-from engine.config.model import Decoder as Section
+from engine.config.schema import Decoder as Section
 from engine.models.decoders import language_model as lm
 from engine.models.decoders import t5_family
 from engine.models.decoders.language_model import TextDecoder

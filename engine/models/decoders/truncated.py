@@ -12,7 +12,7 @@ from torch import nn
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
 import transformers  # isort: skip
-from engine.config.model import Decoder as Section
+from engine.config.schema import Decoder as Section
 from engine.errors import UserError
 from engine.models import pretrained
 from engine.models.decoders import language_model as lm

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import schema
-from engine.config.transforms import TextAugment
+from engine.config.schema import TextAugment
 from engine.data.text import bytes as byte_tokenizer
 from engine.data.text.augment import TextAugmenter, WordBoundaries
 from engine.errors import UserError

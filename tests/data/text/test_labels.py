@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.config import schema
-from engine.config.recognition import Labels
+from engine.config.schema import Labels
 from engine.data.text import bpe, huggingface
 from engine.data.text import bytes as byte_tokenizer
 from engine.data.text.labels import LabelText, clean, labels_of, lay_out, stack

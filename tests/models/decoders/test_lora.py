@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.config.model import Lora
-from engine.config.schema import ImageEncoder
+from engine.config.schema import ImageEncoder, Lora
 from engine.models.adapters import adapted_layers, add_lora, merge
 from engine.models.parameters import is_adapter
 from engine.registry import find

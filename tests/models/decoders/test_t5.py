@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.config.model import Decoder as Section
+from engine.config.schema import Decoder as Section
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
 from engine.models.decoders import t5_answers

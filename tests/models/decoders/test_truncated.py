@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.config.model import Decoder as Section
+from engine.config.schema import Decoder as Section
 from engine.data.text.labels import Row, lay_out, stack
 from engine.errors import UserError
 from engine.registry import find
