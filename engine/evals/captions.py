@@ -19,8 +19,8 @@ from engine.errors import FaultError
 from engine.evals.encode import Encoder, evaluating
 from engine.evals.predictions import Prediction, exact_match
 from engine.generate.texts import generate_texts
-from engine.metrics.captions import Scores, caption_scores, clip_scores
-from engine.metrics.captions_java import missing_java
+from engine.metrics.captions import JavaError, caption_scores
+from engine.metrics.clipscore import clip_scores
 from engine.tools.shapes.scenes import content_scores
 from engine.types import Source
 
@@ -79,8 +79,7 @@ def evaluate(
     predictions = [prediction for prediction in predictions if prediction.references]
     if not predictions:
         raise FaultError(f"{source.name}: none of the {len(rows)} images has a caption")
-    scores = score(predictions)
-    metrics: dict[str, float | str] = {**scores.corpus, "exact_match": exact_match(predictions)}
+    metrics = {**score(predictions), "exact_match": exact_match(predictions)}
     metrics |= content_scores(
         [p.caption for p in predictions], [p.references[0] for p in predictions]
     )
@@ -88,19 +87,13 @@ def evaluate(
         metrics |= _clip_scores(scorer, source, predictions)
         if ranker is not None and section.method == "best_of_n":
             metrics["scorer"] = CIRCULAR if same_model(ranker, scorer) else "not the ranker"
-    metrics["tokenizer"] = _tokenizer(scores)
+    metrics["tokenizer"] = "PTB by Java"
     return Captions(metrics, predictions, bad)
 
 
 def same_model(ranker: Judge, scorer: Judge) -> bool:
     """Whether two judges are one model, however each was named."""
     return ranker is scorer or ranker.digest == scorer.digest
-
-
-def _tokenizer(scores: Scores) -> str:
-    if scores.tokenizer == "java":
-        return "PTB by Java"
-    return f"PTB by us: {scores.left_out.get('java tokenizer') or missing_java()}"
 
 
 def speak(
@@ -187,12 +180,28 @@ def _references(source: Source, codes: np.ndarray, rows: np.ndarray) -> dict[int
     return found
 
 
-def score(predictions: list[Prediction]) -> Scores:
-    """Caption metrics without METEOR and SPICE, which take Java, memory and minutes:
-    ``python -m engine.metrics.captions`` has them."""
+def score(predictions: list[Prediction]) -> dict[str, float | str]:
+    """Caption metrics but SPICE, which takes a download; the same on every rank.
+
+    Rank 0 scores for all, so that a machine starts Java once. METEOR, where it fails, says why.
+    """
+    figures, failure = collectives.broadcast_json(
+        _scored(predictions) if collectives.rank() == 0 else None
+    )
+    if failure:
+        raise FaultError(f"the captions cannot be scored: {failure}")
+    return figures
+
+
+def _scored(predictions: list[Prediction]) -> tuple[dict[str, float | str], str]:
     candidates = {p.image_id: p.caption for p in predictions}
     references = {p.image_id: p.references for p in predictions}
-    return caption_scores(candidates, references, without=("METEOR", "SPICE"))
+    try:
+        scores = caption_scores(candidates, references, without=("SPICE",))
+    except JavaError as error:
+        return {}, str(error)
+    failed = {name: why for name, why in scores.left_out.items() if name != "SPICE"}
+    return {**scores.corpus, **failed}, ""
 
 
 def _clip_scores(scorer: Judge, source: Source, predictions: list[Prediction]) -> dict[str, float]:

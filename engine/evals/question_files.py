@@ -24,8 +24,7 @@ import numpy as np
 from engine.data.tables.fields import answers as given_answers
 from engine.data.tables.image_root import ImageRoot
 from engine.errors import UserError
-from engine.metrics.csv_files import read_csv
-from engine.metrics.json_files import entries, identity, load, string
+from engine.metrics.files import entries, identity, load, read_csv, string
 from engine.types import BadSample, Record
 
 KEY = "generate.input"

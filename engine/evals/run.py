@@ -76,9 +76,9 @@ class Evaluations:
                 self._classes(name)
         if "caption" in self.task.modalities and config.data.valid_name:
             from engine.evals.captions import same_model
-            from engine.metrics.captions import need_pycocoevalcap
+            from engine.metrics.captions import need_scorers
 
-            need_pycocoevalcap()
+            need_scorers()
             ranker, scorer = self.judge("ranker"), self.judge("scorer")
             if ranker is not None and scorer is not None and same_model(ranker, scorer):
                 self.warn("CLIPScore will be by the model that chooses the captions: circular")

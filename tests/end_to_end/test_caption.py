@@ -47,7 +47,7 @@ def test_a_config_is_evaluated(caption, launch, kind):
     rows = [row for row in launch.rows() if "tiny/CIDEr" in row]
     run, row = launch.output / "tiny", rows[-1]
     assert [row["step"] for row in rows] == [4, 8]
-    assert {"tiny/exact_match", "tiny/content_scene", "tiny/tokenizer"} <= row.keys()
+    assert {"tiny/exact_match", "tiny/METEOR", "tiny/content_scene", "tiny/tokenizer"} <= row.keys()
     assert 0 <= row["tiny/exact_match"] <= 100
 
     names = {f"tiny.step_{step}.{form}" for step in (4, 8) for form in ("jsonl", "results.json")}

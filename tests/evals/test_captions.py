@@ -14,7 +14,9 @@ from engine.data.transforms.pipeline import to_tensor
 from engine.errors import FaultError
 from engine.evals import captions
 from engine.evals.encode import Encoder
-from engine.metrics.captions_java import JavaError
+from engine.evals.predictions import Prediction
+from engine.metrics import captions as scoring
+from engine.metrics.captions import JavaError
 from engine.types import Record
 from tests import distributed
 from tests.generate.speaker import speaker
@@ -73,9 +75,11 @@ class Judge:
 
 
 @pytest.fixture(autouse=True)
-def no_java(monkeypatch):
+def no_meteor(monkeypatch):
     """Which takes seconds to start."""
-    monkeypatch.setattr("engine.metrics.captions_java.shutil.which", lambda name: None)
+    monkeypatch.setitem(
+        scoring._BY_JAVA, "METEOR", lambda references, _: (0.5, [0.5] * len(references))
+    )
 
 
 def encoder(name="causal"):
@@ -225,16 +229,34 @@ def test_whose_score_it_is_is_told(method, digests, told):
     assert evaluate(judges=judges, method=method).metrics.get("scorer") == told
 
 
-def test_which_tokenizer_it_was_is_told(monkeypatch):
+def test_what_java_did_is_reported(monkeypatch):
     found = evaluate(num_images=1).metrics
-    assert found["tokenizer"] == "PTB by us: Java is not on the PATH"
-    monkeypatch.setattr("engine.metrics.captions_java.shutil.which", lambda name: "/bin/java")
-    monkeypatch.setattr("engine.metrics.captions_java.tokenize", list)
-    assert evaluate(num_images=1).metrics["tokenizer"] == "PTB by Java"
+    assert (found["tokenizer"], found["METEOR"]) == ("PTB by Java", 0.5)
+    assert "SPICE" not in found
 
-    def broken(lines):
+    def broken(*_):
         raise JavaError("java ended with code 3: no runtime")
 
-    monkeypatch.setattr("engine.metrics.captions_java.tokenize", broken)
-    told = evaluate(num_images=1).metrics["tokenizer"]
-    assert told == "PTB by us: java ended with code 3: no runtime"
+    monkeypatch.setitem(scoring._BY_JAVA, "METEOR", broken)
+    assert evaluate(num_images=1).metrics["METEOR"] == "java ended with code 3: no runtime"
+    monkeypatch.setattr(scoring, "tokenize", broken)
+    with pytest.raises(FaultError, match=r"cannot be scored: .* code 3: no runtime"):
+        evaluate(num_images=1)
+
+
+def scores_on_this_rank():
+    """What a rank reports, and whether it was the one to score."""
+    calls, real = [], captions.caption_scores
+
+    def counted(*given, **options):
+        calls.append(True)
+        return real(*given, **options | {"without": ("METEOR", "SPICE")})
+
+    captions.caption_scores = counted
+    return captions.score([Prediction("a", 0, "a dog", ["a dog runs"])]), len(calls)
+
+
+def test_rank_0_scores_for_all():
+    (first, calls), *others = distributed.run(scores_on_this_rank, 2)
+    assert calls == 1 and "CIDEr" in first
+    assert others == [(first, 0)]

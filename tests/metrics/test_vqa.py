@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UserError
-from engine.metrics import vqa, vqa_files
-from engine.metrics.vqa_files import Question
-from engine.metrics.vqa_words import normalise
+from engine.metrics import vqa
+from engine.metrics.vqa import Question, normalise
 
 NAMES = ("questions", "annotations", "results")
 
@@ -46,9 +45,9 @@ def test_packed_files_and_lines_read_the_same(known, tmp_path):
     lines = tmp_path / "results.jsonl"
     texts = [json.dumps({**r, "question_id": str(r["question_id"])}) for r in rows]
     lines.write_text("\n".join(texts), encoding="utf8")
-    plain = vqa_files.read(known["annotations"], known["results"])
-    assert vqa_files.read(packed["annotations"], packed["results"]) == plain
-    assert vqa_files.read(packed["annotations"], lines) == plain
+    plain = vqa.read(known["annotations"], known["results"])
+    assert vqa.read(packed["annotations"], packed["results"]) == plain
+    assert vqa.read(packed["annotations"], lines) == plain
 
 
 @pytest.mark.parametrize(
@@ -172,21 +171,21 @@ def test_what_does_not_match_is_counted_and_told(tmp_path, capsys):
 def test_files_that_are_wrong(tmp_path, annotations, results, message):
     paths = files(tmp_path, annotations, results)
     with pytest.raises(UserError, match=message):
-        vqa_files.read(paths["annotations"], paths["results"])
+        vqa.read(paths["annotations"], paths["results"])
 
 
 def test_other_files_that_are_wrong(tmp_path):
     paths = files(tmp_path, [ANNOTATION], [RESULT], [{"question_id": 5}])
     with pytest.raises(UserError, match="annotates none of the questions"):
-        vqa_files.read(**paths)
+        vqa.read(**paths)
     with pytest.raises(UserError, match='has no "annotations"'):
-        vqa_files.read(paths["questions"], paths["results"])
+        vqa.read(paths["questions"], paths["results"])
     with pytest.raises(UserError, match="holds a list"):
-        vqa_files.read(paths["results"], paths["results"])
+        vqa.read(paths["results"], paths["results"])
     broken = tmp_path / "broken.json.gz"
     broken.write_bytes(gzip.compress(b"[]" * 100)[:-9])
     with pytest.raises(UserError, match="cannot be unpacked"):
-        vqa_files.read(broken, broken)
+        vqa.read(broken, broken)
 
 
 def test_a_mistake_ends_the_command_with_one_message_and_2(tmp_path):

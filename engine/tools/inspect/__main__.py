@@ -14,7 +14,6 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +68,6 @@ def _located(error: UserError, loaded: Loaded) -> str:
 
 
 def _inspect(arguments: argparse.Namespace, config: Config) -> None:
-    if find_spec("matplotlib") is None:
-        raise UserError("the histograms need matplotlib: pip install -e .[inspect]")
     console = Console(highlight=False, soft_wrap=True)
     name = config.data.exp_name or arguments.cfg.stem
     run_dir = Path(config.ckpt.dir) / name

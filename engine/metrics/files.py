@@ -1,14 +1,18 @@
-"""Reading JSON files that users hand in, each mistake told with its file and entry."""
+"""Reading JSON and CSV files that users hand in, each mistake reported with its file and place."""
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import zlib
 from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
+
+csv.field_size_limit(1 << 30)  # texts may be longer than the module expects
 
 
 def load(path: Path) -> Any:
@@ -21,6 +25,30 @@ def load(path: Path) -> Any:
         return _parse(path, content)
     lines = enumerate(content.split("\n"), 1)
     return [_parse(path, line, f": line {number}") for number, line in lines if line.strip()]
+
+
+def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns of a CSV, or of a TSV by its ending, and its rows with each one's last line.
+
+    Raises UserError for a file that cannot be read, has no header, or whose rows have other
+    numbers of values than it has columns.
+    """
+    content = io.StringIO(text(path), newline="")
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    reader = csv.DictReader(content, delimiter=delimiter, strict=True)
+    rows: list[tuple[int, dict[str, str]]] = []
+    try:
+        columns = list(reader.fieldnames or [])
+        for row in reader:
+            if None in row or None in row.values():
+                many = "more" if None in row else "fewer"
+                raise UserError(f"{path}, line {reader.line_num}: {many} values than columns")
+            rows.append((reader.line_num, row))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num + 1}: {error}") from error
+    if not columns:
+        raise UserError(f"{path} is empty; its first line must name its columns")
+    return columns, rows
 
 
 def text(path: Path) -> str:
@@ -61,11 +89,11 @@ def entries(path: Path, loaded: Any, form: str, what: str = "entries") -> list[d
 
 
 def identity(where: str, entry: dict[str, Any], name: str, form: str) -> str:
-    """An id as text, be it a text or a whole number in the file. Raises UserError."""
+    """An id as text, whether the file has it as a text or a whole number. Raises UserError."""
     value = entry.get(name)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        said = f"the {name} is {kind(value)}" if name in entry else f"there is no {name}"
-        raise UserError(f"{where}: {said}; {form} is wanted, with a number or a text as {name}")
+        found = f"the {name} is {kind(value)}" if name in entry else f"there is no {name}"
+        raise UserError(f"{where}: {found}; {form} is wanted, with a number or a text as {name}")
     return str(value)
 
 
@@ -73,8 +101,8 @@ def string(where: str, entry: dict[str, Any], name: str, form: str) -> str:
     """A text of an entry. Raises UserError."""
     value = entry.get(name)
     if not isinstance(value, str):
-        said = f"the {name} is {kind(value)}" if name in entry else f"there is no {name}"
-        raise UserError(f"{where}: {said}; {form} is wanted")
+        found = f"the {name} is {kind(value)}" if name in entry else f"there is no {name}"
+        raise UserError(f"{where}: {found}; {form} is wanted")
     return value
 
 

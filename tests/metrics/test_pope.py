@@ -5,7 +5,7 @@ import json
 import pytest
 
 from engine.errors import UserError
-from engine.metrics import pope, yes_no
+from engine.metrics import pope
 
 
 @pytest.mark.parametrize(
@@ -18,19 +18,19 @@ from engine.metrics import pope, yes_no
     ],
 )  # fmt: skip
 def test_reading(answer, means_yes, clear):
-    assert (yes_no.read(answer), yes_no.is_clear(answer)) == (means_yes, clear)
+    assert (pope.means_yes(answer), pope.is_clear(answer)) == (means_yes, clear)
 
 
 def test_figures_by_hand():
     said = ["yes", "yes", "no", "cat", None, "no", None]
     labels = [True, False, True, True, True, False, False]
-    assert yes_no.figures(said, labels) == pytest.approx(
+    assert pope.figures(said, labels) == pytest.approx(
         {
             "accuracy": 300 / 7, "precision": 200 / 3, "recall": 50, "f1": 400 / 7,
             "yes_share": 300 / 7, "unclear": 1, "questions": 7,
         }
     )  # fmt: skip
-    alone = yes_no.figures(["no"], [False])
+    alone = pope.figures(["no"], [False])
     assert (alone["accuracy"], alone["precision"], alone["recall"], alone["f1"]) == (100, 0, 0, 0)
 
 

@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from engine.errors import UserError
-from engine.metrics.csv_files import read_csv
+from engine.metrics.files import read_csv
 
 
 def test_values_by_column_with_their_lines(tmp_path):
