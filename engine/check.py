@@ -194,8 +194,6 @@ def shared_out(setup: Setup, memory: Memory) -> Memory:
     """What of ``memory`` is left on one device where ``dist.name`` divides it among the ranks."""
     dist = setup.config.dist
     part = registry.find("dist", dist.name, key="dist.name")
-    if not hasattr(part, "device_bytes"):
-        return memory
     whole = {name: getattr(memory, name) for name in ("weights", "gradients", "optimizer")}
     world, precision = collectives.world(), setup.precision.name
     return replace(memory, **part.device_bytes(setup.config, precision, world, whole))

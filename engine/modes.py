@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from urllib.parse import quote
@@ -22,14 +21,14 @@ from engine.logs.report import write_report
 from engine.logs.run_log import RunLog, open_log
 from engine.logs.samples import FOLDER as SAMPLES_FOLDER
 from engine.logs.samples import write_samples
-from engine.models.parameters import format_table, parameter_table
+from engine.models.parameters import format_table
 from engine.models.weights import load_tower
 from engine.setup import Setup
-from engine.train import optim
-from engine.train.checkpoint import CheckpointStore, load_model
+from engine.train.checkpoint import CheckpointStore
 from engine.train.loop import Training
 from engine.train.plan import Plan, make_plan, order_key
-from engine.train.state import TrainState, make_state
+from engine.train.state import TrainState
+from engine.train.state import build_state as make_state
 from engine.types import Metrics
 
 
@@ -129,35 +128,23 @@ def save_predictions(setup: Setup, label: str) -> None:
 def check_dist(setup: Setup) -> None:
     """What of ``dist`` cannot work is said before any data is read."""
     part = registry.find("dist", setup.config.dist.name, key="dist.name")
-    if hasattr(part, "check"):
-        part.check(setup.config, setup.device, setup.precision.name)
+    part.check(setup.config, setup.device, setup.precision.name)
 
 
 def build_state(setup: Setup, plan: Plan, *, shares: bool = True) -> TrainState:
     """The model, wrapped for the world it runs in, and its optimizer.
 
-    Without ``shares`` it is whole, to be looked at, even where a run would share it out.
+    Without ``shares`` it stays whole, to be inspected, even where a run would shard it.
     """
     config = setup.config
     part = registry.find("dist", config.dist.name, key="dist.name")
-    sharing = "optimizer" in inspect.signature(part.build).parameters
-    module = setup.build_model(torch.device("cpu") if sharing else setup.device)
+    module = setup.build_model(torch.device("cpu") if part.SHARDS else setup.device)
     if config.eval.epoch_interval is not None and config.data.valid_name:
         check_size(module, config.transforms)
-    module.train()
-    optim.freeze(module, config.optim)  # before the wrapper looks at what trains
-    if not sharing or not shares:
-        wrapped = module if sharing else part.build(module, config.dist, setup.device)
-        return make_state(config, module, wrapped, setup.precision, plan.total_steps)
-    if setup.checkpoint is not None:  # while the weights are whole
-        load_model(module, setup.checkpoint.model(), key="ckpt.resume")
-    optimizer = optim.build(module, config.optim)
-    table = parameter_table(module, optimizer.param_groups)
-    wrapped = part.build(
-        module, config.dist, setup.device,
-        optimizer=optimizer, run=config, precision=setup.precision.name,
+    return make_state(
+        config, module, part if shares else None, setup.device, setup.precision,
+        plan.total_steps, setup.checkpoint if shares else None,
     )  # fmt: skip
-    return make_state(config, module, wrapped, setup.precision, plan.total_steps, table)
 
 
 def warn_of_mixed_statistics(setup: Setup, module: nn.Module) -> None:

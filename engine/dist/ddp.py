@@ -1,40 +1,157 @@
-"""Data parallelism by torch's DDP: a replica a rank, gradients averaged in backward."""
+"""Data parallelism by torch's DDP: a replica on each rank, gradients averaged in backward."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.config.schema import Dist
+from engine.config.schema import Config
 from engine.dist import collectives
+from engine.dist.parallel import Parallel, constrain
 from engine.errors import UserError
 from engine.registry import nearest
 
 NAMES = ("torch",)
+SHARDS = False
 _OPTIONS = ("bucket_cap_mb", "find_unused_parameters", "gradient_as_bucket_view")
 
 
-def build(model: nn.Module, config: Dist, device: torch.device) -> nn.Module:
-    """``model`` on ``device``, wrapped where there is more than one rank.
-
-    ``dist.param`` may hold DDP's bucket_cap_mb, find_unused_parameters, gradient_as_bucket_view.
-    What is to stay frozen must be so by now.
-    """
-    for name in config.param:
+def check(config: Config, device: torch.device, precision: str) -> None:
+    """Raises UserError for an item of ``dist.param`` that DDP does not have."""
+    for name in config.dist.param:
         if name not in _OPTIONS:
             raise UserError(
-                f"dist.name {config.name} has no param {name!r}; {nearest(name, list(_OPTIONS))}",
+                f"dist.name {config.dist.name} has no param {name!r}; "
+                f"{nearest(name, list(_OPTIONS))}",
                 key=f"dist.param.{name}",
             )
-    model = model.to(device)
-    if collectives.world() == 1 or not any(p.requires_grad for p in model.parameters()):
-        return model
-    running = any(isinstance(m, _BatchNorm) and m.track_running_stats for m in model.modules())
+
+
+def device_bytes(
+    config: Config, precision: str, world: int, whole: Mapping[str, int]
+) -> dict[str, int]:
+    """Every device holds all of it."""
+    return dict(whole)
+
+
+def build(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    device: torch.device,
+    precision: str,
+) -> Replicas:
+    """``module`` on ``device``, wrapped where there is more than one rank."""
+    module = module.to(device)
+    scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
+    return Replicas(module, optimizer, _wrapped(module, config.dist.param), scaler)
+
+
+def _wrapped(module: nn.Module, param: Mapping[str, Any]) -> nn.Module:
+    if collectives.world() == 1 or not any(p.requires_grad for p in module.parameters()):
+        return module
+    running = any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.modules())
     return DistributedDataParallel(
-        model,
+        module,
         # Without running statistics no buffer ever changes: do not send them every step
         forward_sync_buffers=running,
-        **{"gradient_as_bucket_view": True, **config.param},
+        **{"gradient_as_bucket_view": True, **param},
     )
+
+
+class Replicas(Parallel):
+    """Every rank has the whole model and optimizer; ``wrapped`` is the module, or DDP around it."""
+
+    copies = False
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        wrapped: nn.Module | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        super().__init__()
+        self.module, self.optimizer, self.scaler = module, optimizer, scaler
+        self.wrapped = module if wrapped is None else wrapped
+        self.scales_loss = scaler is not None
+        self.trained = [p for p in module.parameters() if p.requires_grad]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.wrapped(*args, **kwargs)
+
+    def hold(self) -> AbstractContextManager[None]:
+        """DDP arms its reduction in forward and reduces in whichever backward comes next.
+
+        A step of many forwards and backwards holds it back and releases it right before the last
+        one, so that the ranks communicate once a step and backwards may come in any order.
+        """
+        ddp = isinstance(self.wrapped, DistributedDataParallel)
+        return self.wrapped.no_sync() if ddp else nullcontext()
+
+    def release(self, outputs: Sequence[Tensor]) -> None:
+        """What DDP's own forward does where it is not held back."""
+        if isinstance(ddp := self.wrapped, DistributedDataParallel):
+            ddp.require_forward_param_sync = True  # the next step begins with rank 0's buffers
+            ddp.reducer.prepare_for_backward(list(outputs) if ddp.find_unused_parameters else [])
+
+    def scale(self, loss: Tensor) -> Tensor:
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def clip(self, max_norm: float | None) -> float:
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        return clip_gradients(self.trained, max_norm)
+
+    def update(self) -> None:
+        if self.scaler is None:
+            self.optimizer.step()
+        else:  # leaves the weights alone on an overflow, and lowers its scale
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        constrain(self.module)
+
+    def skip(self) -> None:
+        if self.scaler is not None:
+            self.scaler.update()
+        super().skip()
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.module.state_dict()
+
+    def optimizer_state(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        return None if self.scaler is None else self.scaler.state_dict()
+
+    def load(
+        self,
+        optimizer: Mapping[str, Any],
+        scaler: Mapping[str, Any] | None,
+        weights: Callable[[], Mapping[str, Tensor]],
+    ) -> None:
+        self.optimizer.load_state_dict(dict(optimizer))
+        if self.scaler is not None and scaler is not None:
+            self.scaler.load_state_dict(dict(scaler))
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> float:
+    """Scale the gradients down to a global L2 norm of ``max_norm``; returns the norm before.
+
+    Waits for the device. ``None`` only measures; a norm that is not finite leaves them as they are.
+    """
+    having = [parameter for parameter in parameters if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in having if parameter.grad is not None]
+    norm = float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    if max_norm is not None and max_norm < norm < float("inf"):
+        nn.utils.clip_grads_with_norm_(having, max_norm, torch.tensor(norm))
+    return norm

@@ -1,14 +1,16 @@
-"""ZeRO by DeepSpeed: optimizer state, gradients and weights in shares, one a rank.
+"""ZeRO by DeepSpeed: optimizer state, gradients and weights sharded over the ranks.
 
-Rajbhandari et al. 2020, arXiv:1910.02054. Stage 1 shares out the optimizer's state, 2 the gradients
-too, 3 the weights as well; stage 0 shares out nothing and is torch's DDP. The optimizer, its
-groups, the schedule and the checkpoints are the engine's own at every stage.
+Rajbhandari et al. 2020, arXiv:1910.02054. Stage 1 shards the optimizer's state, 2 the gradients
+too, 3 the weights as well; stage 0 shards nothing and is torch's DDP. The optimizer, its groups,
+the schedule and the checkpoints are the engine's own at every stage.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -18,17 +20,18 @@ import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from engine import registry
 from engine.config.schema import Config, Dist
 from engine.dist import collectives
 from engine.dist.launch import join_alone
-from engine.dist.sharded import Sharded, refuse_batch_norm
-from engine.dist.zero_settings import KEY, Settings, prepare_process, width
-from engine.dist.zero_shares import Shares
+from engine.dist.parallel import Parallel, constrain, refuse_batch_norm, whole_weights
+from engine.dist.zero_settings import KEY, Settings
 from engine.errors import UserError
 
-_RELEASE = "0.19."  # inner parts of it are called
+SHARDS = True
+_RELEASE = "0.19."  # internal parts of it are called
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -49,7 +52,7 @@ def check(config: Config, device: torch.device, precision: str) -> None:
     if not (found := version("deepspeed")).startswith(_RELEASE):
         raise UserError(f"DeepSpeed {found} is installed, and this is written for {_RELEASE}x: "
                         "pip install -e '.[deepspeed]'", key="dist.name")  # fmt: skip
-    prepare_process(device)
+    _prepare_process(device)
     from deepspeed.accelerator import get_accelerator
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
@@ -69,28 +72,43 @@ def check(config: Config, device: torch.device, precision: str) -> None:
 def device_bytes(
     config: Config, precision: str, world: int, whole: Mapping[str, int]
 ) -> dict[str, int]:
-    """What one device holds of weights, gradients and optimizer; ``whole`` is by DDP in fp32."""
+    """What one device holds of ``whole``, which is that of DDP in fp32."""
     return Settings(config, world, precision).device_bytes(whole)
 
 
 def build(
-    model: nn.Module,
-    config: Dist,
-    device: torch.device,
-    *,
+    module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    run: Config,
+    config: Config,
+    device: torch.device,
     precision: str,
-) -> nn.Module:
-    """``model`` and its ``optimizer``, shared out; ``dist.param`` is that of ``Param``.
-
-    ``model`` may lie on the CPU: at stage 3 it reaches the device share by share.
-    """
-    settings = Settings(run, collectives.world(), precision)
+) -> Parallel:
+    """``module`` and its ``optimizer``, sharded; ``dist.param`` is described by ``Param``."""
+    settings = Settings(config, collectives.world(), precision)
     if settings.stage == 0:
-        return registry.find("dist", "torch").build(model, Dist(), device)
-    refuse_batch_norm(model, settings.weights)
-    return ZeRO(model, optimizer, settings, device)
+        plain = config.model_copy(update={"dist": Dist()})
+        return registry.find("dist", "torch").build(module, optimizer, plain, device, precision)
+    refuse_batch_norm(module, settings.weights)
+    return ZeRO(module, optimizer, settings, device)
+
+
+def _prepare_process(device: torch.device) -> None:
+    """What DeepSpeed reads from the environment, and a warning of its own calls to suppress."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # read when it is imported
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    # by torch, at each call that DeepSpeed makes
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+
+
+def width(model: nn.Module) -> int:
+    """The model's hidden size: of its widest normalisation."""
+    sizes = [
+        parameter.numel()
+        for module in model.modules()
+        if "Norm" in type(module).__name__
+        for parameter in module.parameters(recurse=False)
+    ]
+    return max(sizes, default=1024)
 
 
 class _Cast(nn.Module):
@@ -105,8 +123,12 @@ class _Cast(nn.Module):
             return self.module(*args, **kwargs)
 
 
-class ZeRO(Sharded):
-    """A model and its optimizer in DeepSpeed's hands, stages 1 to 3."""
+class ZeRO(Parallel):
+    """A model and its optimizer in DeepSpeed's hands, stages 1 to 3.
+
+    ``zero`` is DeepSpeed's optimizer. The groups of torch's optimizer within it hold flat shards in
+    place of parameters.
+    """
 
     def __init__(
         self,
@@ -116,7 +138,7 @@ class ZeRO(Sharded):
         device: torch.device,
     ) -> None:
         super().__init__()
-        prepare_process(device)
+        _prepare_process(device)
         join_alone(device)
         import deepspeed
 
@@ -127,9 +149,10 @@ class ZeRO(Sharded):
         self.lockstep = settings.stage == 3
         self.scales_loss = settings.weights == "fp16"
         groups = [list(group["params"]) for group in optimizer.param_groups]
-        trained = [parameter for group in groups for parameter in group]
-        self.scalars = [parameter for parameter in trained if parameter.numel() == 1]
-        numbers, hidden = sum(parameter.numel() for parameter in trained), width(module)
+        self.sizes = [len(group) for group in groups]
+        self.trained: list[Any] = [parameter for group in groups for parameter in group]
+        self.scalars = [parameter for parameter in self.trained if parameter.numel() == 1]
+        config = settings.resolved(sum(p.numel() for p in self.trained), width(module))
         deepspeed.init_distributed(
             dist.get_backend(), auto_mpi_discovery=False, verbose=False, dist_init_required=False
         )
@@ -137,26 +160,22 @@ class ZeRO(Sharded):
             low = _DTYPES.get(settings.weights, torch.float32)
             for parameter in module.parameters():
                 parameter.data = parameter.data.to(low)
-            deepspeed.zero.Init(module, config_dict_or_path=settings.resolved(numbers, hidden))
+            deepspeed.zero.Init(module, config_dict_or_path=config)
             module.to(device)  # buffers
         self.engine = deepspeed.initialize(
             model=_Cast(module, device.type, _DTYPES.get(settings.precision)),
             optimizer=optimizer,
-            config=settings.resolved(numbers, hidden),
+            config=config,
             dist_init_required=False,
         )[0]
         self.optimizer = self.engine.basic_optimizer
-        self.shares = Shares(self.engine.optimizer, self.optimizer, groups, deepspeed)
+        self.zero: Any = self.engine.optimizer
+        self.utils, self.gathered = deepspeed.utils, deepspeed.zero.GatheredParameters
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> nn.Module:  # type: ignore[override]
         """The model as it was built."""
         return self.engine.module.module
-
-    @property
-    def zero(self) -> Any:
-        """DeepSpeed's own optimizer, which holds the shares."""
-        return self.engine.optimizer
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.engine(*args, **kwargs)
@@ -165,10 +184,12 @@ class ZeRO(Sharded):
         self.zero.zero_grad(set_to_none)
 
     def hold(self) -> AbstractContextManager[None]:
-        """Gradients are whole on every rank meanwhile, also where ZeRO would share them out."""
+        """Gradients stay whole on every rank within it, also where ZeRO would shard them."""
         return self.engine.coalesce_grad_reduction()
 
-    def backward(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor] | None) -> None:
+    def backward(
+        self, outputs: Sequence[Tensor], gradients: Sequence[Tensor] | None = None
+    ) -> None:
         loss = outputs[0]
         if gradients is not None:  # DeepSpeed takes a scalar; the gradient of Σ⟨z, g⟩ at z is g
             pairs = zip(outputs, gradients, strict=True)
@@ -187,7 +208,12 @@ class ZeRO(Sharded):
 
     def update(self) -> None:
         self.engine.step()
-        self._constrain()
+        if self.scalars:  # clamp them, and take the result into what is kept in fp32
+            with self.gathered(self.scalars, modifier_rank=0):
+                constrain(self.module)
+                values = [scalar.detach().clone() for scalar in self.scalars]
+            for scalar, value in zip(self.scalars, values, strict=True):
+                self._put(scalar, value)
 
     def skip(self) -> None:
         """DeepSpeed leaves out a step whose gradients are not finite: make them so."""
@@ -200,10 +226,35 @@ class ZeRO(Sharded):
         self.engine.step()
 
     def weights(self) -> dict[str, Tensor]:
-        return self.shares.weights(self.module)
+        """What is frozen is as exact as the passes have it: nothing else is kept of it."""
+        found = whole_weights(self.module, self._weight)
+        return found if collectives.rank() == 0 else {}
+
+    def _weight(self, tensor: Tensor) -> Tensor:
+        if tensor.requires_grad:
+            return _kept(self.utils.safe_get_full_fp32_param(tensor))
+        with self.gathered([tensor]):
+            copy = tensor.detach().clone()
+            return _kept(copy.float() if copy.dtype in _DTYPES.values() else copy)
 
     def optimizer_state(self) -> dict[str, Any]:
-        return self.shares.state_dict()
+        flat, values = self._example()
+        state = {
+            number: {
+                key: _kept(self.utils.safe_get_full_optimizer_state(parameter, key))
+                if _alike(value, flat)
+                else value.detach().clone()
+                if isinstance(value, Tensor)
+                else value
+                for key, value in values.items()
+            }
+            for number, parameter in enumerate(self.trained if values else [])
+        }
+        groups, start = [], 0
+        for size, group in zip(self.sizes, self.optimizer.param_groups, strict=True):
+            groups.append({**group, "params": list(range(start, start + size))})
+            start += size
+        return {"state": state, "param_groups": groups} if collectives.rank() == 0 else {}
 
     def scaler_state(self) -> dict[str, Any] | None:
         if not self.scales_loss:
@@ -212,27 +263,82 @@ class ZeRO(Sharded):
 
     def load(
         self,
-        weights: Mapping[str, Tensor],
         optimizer: Mapping[str, Any],
         scaler: Mapping[str, Any] | None,
+        weights: Callable[[], Mapping[str, Tensor]],
     ) -> None:
-        if self.low:  # what is kept in fp32 was made of rounded ones
+        """Raises UserError for the state of an optimizer with other groups."""
+        found = [len(group["params"]) for group in optimizer["param_groups"]]
+        if found != self.sizes:
+            raise UserError(
+                f"the checkpoint's optimizer has groups of {found} parameters, this run's has "
+                f"{self.sizes}: what trains has changed; set optim.groups back, or start from the "
+                "weights alone, by model.init",
+                key="ckpt.resume",
+            )
+        if self.low:  # the fp32 weights were made of rounded ones
+            exact = weights()
             for name, parameter in self.module.named_parameters():
                 if parameter.requires_grad:
-                    self.shares.put(parameter, weights[name])
-        self.shares.load_state_dict(optimizer)
+                    self._put(parameter, exact[name])
+        if optimizer["state"]:
+            self._load_state(optimizer["state"])
+        groups = zip(self.optimizer.param_groups, optimizer["param_groups"], strict=True)
+        for group, saved in groups:
+            group.update({key: value for key, value in saved.items() if key != "params"})
         if self.scales_loss and scaler is not None:
             vars(self.zero.loss_scaler).update(scaler)
 
-    def _constrain(self) -> None:
-        """Let the model clamp its scalars, and take the result into what is kept in fp32."""
-        clamp = getattr(self.module, "constrain", None)
-        if callable(clamp) and self.scalars:
-            with self.shares.gathered(self.scalars, modifier_rank=0):
-                clamp()
-                values = [scalar.detach().clone() for scalar in self.scalars]
-            for scalar, value in zip(self.scalars, values, strict=True):
-                self.shares.put(scalar, value)
+    def _load_state(self, saved: Mapping[int, Mapping[str, Any]]) -> None:
+        self._make_state()
+        flat, example = self._example()
+        for number, values in saved.items():
+            for key, value in example.items():
+                if _alike(value, flat):
+                    self._put(self.trained[number], values[key], key)
+        for state in self.optimizer.state.values():  # counts of steps are the same everywhere
+            for key in (key for key, value in example.items() if not _alike(value, flat)):
+                count = values[key]
+                state[key] = state[key].copy_(count) if torch.is_tensor(count) else count
+
+    def _put(self, parameter: Any, value: Tensor, key: str | None = None) -> None:
+        """``value``, whole, into this rank's shard of the fp32 parameter, or of its ``key``."""
+        value = value.detach().float()
+        if self.stage == 3:
+            size = parameter.ds_tensor.numel()
+            padded = F.pad(value.flatten(), (0, size * collectives.world() - value.numel()))
+            value = padded[size * collectives.rank() :][:size]
+        kind = "local" if self.stage == 3 else "full"
+        if key is None:
+            getattr(self.utils, f"safe_set_{kind}_fp32_param")(parameter, value)
+        else:
+            getattr(self.utils, f"safe_set_{kind}_optimizer_state")(parameter, value, key)
+
+    def _example(self) -> tuple[Tensor, dict[str, Any]]:
+        """A flat shard and its state, whose keys and counts all shards have; {} before a step."""
+        if self.stage < 3:  # by itself DeepSpeed links the first group's alone
+            self.zero._hp_optimizer_states_linked = False
+            self.zero._lazy_init_hp_params_optimizer_state()
+        pairs = (pair for pair in self.optimizer.state.items() if pair[1])
+        return next(pairs, (torch.empty(0), {}))
+
+    def _make_state(self) -> None:
+        """The state as a first step makes it: with a rate of 0, on gradients of 0."""
+        flats = (
+            self.zero.fp32_partitioned_groups_flat
+            if self.stage == 3
+            else self.zero.single_partition_of_fp32_groups
+        )
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+        for number, flat in enumerate(flats):
+            held = flat.grad
+            flat.grad = torch.zeros_like(flat) if held is None else held
+            self.zero._optimizer_step(number)
+            flat.grad = held
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -243,8 +349,17 @@ class ZeRO(Sharded):
             return
         hooks = self.zero.parameter_offload
         for hook in (*hooks.forward_hooks, *hooks.backward_hooks):
-            hook.remove()  # else each layer would give its weights back
+            hook.remove()  # else each layer would release its weights again
         hooks.forward_hooks, hooks.backward_hooks = [], []
-        with self.shares.gathered(self.module.parameters()):
+        with self.gathered(self.module.parameters()):
             yield
         hooks._register_deepspeed_module(hooks.module)
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """On the CPU, at rank 0; the others only helped to gather it."""
+    return tensor.detach().cpu() if collectives.rank() == 0 else torch.empty(0)
+
+
+def _alike(value: Any, flat: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == flat.shape

@@ -1,12 +1,12 @@
-"""Weights, gradients and optimizer state in shares by torch's own ``fully_shard`` (FSDP2).
+"""Weights, gradients and optimizer state sharded by torch's own ``fully_shard`` (FSDP2).
 
 Zhao et al. 2023, arXiv:2304.11277. Each block of a stack of alike ones is gathered right before it
-is run and given back afterwards; what lies outside of stacks stays for the whole pass.
+is run and released afterwards; what is outside of stacks stays gathered for the whole pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,14 +21,16 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
+from torch.distributed.tensor import DTensor
 
-from engine.config.schema import Config, Dist
-from engine.dist import collectives, dtensors
+from engine.config.schema import Config
+from engine.dist import collectives
 from engine.dist.launch import join_alone
-from engine.dist.sharded import Sharded, refuse_batch_norm
+from engine.dist.parallel import Parallel, constrain, refuse_batch_norm, whole_weights
 from engine.errors import UserError
 from engine.registry import nearest
 
+SHARDS = True
 _CHOICES = {  # of dist.param, its default first
     "reshard_after_forward": (True, False),  # False: gathered once a step, as ZeRO-2 would be
     "weights": ("fp32", "bf16"),  # in the passes; what is kept and averaged is fp32
@@ -75,27 +77,25 @@ def device_bytes(
 
 
 def build(
-    model: nn.Module,
-    config: Dist,
-    device: torch.device,
-    *,
+    module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    run: Config,
+    config: Config,
+    device: torch.device,
     precision: str,
-) -> nn.Module:
-    """``model`` and its ``optimizer``, shared out; ``dist.param`` is described by ``_CHOICES``.
+) -> FullySharded:
+    """``module`` and its ``optimizer``, sharded; ``_CHOICES`` describes ``dist.param``."""
+    refuse_batch_norm(module, config.dist.param.get("weights", "fp32"))
+    return FullySharded(module, optimizer, config.dist.param, device)
 
-    ``model`` may lie on the CPU: it reaches the device share by share.
+
+class FullySharded(Parallel):
+    """A model whose parameters are DTensors, split along their first dimension.
+
+    The ranks communicate on the devices of the mesh, wherever the shards are: a group cannot send
+    those that are kept in the host's memory.
     """
-    refuse_batch_norm(model, config.param.get("weights", "fp32"))
-    return FullyShared(model, optimizer, config.param, device)
-
-
-class FullyShared(Sharded):
-    """A model whose parameters are DTensors, cut along their first dimension."""
 
     lockstep = True
-    scales_loss = False
 
     def __init__(
         self,
@@ -123,83 +123,76 @@ class FullyShared(Sharded):
         fully_shard(module, reshard_after_forward=False, **settings)
         self.module, self.optimizer, self.device = module, optimizer, device
         self.parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
-        shared = dict(module.named_parameters())
+        sharded = dict(module.named_parameters())
         for group in optimizer.param_groups:
-            group["params"] = [shared[names[id(whole)]] for whole in group["params"]]
-        self.trained = [parameter for parameter in shared.values() if parameter.requires_grad]
+            group["params"] = [sharded[names[id(whole)]] for whole in group["params"]]
+        self.trained = [parameter for parameter in sharded.values() if parameter.requires_grad]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Gradients are whole on every rank meanwhile."""
+        """Gradients are whole on every rank in the meantime."""
         self._sync(False)
         try:
             yield
         finally:
             self._sync(True)
 
-    def release(self) -> None:
+    def release(self, outputs: Sequence[Tensor]) -> None:
         self._sync(True)
 
     def _sync(self, wanted: bool) -> None:
         for part in self.parts:
             part.set_requires_gradient_sync(wanted, recurse=False)
 
-    def backward(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor] | None) -> None:
-        torch.autograd.backward(outputs, gradients)
-
     def clip(self, max_norm: float | None) -> float:
         gradients: list[Any] = [p.grad for p in self.trained if p.grad is not None]
-        norm = dtensors.norm(gradients, self.device)
+        mine = nn.utils.get_total_norm([gradient.to_local() for gradient in gradients])
+        square = mine.to(self.device, torch.float64).square()
+        norm = float(collectives.all_reduce_(square).sqrt())
         if max_norm is not None and max_norm < norm < float("inf"):
-            for gradient in gradients:  # as torch's own clipping has it
+            for gradient in gradients:  # as torch's own clipping does
                 gradient.to_local().mul_(max_norm / (norm + 1e-6))
         return norm
 
     def update(self) -> None:
         self.optimizer.step()
         self.skip()
-        clamp = getattr(self.module, "constrain", None)
-        if callable(clamp):
-            clamp()
-
-    def skip(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        constrain(self.module)
 
     def weights(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        known: dict[int, Tensor] = {}  # a tied tensor is one
-        for name, tensor in self.module.state_dict(keep_vars=True).items():
-            if id(tensor) not in known:
-                known[id(tensor)] = dtensors.whole(tensor, self.device)
-            found[name] = known[id(tensor)]
+        found = whole_weights(self.module, self._gathered)
         return found if collectives.rank() == 0 else {}
 
     def optimizer_state(self) -> dict[str, Any]:
         saved = self.optimizer.state_dict()
         state = {
             number: {
-                key: dtensors.whole(value, self.device) if isinstance(value, Tensor) else value
+                key: self._gathered(value) if isinstance(value, Tensor) else value
                 for key, value in values.items()
             }
             for number, values in saved["state"].items()
         }
         return {**saved, "state": state} if collectives.rank() == 0 else {}
 
-    def scaler_state(self) -> dict[str, Any] | None:
-        return None
+    def _gathered(self, tensor: Tensor) -> Tensor:
+        """Whole and on the CPU, at rank 0; the others only help to gather it."""
+        tensor = tensor.detach()
+        if isinstance(tensor, DTensor):
+            tensor = _like(tensor, tensor.to_local().to(self.device)).full_tensor()
+        return tensor.cpu().clone() if collectives.rank() == 0 else torch.empty(0)
 
     def load(
         self,
-        weights: Mapping[str, Tensor],
         optimizer: Mapping[str, Any],
         scaler: Mapping[str, Any] | None,
+        weights: Callable[[], Mapping[str, Tensor]],
     ) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state = {
-            number: {key: _share(value, parameters[number]) for key, value in values.items()}
+            number: {key: _shard(value, parameters[number]) for key, value in values.items()}
             for number, values in optimizer["state"].items()
         }
         self.optimizer.load_state_dict({**optimizer, "state": state})
@@ -231,7 +224,25 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _share(value: Any, parameter: Any) -> Any:
-    """Of what a parameter has of its own shape this rank's share; anything else as it is."""
-    alike = isinstance(value, Tensor) and value.ndim > 0 and value.shape == parameter.shape
-    return dtensors.share(value, parameter) if alike else value
+def _shard(value: Any, parameter: DTensor) -> Any:
+    """This rank's shard of whatever has a parameter's shape; anything else as it is.
+
+    Rows as torch.chunk deals them: equally many, the last ranks fewer or none.
+    """
+    if not isinstance(value, Tensor) or value.ndim == 0 or value.shape != parameter.shape:
+        return value
+    local = parameter.to_local()
+    rows = -(-parameter.shape[0] // collectives.world())
+    start = min(collectives.rank() * rows, parameter.shape[0])
+    return _like(parameter, value[start : start + len(local)].to(local.device, copy=True))
+
+
+def _like(other: DTensor, local: Tensor) -> DTensor:
+    return DTensor.from_local(
+        local,
+        other.device_mesh,
+        other.placements,
+        run_check=False,
+        shape=other.shape,
+        stride=other.stride(),
+    )

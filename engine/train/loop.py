@@ -84,7 +84,7 @@ class Training:
             runner,
             self.config.data,
             task=self.task,
-            model=self.state.model,
+            model=self.state.parallel,
             precision=self.state.precision,
             device=self.device,
         )
@@ -157,7 +157,7 @@ class Training:
         expected = self.state.parallel.scales_loss and math.isfinite(facts["loss"])
         facts["grad_norm"] = norm
         if math.isfinite(facts["loss"]) and (math.isfinite(norm) or expected):
-            self.state.update()
+            self.state.parallel.update()
             return
         what = f"loss {facts['loss']}, gradient norm {norm}"
         if self.config.runner.on_nonfinite == "stop":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from engine.config.schema import Optim, ParamGroup
 from engine.errors import UserError
@@ -78,20 +78,6 @@ def freeze(model: nn.Module, config: Optim) -> None:
         listed = any(wanted in name for wanted in config.keys_finetune)
         if frozen or (config.keys_finetune and not listed and not is_adapter(name)):
             parameter.requires_grad_(False)
-
-
-@torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> float:
-    """Scale the gradients down to a global L2 norm of ``max_norm``; returns the norm before.
-
-    Waits for the device. ``None`` only measures; a norm that is not finite leaves them as they are.
-    """
-    having = [parameter for parameter in parameters if parameter.grad is not None]
-    gradients = [parameter.grad for parameter in having if parameter.grad is not None]
-    norm = float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
-    if max_norm is not None and max_norm < norm < float("inf"):
-        nn.utils.clip_grads_with_norm_(having, max_norm, torch.tensor(norm))
-    return norm
 
 
 def layer_depths(names: Iterable[str]) -> dict[str, float]:

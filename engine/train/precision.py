@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from engine.config.schema import Dist
 
@@ -18,18 +17,16 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Precision:
-    """The format's name, and for fp16 the scaler that keeps small gradients from vanishing."""
+    """A number format on a device."""
 
     name: Name
     device: torch.device
-    scaler: torch.amp.GradScaler | None = None
 
     @classmethod
     def choose(cls, config: Dist, device: torch.device) -> Precision:
         """The format that ``dist.precision`` names; ``auto`` takes what the hardware is fast in."""
         name: Name = _fastest(device) if config.precision == "auto" else config.precision
-        scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
-        return cls(name, device, scaler)
+        return cls(name, device)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context of one forward pass.
@@ -46,10 +43,6 @@ class Precision:
         """Of the weights: fp32, or fp64 where a run is to be compared to the last digit."""
         return torch.float64 if self.name == "fp64" else torch.float32
 
-    def scale(self, loss: Tensor) -> Tensor:
-        """What to call backward on."""
-        return loss if self.scaler is None else self.scaler.scale(loss)
-
 
 def _fastest(device: torch.device) -> Name:
     if device.type == "cuda":
@@ -60,7 +53,7 @@ def _fastest(device: torch.device) -> Name:
 
 
 def _cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """Instruction sets of the first processor; none where the system does not tell."""
+    """Instruction sets of the first processor; none where the system does not say."""
     if not path.is_file():
         return set()
     for line in path.read_text().splitlines():

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
+from engine.config.schema import Config
 from engine.dist import collectives
-from engine.dist.sharded import Sharded
+from engine.dist.ddp import Replicas
+from engine.dist.parallel import Parallel
 from engine.errors import UserError
 from engine.models.parameters import Row, parameter_table
 from engine.train import optim, schedules
-from engine.train.checkpoint import Checkpoint
+from engine.train.checkpoint import Checkpoint, load_model
 from engine.train.precision import Precision
-from engine.train.replicas import Replicas
 
 
 @dataclass
 class TrainState:
     """The moving parts of a run. ``step`` counts finished optimizer steps."""
 
-    module: nn.Module  # as built by the task
-    model: nn.Module  # the same, wrapped for the world it runs in
-    parallel: Replicas | Sharded  # how weights and optimizer lie on the ranks
-    optimizer: torch.optim.Optimizer
+    parallel: Parallel  # the model and its optimizer, as the ranks hold them
     factor: Callable[[int], float]  # the schedule: lr factor of a step
     precision: Precision
     lr: float
@@ -37,10 +36,15 @@ class TrainState:
     seen: int = 0  # samples
     stream: list[dict[str, Any]] | None = None  # of streamed data: every rank's place in it
 
+    @property
+    def module(self) -> nn.Module:
+        """The model as the task built it."""
+        return self.parallel.module
+
     def set_lr(self) -> float:
         """Put this step's learning rate into the optimizer and return it."""
         lr = self.lr * self.factor(self.step)
-        for group in self.optimizer.param_groups:
+        for group in self.parallel.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         return lr
 
@@ -48,12 +52,8 @@ class TrainState:
         """Clip the gradients (unscaled first under fp16); returns their norm before clipping."""
         return self.parallel.clip(self.grad_clip)
 
-    def update(self) -> None:
-        """One optimizer step on the gradients that are there, which it clears."""
-        self.parallel.update()
-
     def skip(self) -> None:
-        """Leave this step's gradients unused."""
+        """Drop this step's gradients."""
         self.parallel.skip()
         self.skipped += 1
 
@@ -72,10 +72,13 @@ class TrainState:
         }
 
     def restore(self, checkpoint: Checkpoint, order: dict[str, Any]) -> None:
-        """Continue from ``checkpoint``. Raises UserError where this run is not its continuation."""
+        """Continue from ``checkpoint``, with whose weights the state was built.
+
+        Raises UserError where this run is not its continuation.
+        """
         saved = checkpoint.state()
         check_order(saved["order"], order, str(checkpoint.path))
-        self.parallel.load(checkpoint.model(), saved["optimizer"], saved["scaler"])
+        self.parallel.load(saved["optimizer"], saved["scaler"], checkpoint.model)
         self.step, self.skipped = saved["step"], saved["skipped"]
         self.seen, self.stream = saved["seen"], saved.get("stream")
         if len(saved["rng"]) == collectives.world():
@@ -91,30 +94,38 @@ def check_order(saved: dict[str, Any], now: dict[str, Any], place: str) -> None:
     ]
     if differing:
         raise UserError(
-            f"cannot resume from {place}: what the order of samples hangs on has changed\n  "
+            f"cannot resume from {place}: what the order of samples depends on has changed\n  "
             + "\n  ".join(differing)
             + "\nset it back, or start a new run with another --exp_name"
         )
 
 
-def make_state(config: Any, module: nn.Module, model: nn.Module, precision: Precision,
-               total_steps: int, parameters: list[Row] | None = None) -> TrainState:  # fmt: skip
-    """Optimizer and schedule for ``module``, as the configuration says.
+def build_state(
+    config: Config,
+    module: nn.Module,
+    strategy: ModuleType | None,
+    device: torch.device,
+    precision: Precision,
+    total_steps: int,
+    checkpoint: Checkpoint | None = None,
+) -> TrainState:
+    """Optimizer and schedule for ``module``, held as ``strategy`` (a file of engine/dist) says.
 
-    ``parameters`` are to be given for a model that lies in shares, which shows them no more.
+    Without one the module stays as it is, to be inspected. It gets the weights of ``checkpoint``
+    while they are still whole.
     """
-    parallel: Replicas | Sharded
-    if isinstance(model, Sharded):  # brings its own optimizer, and its own scale of the loss
-        parallel, precision = model, replace(precision, scaler=None)
+    module.train()
+    optim.freeze(module, config.optim)  # before a wrapper collects what trains
+    if checkpoint is not None:
+        load_model(module, checkpoint.model(), key="ckpt.resume")
+    optimizer = optim.build(module, config.optim)
+    parameters = parameter_table(module, optimizer.param_groups)
+    if strategy is None:
+        parallel: Parallel = Replicas(module, optimizer)
     else:
-        parallel = Replicas(module, optim.build(module, config.optim), precision.scaler)
-    if parameters is None:
-        parameters = parameter_table(module, parallel.optimizer.param_groups)
+        parallel = strategy.build(module, optimizer, config, device, precision.name)
     return TrainState(
-        module=module,
-        model=model,
         parallel=parallel,
-        optimizer=parallel.optimizer,
         factor=schedules.factor(config.optim.lr, total_steps),
         precision=precision,
         lr=config.optim.lr.init,

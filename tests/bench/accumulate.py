@@ -33,6 +33,7 @@ from tests.bench.peer import CPU, Limited
 from tests.bench.runs import make_setup
 from tests.bench.table import Line, Options
 from tests.bench.text import make_batch, padded
+from tests.train.tiny import replicas
 
 _MARK = "a sub-batch begins"
 
@@ -86,7 +87,7 @@ def ours(config: schema.Config, rows: int, parts: int, size: int) -> tuple[Calla
         schema.Runner(keep_graphs=0),
         schema.Data(batch_size_train=rows),
         task=setup.task,
-        model=model,
+        model=replicas(model),
         precision=Precision("fp32", CPU),
         device=CPU,
     )

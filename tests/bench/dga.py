@@ -26,6 +26,7 @@ from engine.train.steps import dga, plain
 from engine.types import Batch
 from tests.bench import accumulation as peers
 from tests.bench.timing import peak_bytes
+from tests.train.tiny import replicas
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,7 @@ def ours(model: Any, batch: Batch, k: int | None, keep: Any) -> Callable[[], Non
         runner,
         schema.Data(batch_size_train=rows // (k or 1)),
         task=peers.PairTask("NCE"),
-        model=model,
+        model=replicas(model),
         precision=Precision("fp32", CPU),
         device=CPU,
     )

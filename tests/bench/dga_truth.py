@@ -22,12 +22,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.config import schema
-from engine.dist import collectives, ddp
+from engine.dist import collectives
 from engine.train import rng
 from engine.train.precision import Precision
 from engine.train.steps import dga
 from tests.bench import accumulation as peers
 from tests.distributed import run
+from tests.train.tiny import replicas
 
 CPU = torch.device("cpu")
 ROWS, IMAGE_SIZE, DROPOUT, PATCH_DROP = 8, 32, 0.1, 0.5  # rows of a rank
@@ -82,7 +83,7 @@ def _batch(rank: int) -> dict[str, Any]:
 
 
 def by_ours(name: str, k: int) -> Gradients:
-    model = ddp.build(_model(name), schema.Dist(), CPU)
+    model = replicas(_model(name))
     world = collectives.world()
     step = dga.build(
         schema.Runner(keep_graphs=1),
@@ -93,7 +94,7 @@ def by_ours(name: str, k: int) -> Gradients:
         device=CPU,
     )
     step(_batch(collectives.rank()), 0)
-    return _gradients(model)
+    return _gradients(model.module)
 
 
 def by_gradcache(name: str, k: int) -> Gradients:
@@ -105,7 +106,7 @@ def by_gradcache(name: str, k: int) -> Gradients:
     for scalar in (module.logit_scale, getattr(module, "logit_bias", None)):
         if scalar is not None:
             scalar.requires_grad_(False)
-    model = ddp.build(module, schema.Dist(), CPU)
+    model = replicas(module).wrapped
     for scalar in (module.logit_scale, getattr(module, "logit_bias", None)):
         if scalar is not None:
             scalar.requires_grad_(True)
@@ -130,7 +131,7 @@ def by_open_clip(name: str, k: int) -> Gradients:
     from open_clip.loss import ClipLoss, SigLipLoss
 
     rank, world = collectives.rank(), collectives.world()
-    model = ddp.build(_model(name), schema.Dist(), CPU)
+    model = replicas(_model(name)).wrapped
     if name == "NCE":
         clip = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
 

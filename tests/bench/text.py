@@ -26,6 +26,7 @@ from engine.types import Batch, Features
 from tests.bench.accumulation import PairTask
 from tests.bench.dga import in_turns
 from tests.bench.table import Line, Options
+from tests.train.tiny import replicas
 
 CPU = torch.device("cpu")
 LONGEST, MEAN_TOKENS, WIDTH = 77, 18, 128
@@ -132,7 +133,7 @@ def step(model: DualEncoder, batch: Batch, k: int, task: PairTask) -> Callable[[
         schema.Runner(keep_graphs=1),
         schema.Data(batch_size_train=rows // k),
         task=task,
-        model=model,
+        model=replicas(model),
         precision=Precision("fp32", CPU),
         device=CPU,
     )

@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from engine.config import schema
 from engine.dist import collectives
 from engine.models.adapters import add_lora
-from engine.models.parameters import parameter_table
 from engine.registry import find
-from engine.train import optim
-from engine.train.checkpoint import Checkpoint, CheckpointStore, load_model
+from engine.train.checkpoint import Checkpoint, CheckpointStore
 from engine.train.precision import Precision
-from engine.train.state import TrainState, make_state
+from engine.train.state import build_state
 from engine.train.steps import batches, dga, plain
 from engine.types import Batch
 from tests.tasks import test_caption as caption
@@ -72,31 +70,18 @@ class Run:
             ),
         )  # fmt: skip
         module = make_model(case.task, self.task)
-        optim.freeze(module, config.optim)
-        if checkpoint is not None:
-            load_model(module, checkpoint.model())
-        self.state = self._state(config, module)
+        precision, part = Precision(case.precision, tiny.CPU), find("dist", case.dist)
+        self.state = build_state(config, module, part, tiny.CPU, precision, STEPS, checkpoint)
         if checkpoint is not None:
             self.state.restore(checkpoint, ORDER)
         self.gradients = (plain if case.rows is None else dga).build(
             schema.Runner(seed=tiny.SEED, keep_graphs=1),
             schema.Data(batch_size_train=(case.rows or 1) * collectives.world()),
             task=self.task,
-            model=self.state.model,
+            model=self.state.parallel,
             precision=self.state.precision,
             device=tiny.CPU,
         )
-
-    def _state(self, config: schema.Config, module: nn.Module) -> TrainState:
-        precision, part = Precision(self.case.precision, tiny.CPU), find("dist", self.case.dist)
-        if self.case.dist == "torch":
-            model = part.build(module, config.dist, tiny.CPU)
-            return make_state(config, module, model, precision, STEPS)
-        optimizer = optim.build(module, config.optim)
-        table = parameter_table(module, optimizer.param_groups)
-        more = {"optimizer": optimizer, "run": config, "precision": self.case.precision}
-        model = part.build(module, config.dist, tiny.CPU, **more)
-        return make_state(config, module, model, precision, STEPS, table)
 
     def go(self, steps: range) -> Run:
         """Take ``steps``; where disturbed, 3 is left out and 5 is not finite."""
@@ -110,7 +95,7 @@ class Run:
             self.norms.append(self.state.clip())
             sound = math.isfinite(self.norms[-1]) or self.state.parallel.scales_loss
             if sound and not (self.case.disturbed and step == 3):
-                self.state.update()
+                self.state.parallel.update()
                 self.losses.append(mean(losses["loss"]))
             else:
                 self.state.skip()
@@ -235,7 +220,7 @@ def assert_read_alone(place: Path, folder: Path) -> None:
     """One process and no sharing at all: each parameter has the state that was saved of it."""
     checkpoint = Checkpoint.read(place)
     state = Run(Case("clip"), folder, checkpoint).state
-    want, found = checkpoint.state()["optimizer"], state.optimizer.state_dict()
+    want, found = checkpoint.state()["optimizer"], state.parallel.optimizer.state_dict()
     assert state.step == STOP and len(found["state"]) == len(want["state"]) == 8
     for number, values in found["state"].items():
         assert values["step"] == STOP

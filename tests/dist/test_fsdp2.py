@@ -114,6 +114,4 @@ def test_batch_norm_has_no_weights_in_low_precision(name: str, form: Any, told: 
     config = schema.Config(dist=schema.Dist(name=name, param={"weights": form}))
     optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(UserError, match=rf"^1 is a batch norm.*{told}"):
-        find("dist", name).build(
-            model, config.dist, CPU, optimizer=optimizer, run=config, precision=form
-        )
+        find("dist", name).build(model, optimizer, config, CPU, form)

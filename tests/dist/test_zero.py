@@ -124,7 +124,7 @@ def test_one_process_without_zero_reads_what_two_have_saved(
 
 def other_groups(folder: Path) -> None:
     runs.Run(CLIP[2], folder).state.parallel.load(
-        {}, {"state": {}, "param_groups": [{"params": [0, 1]}]}, None
+        {"state": {}, "param_groups": [{"params": [0, 1]}]}, None, dict
     )
 
 

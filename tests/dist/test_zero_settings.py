@@ -13,7 +13,8 @@ from torch import nn
 
 from engine.config import schema
 from engine.dist import deepspeed as zero
-from engine.dist.zero_settings import Settings, width
+from engine.dist.deepspeed import width
+from engine.dist.zero_settings import Settings
 from engine.errors import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -163,11 +164,11 @@ def test_sub_batches_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("[]", "holds no object"),
         ({"curriculum_learning": {}}, "curriculum_learning cannot be used here; remove it"),
         ({"train_batch": 4}, "did you mean 'train_batch_size'?"),
-        ({"fp16": True}, "fp16 is to be an object, not True"),
+        ({"fp16": True}, "fp16 must be an object, not True"),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "only cpu is supported"),
         ({"zero_optimization": {"cpu_offload": True}}, "zero_optimization.cpu_offload cannot be"),
         ({"optimizer": {"params": {"cuda_aware": True}}}, "optimizer.params.cuda_aware has no"),
@@ -188,8 +189,8 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, values: Any, told: str) -> N
         ({"zero_stage": 4}, {}, "fp32", "dist.param.zero_stage", "0, 1, 2 or 3, not 4"),
         ({"offload": "nvme"}, {}, "fp32", "dist.param.offload", "not 'nvme'"),
         ({"config": "/no/such.json"}, {}, "fp32", "dist.param.config", "cannot be read"),
-        ({"weights": "bf16"}, {}, "fp32", "dist.param.weights", "do not go with"),
-        ({"weights": "fp32"}, {}, "fp16", "dist.param.weights", "do not go with"),
+        ({"weights": "bf16"}, {}, "fp32", "dist.param.weights", "cannot be combined with"),
+        ({"weights": "fp32"}, {}, "fp16", "dist.param.weights", "cannot be combined with"),
         ({}, {}, "fp64", "dist.precision", "take bf16 or fp32"),
         ({}, {"name": "LARS"}, "fp32", "optim.name", "take one of Adam, AdamW"),
         ({"zero_stage": 0, "offload": "cpu"}, {}, "fp32", "dist.param.zero_stage", "offloaded; t"),

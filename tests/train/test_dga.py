@@ -9,8 +9,7 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.config import schema
-from engine.dist import collectives, ddp
+from engine.dist import collectives
 from tests.distributed import run
 from tests.train import tiny
 
@@ -20,7 +19,7 @@ KEEPS = (0, 1, 2, 99)
 
 
 def _divided(counts: list[int], keep: Any, sort: bool) -> dict[str, Any]:
-    model = ddp.build(tiny.make_model(), schema.Dist(), tiny.CPU)
+    model = tiny.replicas(tiny.make_model())
     step = tiny.make_step(tiny.TinyTask(rows_interact=not sort), model, ROWS, keep)
     losses = step(tiny.make_batch(counts, collectives.rank()), tiny.STEP)
     return {"losses": losses, "gradients": tiny.gradients(model)}
@@ -69,7 +68,7 @@ def test_one_sub_batch_is_the_plain_step() -> None:
 
 def _one_sub_batch_each() -> bool:
     batch = tiny.make_batch([4, 6], collectives.rank())
-    model = ddp.build(tiny.make_model(), schema.Dist(), tiny.CPU)
+    model = tiny.replicas(tiny.make_model())
     tiny.make_step(tiny.TinyTask(), model, None)(batch, tiny.STEP)
     want = tiny.gradients(model)
     tiny.make_step(tiny.TinyTask(), model, 6)(batch, tiny.STEP)
@@ -93,7 +92,7 @@ def test_random_numbers_hang_on_the_step_and_touch_no_one() -> None:
 
 
 def _dropout_of_this_rank() -> float:
-    model = ddp.build(tiny.make_model(), schema.Dist(), tiny.CPU)
+    model = tiny.replicas(tiny.make_model())
     step = tiny.make_step(tiny.TinyTask(), model, 4)
     return float(step(tiny.make_batch([4], 0), tiny.STEP)["caption"])  # equal rows
 
@@ -118,15 +117,15 @@ def test_batch_norm_statistics_are_those_of_one_pass(keep: int) -> None:
 
 
 def _count_reductions(keep: Any) -> tuple[list[int], bool]:
-    model = ddp.build(tiny.make_model(norm=True), schema.Dist(), tiny.CPU)
-    assert isinstance(model, DistributedDataParallel)
+    model = tiny.replicas(tiny.make_model(norm=True))
+    assert isinstance(model.wrapped, DistributedDataParallel)
     seen: list[int] = []
 
     def hook(state, bucket):  # type: ignore[no-untyped-def]  # DDP reads annotations as objects
         seen.append(bucket.buffer().numel())
         return allreduce_hook(None, bucket)
 
-    model.register_comm_hook(None, hook)
+    model.wrapped.register_comm_hook(None, hook)
     step = tiny.make_step(tiny.TinyTask(), model, 3, keep)
     me = collectives.rank()
     for number in range(4):

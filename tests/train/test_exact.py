@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engine.config import schema
 from engine.data.text import bytes as byte_tokenizer
-from engine.dist import collectives, ddp
+from engine.dist import collectives
 from engine.models.dual_encoder import DualEncoder, partner_offsets
 from engine.tasks.clip import ClipTask
 from engine.train import rng
@@ -111,7 +111,7 @@ def gradients_of_all(counts: Sequence[int]) -> list[tuple[float, dict[str, Tenso
         task = make_task(loss, gather, group)
         scalars = tuple(task.loss.parameters)  # models differ in these alone
         if scalars not in models:
-            models[scalars] = ddp.build(make_model(task), schema.Dist(), tiny.CPU)
+            models[scalars] = tiny.replicas(make_model(task))
         model = models[scalars]
         for number, keep in itertools.product(steps_of(task), KEEPS):
             batch = make_batch(collectives.rank(), counts) | {"step": number}

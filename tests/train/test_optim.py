@@ -10,6 +10,7 @@ from torch import nn
 
 import engine.torchvision_ops  # noqa: F401  # before timm and transformers
 from engine.config.schema import Lr, Optim, ParamGroup
+from engine.dist import ddp
 from engine.errors import UserError
 from engine.train import optim
 from engine.train.lars import LARS
@@ -166,19 +167,19 @@ def test_clipping_equals_torchs() -> None:
             for number, parameter in enumerate(model.parameters()):
                 parameter.grad = torch.full_like(parameter, number / 10) if number % 3 else None
         want = nn.utils.clip_grad_norm_(models[0].parameters(), max_norm or float("inf"))
-        norm = optim.clip_gradients(models[1].parameters(), max_norm)
+        norm = ddp.clip_gradients(models[1].parameters(), max_norm)
         assert norm == pytest.approx(float(want))
         for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
             assert (a.grad is None) == (b.grad is None)
             if a.grad is not None:
                 torch.testing.assert_close(a.grad, b.grad)
-    assert optim.clip_gradients([], 1.0) == 0.0
+    assert ddp.clip_gradients([], 1.0) == 0.0
 
 
 def test_clipping_tells_of_a_norm_that_is_not_finite() -> None:
     parameter = nn.Parameter(torch.ones(2))
     parameter.grad = torch.tensor([1.0, float("inf")])
-    assert optim.clip_gradients([parameter], 1.0) == float("inf")
+    assert ddp.clip_gradients([parameter], 1.0) == float("inf")
     assert parameter.grad[0] == 1.0
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from engine.config.schema import Dist
 from engine.train import precision
 from engine.train.precision import Precision
+from tests.train.tiny import replicas
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -29,7 +30,6 @@ def test_auto_on_cuda_hangs_on_native_bf16(monkeypatch: pytest.MonkeyPatch) -> N
         )
         chosen = Precision.choose(Dist(), CUDA)
         assert chosen.name == want
-        assert (chosen.scaler is not None) == (want == "fp16")
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
@@ -42,9 +42,9 @@ def test_explicit_choices_are_honoured(name: Any, monkeypatch: pytest.MonkeyPatc
     want = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     assert chosen.name == name
     assert y.dtype == want
-    assert (chosen.scaler is not None) == (name == "fp16")
-    loss = y.float().sum()
-    assert chosen.scale(loss) == loss * (2.0**16 if name == "fp16" else 1.0)
+    parallel, loss = replicas(layer, name), y.float().sum()
+    assert parallel.scales_loss == (name == "fp16")
+    assert parallel.scale(loss) == loss * (2.0**16 if name == "fp16" else 1.0)
 
 
 def test_fp64_is_of_the_weights_themselves() -> None:
@@ -57,18 +57,16 @@ def test_fp64_is_of_the_weights_themselves() -> None:
 
 def test_fp16_trains_on_the_cpu() -> None:
     chosen = Precision.choose(Dist(precision="fp16"), CPU)
-    assert chosen.scaler is not None
     layer, x = nn.Linear(3, 1), torch.randn(64, 3)
-    optimizer, losses = torch.optim.SGD(layer.parameters(), lr=0.1), []
+    parallel, losses = replicas(layer, "fp16"), []
+    parallel.optimizer.param_groups[0]["lr"] = 0.1
     for _ in range(40):
         with chosen.autocast():
             y = layer(x)
         loss = (y.float() - x.sum(1, keepdim=True)).square().mean()
-        chosen.scale(loss).backward()
-        chosen.scaler.unscale_(optimizer)
-        chosen.scaler.step(optimizer)
-        chosen.scaler.update()
-        optimizer.zero_grad()
+        parallel.backward([parallel.scale(loss)])
+        parallel.clip(None)
+        parallel.update()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.05 * losses[0]
 

@@ -33,7 +33,7 @@ def test_steps_by_their_published_names() -> None:
 
 
 def _plain(counts: list[int]) -> tuple[Any, Any]:
-    model = ddp.build(tiny.make_model(), schema.Dist(), tiny.CPU)
+    model = tiny.replicas(tiny.make_model())
     step = tiny.make_step(tiny.TinyTask(), model, None)
     # trimmed to the rank's longest text, as the oracle does: dropout hangs on the shape
     batch = batches.take(tiny.make_batch(counts, collectives.rank()), slice(None))
@@ -84,26 +84,27 @@ def test_left_padding_is_not_trimmed() -> None:
 
 @pytest.mark.parametrize("name", ["bf16", "fp16"])
 def test_mixed_precision_divides_the_same(name: Any) -> None:
-    # fp16 starts at a scale of 65536, which it is the optimizer's part to lower
-    scaler = torch.amp.GradScaler("cpu", init_scale=64.0) if name == "fp16" else None
-    precision = Precision(name, tiny.CPU, scaler)
+    precision = Precision(name, tiny.CPU)
     batch, found = tiny.make_batch([8], 0), []
     cases = ((plain, 8, 1), (dga, 8, 1), (dga, 2, 0), (dga, 2, 1), (dga, 2, 9))
     for module, rows, keep in cases:
-        task, model = tiny.TinyTask(rows_interact=True), tiny.make_model(dropout=0.0).float()
+        task = tiny.TinyTask(rows_interact=True)
+        model = tiny.replicas(tiny.make_model(dropout=0.0).float())
+        if name == "fp16":  # it starts at a scale of 65536, which the optimizer's step lowers
+            model.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
         runner = schema.Runner(keep_graphs=keep)
         data = schema.Data(batch_size_train=rows)
         step = module.build(
             runner, data, task=task, model=model, precision=precision, device=tiny.CPU
         )  # fmt: skip
         losses = step(batch, 0)
-        scale = precision.scaler.get_scale() if precision.scaler else 1.0
+        scale = model.scaler.get_scale() if model.scaler else 1.0
         found.append({n: g / scale for n, g in tiny.gradients(model).items()})
         assert math.isfinite(losses["loss"])
     undivided, whole, *divided = found
     assert all(torch.equal(undivided[n], whole[n]) for n in whole)
     assert all(torch.equal(each[n], divided[0][n]) for each in divided for n in whole)
-    exact = tiny.make_step(tiny.TinyTask(), model.double(), None)
+    exact = tiny.make_step(tiny.TinyTask(), tiny.replicas(model.module.double()), None)
     exact(batch, 0)
     want = tiny.gradients(model)
     for got in (whole, divided[0]):
@@ -174,9 +175,10 @@ def test_mixup_pairs_rows_within_a_sub_batch(keep: int) -> None:
 
 def test_ddp_refuses_unknown_options_and_leaves_one_process_bare() -> None:
     model = tiny.make_model()
-    assert ddp.build(model, schema.Dist(), tiny.CPU) is model
+    assert tiny.replicas(model).wrapped is model
     with pytest.raises(UserError, match="bucket_cap_mb"):
-        ddp.build(model, schema.Dist(param={"bucket_cap": 1}), tiny.CPU)
+        config = schema.Config(dist=schema.Dist(param={"bucket_cap": 1}))
+        ddp.check(config, tiny.CPU, "fp32")
 
 
 @pytest.mark.slow

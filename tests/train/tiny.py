@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config import schema
-from engine.dist import collectives
+from engine.dist import collectives, ddp
+from engine.dist.parallel import Parallel
 from engine.losses import nce
 from engine.train import rng
 from engine.train.precision import Precision
@@ -104,6 +105,12 @@ def make_batch(counts: Sequence[int], rank: int) -> Batch:
     }
 
 
+def replicas(model: nn.Module, precision: str = "fp32", **param: Any) -> ddp.Replicas:
+    """``model`` as a run of this world holds it, with an optimizer that nothing asks."""
+    config = schema.Config(dist=schema.Dist(param=param))
+    return ddp.build(model, torch.optim.SGD(model.parameters()), config, CPU, precision)
+
+
 def make_step(
     task: Any, model: nn.Module, rows: int | None, keep: Any = "auto", **runner: Any
 ) -> Callable[[Batch, int], dict[str, Tensor]]:
@@ -111,6 +118,7 @@ def make_step(
     settings = schema.Runner(seed=SEED, keep_graphs=keep, **runner)
     data = schema.Data(batch_size_train=(rows or 1) * collectives.world())
     module = plain if rows is None else dga
+    model = model if isinstance(model, Parallel) else replicas(model)
     return module.build(settings, data, task=task, model=model, precision=FP32, device=CPU)
 
 

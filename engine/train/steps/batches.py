@@ -118,8 +118,8 @@ class Feed:
 
 def numbers(losses: dict[str, Tensor], features: Features) -> dict[str, Tensor]:
     """What a step reports: its losses, and the numbers among the features' ``info``."""
-    told = {name: torch.as_tensor(v) for name, v in features.info.items() if _is_number(v)}
-    return told | {name: value.detach() for name, value in losses.items()}
+    info = {name: torch.as_tensor(v) for name, v in features.info.items() if _is_number(v)}
+    return info | {name: value.detach() for name, value in losses.items()}
 
 
 def _is_number(value: Any) -> bool:

@@ -5,14 +5,15 @@ with respect to the rows' features does decouple them (GradCache, Gao et al. 202
 ZeroVL, Cui et al. 2022, arXiv:2112.09331):
 
 1. features z of every sub-batch; only the last ``runner.keep_graphs`` keep their graphs;
-2. the loss of the whole batch over the detached features, and its gradients g = ∂L/∂z;
+2. the loss L of the whole batch over the detached features, and its gradients g = ∂L/∂z;
 3. sub-batch by sub-batch backward of Σ⟨z, g⟩: through the kept graph, else through a new one from a
    second forward pass that draws the same random numbers.
 
 Shared scalars (the temperature) get their gradient with the last backward, and zeros before, so
 that each backward reaches the same parameters. The last is also the only one that averages
 gradients over ranks. Backwards go from the last sub-batch to the first, however many graphs are
-kept: rounding, and so a resumed run, does not hang on free memory.
+kept: rounding, and so a resumed run, does not depend on free memory. Where memory runs out in one
+of the three parts, ``KeepGraphs.retry`` runs that part again with fewer graphs.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.config.schema import Data, Runner
-from engine.dist import collectives, reduction
-from engine.errors import UserError
+from engine.dist import collectives
+from engine.dist.parallel import Parallel
 from engine.train import rng
 from engine.train.precision import Precision
 from engine.train.steps.batches import Feed, Split, num_rows, numbers
-from engine.train.steps.keep_graphs import KeepGraphs, out_of_memory
+from engine.train.steps.keep_graphs import KeepGraphs
 from engine.types import Batch, Features, Task
 
 NAMES = ("clip_bsgs",)
@@ -45,110 +46,69 @@ class DecoupledAccumulation:
         rows: int,
         *,
         task: Task,
-        model: nn.Module,
+        model: Parallel,
         precision: Precision,
         device: torch.device,
     ) -> None:
         self.seed = runner.seed
         self.rows = rows  # of a sub-batch on this rank, at most
         self.task, self.model, self.precision, self.device = task, model, precision, device
-        self.lockstep = collectives.world() > 1 and reduction.lockstep(model)
-        self.keep = KeepGraphs(runner.keep_graphs, device)
+        self.lockstep = collectives.world() > 1 and model.lockstep
+        self.keep = KeepGraphs(runner.keep_graphs, device, rows)
         self.feed = Feed(device)
         self.norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
 
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Gradients into ``.grad`` (times the fp16 scaler's scale); returns the losses.
 
-        Where memory runs out, fewer graphs are kept. Raises UserError where not even one sub-batch
-        fits the device's memory, or too little is left for the loss that other ranks wait in.
+        Raises UserError where not even one sub-batch fits the device's memory, or too little is
+        left for the loss that other ranks wait in.
         """
         split = self._split(batch)
-        statistics = [(b, b.clone()) for norm in self.norms for b in norm.buffers()]
-        while True:
-            self._others_wait = self.lockstep
-            try:
-                losses = self.gradients(batch, split, step)
-                break
-            except (RuntimeError, MemoryError) as error:
-                failure = self._out_of_memory(error)
-            self._keep_fewer(failure)
-            for buffer, value in statistics:
-                buffer.copy_(value)
+        kept: list[Features] = []  # of the last sub-batches, with their graphs
+
+        def undo() -> None:
+            kept.clear()
+            self.model.zero_grad(set_to_none=True)
+
+        alone, retry = not self.lockstep, self.keep.retry
+        with self.model.hold():
+            z = retry(lambda: self._features(batch, split, step, kept), undo, alone=alone)
+            losses = retry(lambda: self._losses(z), undo, alone=collectives.world() == 1)
+            retry(lambda: self._backward(batch, split, step, z, kept), undo, alone=alone)
         self.keep.finish_step()
-        return losses
+        return numbers(losses, z)
 
-    def _out_of_memory(self, error: BaseException) -> str:
-        """What it says; anything else, or what cannot be tried again, is raised.
+    def _features(self, batch: Batch, split: Split, step: int, kept: list[Features]) -> Features:
+        """1. Features z of all sub-batches, detached; the last ones with their graphs in ``kept``.
 
-        Not kept is the error itself: its traceback holds the graphs.
+        Idle sub-batches take part in the passes that other ranks wait for, and leave no trace.
         """
-        if not out_of_memory(error):
-            raise error
-        if self._others_wait:
-            raise UserError(
-                f"memory ran out where other ranks wait, with the graphs of {self.keep.count} "
-                f"sub-batches kept: lower runner.keep_graphs or data.batch_size ({error})",
-                key="runner.keep_graphs",
-            ) from error
-        return str(error)
-
-    def _keep_fewer(self, failure: str) -> None:
-        """Begin the gradients anew with fewer graphs kept."""
-        if not self.keep.fall_back():
-            raise UserError(
-                f"a sub-batch of {self.rows} rows a device does not fit into memory: lower "
-                f"data.batch_size_train ({failure})",
-                key="data.batch_size_train",
-            )
-        self.model.zero_grad(set_to_none=True)
-
-    def gradients(self, batch: Batch, split: Split, step: int) -> dict[str, Tensor]:
-        """The algorithm."""
         k, own = len(split.rows), len(split.slices)
         kept_from = max(0, k - self.keep.count)
-        with reduction.hold(self.model):
-            # 1. Features of all sub-batches, graphs of the last ones
-            done = []
+        done = []
+        with restored_on_failure(self.norms):
             for j, part in enumerate(self.feed(batch, split.rows)):
                 with statistics_held(self.norms if j >= own else []):
                     done.append(self._forward(part, step, j, graph=j >= kept_from))
-            whole = detached(done[:own], split, known=kept_from < own)
-            kept, done = done[kept_from:], []
+        kept += done[kept_from:]
+        return detached(done[:own], split, known=kept_from < own)
 
-            # 2. The whole batch's loss, and its gradients at the features
-            self._others_wait = collectives.world() > 1
-            losses = self.task.losses(whole)
-            self.precision.scale(losses["loss"]).backward()
-            pulls = {name: split.in_parts(g) for name, g in _gradients(whole.per_sample)}
-            once = dict(_gradients(whole.shared))
-
-            # 3. On to the parameters; up to the last backward each rank may try again alone
-            self._others_wait = self.lockstep
-            while True:
-                try:
-                    self._backward(batch, split, step, kept, pulls, once)
-                    break
-                except (RuntimeError, MemoryError) as error:
-                    failure = self._out_of_memory(error)
-                kept.clear()
-                self._keep_fewer(failure)
-        return numbers(losses, whole)
+    def _losses(self, z: Features) -> dict[str, Tensor]:
+        """2. The loss of the whole batch, and its gradients g = ∂L/∂z into ``z``'s ``.grad``."""
+        for leaf in (*z.per_sample.values(), *z.shared.values()):
+            leaf.grad = None  # of an attempt that failed
+        losses = self.task.losses(z)
+        self.model.scale(losses["loss"]).backward()
+        return losses
 
     def _backward(
-        self,
-        batch: Batch,
-        split: Split,
-        step: int,
-        kept: list[Features],
-        pulls: dict[str, list[Tensor]],
-        once: dict[str, Tensor],
+        self, batch: Batch, split: Split, step: int, z: Features, kept: list[Features]
     ) -> None:
-        """Gradients at the features on to the parameters, from the last sub-batch to the first.
-
-        ``kept`` are the last sub-batches' features with their graphs, and is emptied on the way.
-        """
-        k = len(split.rows)
+        """3. Backward of Σ⟨z, g⟩ through the graphs in ``kept``, which it empties, or new ones."""
+        g = {name: split.in_parts(value) for name, value in _gradients(z.per_sample)}
+        g_shared = dict(_gradients(z.shared))
+        k, own = len(split.rows), len(split.slices)
         again = self.feed(batch, split.rows[: k - len(kept)][::-1])
         for j in reversed(range(k)):
             if kept:
@@ -156,22 +116,23 @@ class DecoupledAccumulation:
             else:
                 with statistics_held(self.norms):
                     features = self._forward(next(again), step, j, graph=True)
-            found = {name: features.per_sample[name] for name in pulls}
-            if j < len(split.slices):
-                ends = [(z, pulls[name][j]) for name, z in found.items()]
-            else:
-                ends = [(z, torch.zeros_like(z)) for z in found.values()]
-            for name, pull in once.items():
-                ends.append((features.shared[name], pull if j == 0 else torch.zeros_like(pull)))
-            outputs, gradients = zip(*(e for e in ends if e[0].requires_grad), strict=True)
-            if j == 0:
-                self._others_wait = collectives.world() > 1
-                reduction.release(self.model, outputs)
-            reduction.backward(self.model, outputs, gradients)
-            del features, ends, outputs
+            pairs = [
+                (value, g[name][j] if j < own else torch.zeros_like(value))
+                for name, value in features.per_sample.items()
+                if name in g
+            ] + [
+                (features.shared[name], gradient if j == 0 else torch.zeros_like(gradient))
+                for name, gradient in g_shared.items()
+            ]
+            outputs, gradients = zip(*(p for p in pairs if p[0].requires_grad), strict=True)
+            if j == 0:  # averages over the ranks
+                self.keep.alone = collectives.world() == 1
+                self.model.release(outputs)
+            self.model.backward(outputs, gradients)
+            del features, pairs, outputs
 
     def _forward(self, part: Batch, step: int, j: int, *, graph: bool) -> Features:
-        """Features of sub-batch j; its random numbers hang on step, rank and j, not on the pass."""
+        """Features of sub-batch j. Its random numbers depend on step, rank and j, not the pass."""
         seed = rng.derive(self.seed, step, collectives.rank(), j)
         with (
             rng.isolated(seed, self.device),
@@ -184,9 +145,9 @@ class DecoupledAccumulation:
                 return self.task.features(self.model, part)
 
     def _split(self, batch: Batch) -> Split:
-        """This rank's sub-batches: of uneven sizes if must be, but equally many on every rank.
+        """This rank's sub-batches: equally many on every rank, even if their sizes are uneven.
 
-        Where it has too few rows for that the rest are idle, if other ranks wait for each pass.
+        Where it has too few rows for that, the rest are idle if other ranks wait for each pass.
         """
         n = num_rows(batch)
         wanted = -(-max(collectives.row_counts(n)) // self.rows)
@@ -201,7 +162,7 @@ def build(
     data: Data,
     *,
     task: Task,
-    model: nn.Module,
+    model: Parallel,
     precision: Precision,
     device: torch.device,
 ) -> DecoupledAccumulation:
@@ -215,7 +176,7 @@ def build(
 def detached(done: Sequence[Features], split: Split, *, known: bool) -> Features:
     """All sub-batches' features as leaves of a new graph, rows in the batch's own order.
 
-    Where it is ``known`` from a graph, only what needs a gradient there asks for one.
+    Where it is ``known`` from a graph, only what needs a gradient there requires one.
     """
     last = done[-1]
 
@@ -234,12 +195,24 @@ def detached(done: Sequence[Features], split: Split, *, known: bool) -> Features
 
 
 def _gradients(leaves: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    return ((name, z.grad) for name, z in leaves.items() if z.grad is not None)
+    return ((name, leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None)
+
+
+@contextmanager
+def restored_on_failure(norms: list[_BatchNorm]) -> Iterator[None]:
+    """Batch norms get their running statistics back where the block raises."""
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    try:
+        yield
+    except BaseException:
+        for buffer, value in before:
+            buffer.copy_(value)
+        raise
 
 
 @contextmanager
 def statistics_held(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Batch norms normalise as ever, but their running statistics stay: the rows are known."""
+    """Batch norms normalise as always, but their running statistics stay: the rows are known."""
     tracking = [norm for norm in norms if norm.track_running_stats]
     for norm in tracking:
         norm.track_running_stats = False

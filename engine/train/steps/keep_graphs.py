@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from engine.dist import collectives
+from engine.errors import UserError
 
+Result = TypeVar("Result")
 _SHARE = {"cuda": 0.9, "cpu": 0.5}  # of the memory that may be filled; a CPU out of it kills us
 _SLACK = 1.1  # graphs differ in size from step to step
 
@@ -24,12 +26,16 @@ class KeepGraphs:
     Under ``auto`` the ranks agree at fixed steps (the 2nd, 4th, 8th, …: by then the optimizer's
     state exists) on what fits the fullest of them. Whatever the count, gradients are the same bit
     for bit.
+
+    Args:
+        rows: of a sub-batch, for a message.
     """
 
-    def __init__(self, setting: Literal["auto"] | int, device: torch.device) -> None:
+    def __init__(self, setting: Literal["auto"] | int, device: torch.device, rows: int = 1) -> None:
         self.auto = setting == "auto"
         self.count = 1 if setting == "auto" else setting
-        self.device = device
+        self.device, self.rows = device, rows
+        self.alone = True  # no other rank waits for this one, so that it may try again
         self._graph_bytes = 0
         self._limit: int | None = None
         self._steps = 0
@@ -69,16 +75,43 @@ class KeepGraphs:
             fits = min(fits, self._limit)
         self.count = min(collectives.all_gather_json(fits))
 
-    def fall_back(self) -> bool:
-        """After memory ran out: keep fewer from now on. False where there are no fewer."""
-        if self.count <= 1:
-            return False
+    def retry(
+        self, work: Callable[[], Result], undo: Callable[[], None], *, alone: bool
+    ) -> Result:
+        """``work()``; where memory runs out, ``undo()`` and again, with fewer graphs kept.
+
+        ``alone``: no other rank waits for this one; ``work`` may change that by ``self.alone``.
+        Raises UserError where others wait, or where there are no graphs to do without.
+        """
+        while True:
+            self.alone = alone
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                if not self.alone:
+                    raise UserError(
+                        f"memory ran out while other ranks wait, with the graphs of {self.count} "
+                        f"sub-batches kept: lower runner.keep_graphs or data.batch_size ({error})",
+                        key="runner.keep_graphs",
+                    ) from error
+                failure = str(error)  # the error itself must go: its traceback holds the graphs
+            if self.count <= 1:
+                raise UserError(
+                    f"a sub-batch of {self.rows} rows a device does not fit into memory: lower "
+                    f"data.batch_size_train ({failure})",
+                    key="data.batch_size_train",
+                )
+            undo()
+            self._keep_fewer()
+
+    def _keep_fewer(self) -> None:
         warnings.warn(f"memory ran out with the graphs of {self.count} sub-batches: keeping "
                       f"{self.count // 2}", stacklevel=2)  # fmt: skip
         self.count = self._limit = self.count // 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return True
 
     def _room(self) -> float:
         """Bytes that further graphs may fill; negative where too many are kept."""
@@ -86,7 +119,7 @@ class KeepGraphs:
             free, _ = torch.cuda.mem_get_info(self.device)
             reachable = free + torch.cuda.memory_reserved(self.device)
             return _SHARE["cuda"] * reachable - torch.cuda.max_memory_allocated(self.device)
-        # Between steps no graph lives, so those of this count are still to be paid
+        # Between steps no graph lives, so that those of this count still need their memory
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", collectives.world()))
         return _SHARE["cpu"] * available() / processes - self.count * self._graph_bytes * _SLACK
 
@@ -98,7 +131,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def available(root: Path = Path("/")) -> int:
-    """Bytes of host memory to be had, by the kernel and by this container's limit."""
+    """Bytes of host memory available, by the kernel and by this container's limit."""
     found = [1 << 62]
     meminfo = root / "proc/meminfo"
     if meminfo.is_file():

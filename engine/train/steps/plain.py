@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.config.schema import Data, Runner
-from engine.dist import collectives, reduction
+from engine.dist import collectives
+from engine.dist.parallel import Parallel
 from engine.train import rng
 from engine.train.precision import Precision
 from engine.train.steps.batches import numbers, to_device
@@ -22,7 +23,7 @@ def build(
     data: Data,
     *,
     task: Task,
-    model: nn.Module,
+    model: Parallel,
     precision: Precision,
     device: torch.device,
 ) -> Callable[[Batch, int], dict[str, Tensor]]:
@@ -36,7 +37,7 @@ def build(
         ):
             features = task.features(model, to_device(batch, device))
         losses = task.losses(features)  # outside autocast: a loss picks its own number formats
-        reduction.backward(model, [precision.scale(losses["loss"])])
+        model.backward([model.scale(losses["loss"])])
         return numbers(losses, features)
 
     return gradients
