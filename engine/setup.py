@@ -24,7 +24,6 @@ from engine.logs.progress import Progress
 from engine.models.weights import load_tower
 from engine.train.checkpoint import Checkpoint, CheckpointStore, load_model, open_checkpoint
 from engine.train.checkpoint_folder import step_of
-from engine.train.lars import LARS
 from engine.train.precision import Precision
 from engine.train.signals import StopRequest
 from engine.train.trained_run import add_adapters
@@ -141,10 +140,17 @@ class Setup:
             self.device,
             self.precision.autocast,
             self.warn if collectives.rank() == 0 else lambda text: None,
-            probe_optimizer=LARS if self.config.eval.linear_probe.method == "lars" else None,
+            probe_optimizer=self._probe_optimizer(),
             stopped=lambda: collectives.any_true(self.stop.requested),
             open_judge=self._open_judge,
         )
+
+    def _probe_optimizer(self) -> Any:
+        if self.config.eval.linear_probe.method != "lars":
+            return None
+        from engine.train.lars import LARS  # with timm, which takes a while to import
+
+        return LARS
 
     def _open_judge(self, name: str, key: str) -> Any:
         from engine.ranking import open_contrast

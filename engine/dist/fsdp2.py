@@ -6,6 +6,7 @@ is run and released afterwards; what is outside of stacks stays gathered for the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +37,8 @@ _CHOICES = {  # of dist.param, its default first
     "weights": ("fp32", "bf16"),  # in the passes; what is kept and averaged is fp32
     "offload": (None, "cpu"),
 }
+# Optimizers that take norms, factors or means of whole parameters; timm's c… are cautious forms
+_WHOLE = re.compile(r"^c|lar[sc]|lamb|adafactor|muon|kron|novograd|adamp|sgdp|adahessian")
 
 
 def check(config: Config, device: torch.device, precision: str) -> None:
@@ -60,9 +63,9 @@ def check(config: Config, device: torch.device, precision: str) -> None:
             "offload moves memory from GPUs to the host, and this run is on the CPU: leave it out",
             key="dist.param.offload",
         )
-    if config.optim.name.rpartition(".")[2] in ("LARS", "Adafactor", "Muon"):
+    if _WHOLE.search(config.optim.name.rpartition(".")[2].lower()):
         raise UserError(
-            f"{config.optim.name} looks at whole parameters, of which each rank has a share; "
+            f"{config.optim.name} computes with whole parameters, of which each rank has a shard; "
             "take torch.optim.AdamW, or dist.name: torch",
             key="optim.name",
         )

@@ -1,19 +1,26 @@
-"""LARS: layer-wise adaptive rates (You et al. 2017, arXiv:1708.03888)."""
+"""LARS as this engine's configurations name it: timm's, with this engine's options and defaults.
+
+Layer-wise adaptive rates, You et al. 2017, arXiv:1708.03888.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+
+import engine.torchvision_ops  # noqa: F401  before timm, which imports torchvision
+
+from timm.optim import Lars  # isort: skip
 
 
-class LARS(torch.optim.Optimizer):
+class LARS(Lars):
     """Momentum SGD whose rate in each layer is scaled by η‖w‖ / (‖g‖ + β‖w‖).
 
-    β is the weight decay, η the trust coefficient. Parameters of one dimension (biases, norms,
-    scalars) are neither scaled nor decayed, as is usual.
+    β is the weight decay, η the trust coefficient. timm scales whatever has a weight decay. Here
+    every parameter of two or more dimensions is scaled, and biases, norms and scalars are neither
+    scaled nor decayed. Groups carry ``trust_coefficient``, as in checkpoints of earlier releases.
     """
 
     def __init__(
@@ -26,56 +33,29 @@ class LARS(torch.optim.Optimizer):
         nesterov: bool = False,
         eps: float = 1e-8,
     ) -> None:
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay),
-                            ("trust_coefficient", trust_coefficient), ("eps", eps)):  # fmt: skip
+        for name, value in (("trust_coefficient", trust_coefficient), ("eps", eps)):
             if value < 0.0:
                 raise ValueError(f"{name} is {value}, it cannot be negative")
         super().__init__(
-            params,
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "weight_decay": weight_decay,
-                "trust_coefficient": trust_coefficient,
-                "nesterov": nesterov,
-                "eps": eps,
-            },
-        )
+            params, lr, momentum, weight_decay=weight_decay, nesterov=nesterov,
+            trust_coeff=trust_coefficient, eps=eps, foreach=False,
+        )  # fmt: skip
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, _adapted(parameter, group), group)
-        return loss
+        groups = self.param_groups
+        self.param_groups = [part for group in groups for part in self._by_shape(group)]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
-        if group["nesterov"]:
-            momentum = gradient.add(momentum, alpha=group["momentum"])
-        parameter.add_(momentum, alpha=-group["lr"])
-
-
-def _adapted(parameter: Tensor, group: dict[str, Any]) -> Tensor:
-    """The gradient with weight decay, scaled by the layer's trust ratio; no wait for the device."""
-    gradient = parameter.grad
-    assert gradient is not None
-    if parameter.ndim <= 1:
-        return gradient
-    decay = group["weight_decay"]
-    weight_norm, gradient_norm = parameter.norm(), gradient.norm()
-    trust = group["trust_coefficient"] * weight_norm / (
-        gradient_norm + decay * weight_norm + group["eps"]
-    )  # fmt: skip
-    # A layer of zeros, or one that gets no gradient, would otherwise never move again
-    moves = (weight_norm > 0) & (gradient_norm > 0)
-    return gradient.add(parameter, alpha=decay) * torch.where(moves, trust, 1.0)
+    def _by_shape(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """A group as timm's two: layers that are scaled, vectors that are not."""
+        options = {**self.defaults, **group}
+        options["trust_coeff"] = group.get("trust_coefficient", options["trust_coeff"])
+        layers = [parameter for parameter in group["params"] if parameter.ndim > 1]
+        vectors = [parameter for parameter in group["params"] if parameter.ndim <= 1]
+        yield {**options, "params": layers, "always_adapt": True}
+        yield {**options, "params": vectors, "always_adapt": False, "weight_decay": 0.0}

@@ -1,4 +1,4 @@
-"""Optimizers: which class, and which of its groups each parameter falls into."""
+"""Optimizers: which class, and which of its groups each parameter belongs to."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from engine.errors import UserError
 from engine.models.parameters import is_adapter
 from engine.models.token_rows import is_token_row
 from engine.registry import nearest
-from engine.train.lars import LARS
 
 Kind = Callable[..., torch.optim.Optimizer]  # a class: they differ in what they take
 _UNFIT = {
     "LBFGS": "it evaluates the loss several times a step",
     "SparseAdam": "it takes sparse gradients only",
+    "adahessian": "it takes second derivatives",
 }
 _TOWERS = ("image_encoder", "text_encoder")
 _LAYER = re.compile(r"(?:^|\.)(?:blocks?|layers?|resblocks|stages|h)\.?(\d+)(?=\.)")
@@ -56,15 +56,15 @@ def build(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
 def freeze(model: nn.Module, config: Optim) -> None:
     """Leave out of training what the first group that matches says, or ``keys_finetune`` omits.
 
-    Where adapters train, their layers' own weights do not. A wrapper that reduces gradients must
-    find it done: call this before wrapping the model. Raises UserError for a key without effect.
+    Where adapters train, their layers' own weights do not. Call this before a wrapper collects the
+    parameters whose gradients it reduces. Raises UserError for a key without effect.
     """
     names = [name for name, _ in model.named_parameters()]
     for position, wanted in enumerate(config.keys_finetune):
         if not any(wanted in name for name in names):
             parts = sorted({name.split(".", 1)[0] for name in names})
             raise UserError(
-                f"no parameter's name holds {wanted!r}; the model's parts are {', '.join(parts)}",
+                f"no parameter's name contains {wanted!r}; the model's parts are {', '.join(parts)}",
                 key=f"optim.keys_finetune.{position}",
             )
     for name, parameter in model.named_parameters():
@@ -81,10 +81,10 @@ def freeze(model: nn.Module, config: Optim) -> None:
 
 
 def layer_depths(names: Iterable[str]) -> dict[str, float]:
-    """How far below its tower's head each parameter lies, in layers; 0 outside the towers.
+    """How far below its tower's head each parameter is, in layers; 0 outside the towers.
 
-    Layers are known by names such as ``blocks.3.``, ``layer.2.`` or ``stages.1.blocks.0.``;
-    embeddings lie below the first layer, whatever follows the last one is the head.
+    Layers are recognised by names such as ``blocks.3.``, ``layer.2.`` or ``stages.1.blocks.0.``;
+    embeddings are below the first layer, and whatever follows the last one is the head.
     """
     depths = dict.fromkeys(names, 0.0)
     for tower in _TOWERS:
@@ -108,7 +108,7 @@ def _groups(
     """Trainable parameters by equal settings, in the model's order."""
     every = dict(model.named_parameters())
     chosen = {name: _first_match(name, config.groups) for name in every}
-    _refuse_idle(list(every), chosen, config.groups)
+    _refuse_unused(list(every), chosen, config.groups)
     depths = layer_depths(every)
     decays = "weight_decay" in _known(kind)
     default = param.get("weight_decay", _known(kind)["weight_decay"].default if decays else 0.0)
@@ -132,10 +132,10 @@ def _first_match(name: str, groups: Sequence[ParamGroup]) -> ParamGroup | None:
     return next((group for group in groups if re.search(group.pattern, name)), None)
 
 
-def _refuse_idle(
+def _refuse_unused(
     names: list[str], chosen: dict[str, ParamGroup | None], groups: Sequence[ParamGroup]
 ) -> None:
-    """A pattern without effect is a mistake: a typo would train what was meant to be left alone."""
+    """A pattern without effect is an error: a typo would train what was meant to be frozen."""
     for position, group in enumerate(groups):
         if any(match is group for match in chosen.values()):
             continue
@@ -151,26 +151,40 @@ def _refuse_idle(
 
 
 def _optimizer_class(name: str) -> Kind:
-    """LARS, a class of torch.optim with or without its package, or a dotted one from outside."""
+    """A class of torch.optim, with or without its package; LARS; one of timm's, by its name there
+    (``lamb``); or a class by its dotted name (``timm.optim.Lion``)."""
     known = {
         key: value
         for key, value in vars(torch.optim).items()
         if isinstance(value, type) and value is not torch.optim.Optimizer
     }
-    known["LARS"] = LARS
     module, _, bare = name.rpartition(".")
     if module not in ("", "torch.optim"):
         return _from_outside(name, module, bare)
     if bare in _UNFIT:
         raise UserError(f"{bare} cannot be used: {_UNFIT[bare]}", key="optim.name")
-    if bare not in known:
-        usable = [key for key in known if key not in _UNFIT]
+    if bare in known:
+        return known[bare]
+    # timm takes a while to import, and no other optimizer needs it
+    import engine.torchvision_ops  # noqa: F401  before timm, which imports torchvision
+    from timm.optim import get_optimizer_class, list_optimizers  # isort: skip
+    from engine.train.lars import LARS  # isort: skip
+
+    if bare == "LARS":
+        return LARS
+    if bare not in list_optimizers():
+        usable = [key for key in (*known, "LARS", *list_optimizers()) if key not in _UNFIT]
         raise UserError(f"no optimizer is called {name!r}; {nearest(bare, usable)}",
                         key="optim.name")  # fmt: skip
-    return known[bare]
+    try:
+        return get_optimizer_class(bare)
+    except (ImportError, AssertionError) as error:  # it needs another library, or a GPU
+        raise UserError(f"{bare} cannot be used: {error}", key="optim.name") from error
 
 
 def _from_outside(name: str, module: str, bare: str) -> Kind:
+    import engine.torchvision_ops  # noqa: F401  before timm
+
     try:
         kind = getattr(importlib.import_module(module), bare)
     except (ImportError, AttributeError) as error:

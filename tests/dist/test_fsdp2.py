@@ -87,6 +87,8 @@ def test_blocks_are_the_members_of_the_outermost_stacks() -> None:
         ({"offload": "cpu"}, {}, CPU, "fp32", "dist.param.offload", "this run is on the CPU"),
         ({}, {}, CUDA, "fp16", "dist.precision", "take bf16 or fp32"),
         ({}, {"name": "LARS"}, CUDA, "bf16", "optim.name", "take torch.optim.AdamW"),
+        ({}, {"name": "timm.optim.Lamb"}, CUDA, "bf16", "optim.name", "take torch.optim.AdamW"),
+        ({}, {"name": "nadamuon"}, CUDA, "bf16", "optim.name", "take torch.optim.AdamW"),
     ],
 )
 def test_mistakes(

@@ -1,4 +1,4 @@
-"""LARS against timm's, by hand, and in the cases in which a ratio of norms makes no sense."""
+"""LARS against its formula written out, and where a ratio of norms makes no sense."""
 
 from __future__ import annotations
 
@@ -10,38 +10,74 @@ import torch
 from torch import nn
 
 import engine.torchvision_ops  # noqa: F401  # before timm
+
+from timm.optim import Lars  # isort: skip
 from engine.train.lars import LARS
+from tests.train import lars_by_hand
 
 
-def _train(kind: Any, steps: int = 20, **options: Any) -> list[torch.Tensor]:
+def _train(kind: Any, dtype: torch.dtype, steps: int = 20, **options: Any) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    weights = [torch.randn(4, 5, generator=generator), torch.randn(5, 2, generator=generator)]
-    parameters = [nn.Parameter(weight.double()) for weight in weights]
-    x = torch.randn(30, 4, generator=generator).double()
+    sizes = ((4, 5), (5, 2), (5,))
+    weights = [torch.randn(*size, generator=generator) for size in sizes]
+    parameters = [nn.Parameter(weight.to(dtype)) for weight in weights]
+    x = torch.randn(30, 4, generator=generator).to(dtype)
     optimizer = kind(parameters, **options)
     for _ in range(steps):
         optimizer.zero_grad()
-        (x @ parameters[0]).tanh().matmul(parameters[1]).square().mean().backward()
+        hidden = (x @ parameters[0] + parameters[2]).tanh()
+        hidden.matmul(parameters[1]).square().mean().backward()
         optimizer.step()
     return [parameter.detach() for parameter in parameters]
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("weight_decay", [1e-3, 0.5])
-def test_equals_timm(nesterov: bool, weight_decay: float) -> None:
-    from timm.optim import Lars
-
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-3, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_equals_the_formula_bit_for_bit(
+    nesterov: bool, weight_decay: float, dtype: torch.dtype
+) -> None:
     options = {
         "lr": 0.3,
         "momentum": 0.8,
         "nesterov": nesterov,
         "weight_decay": weight_decay,
-        "eps": 0.0,
+        "trust_coefficient": 0.02,
     }
-    ours = _train(LARS, trust_coefficient=0.02, **options)
-    theirs = _train(Lars, trust_coeff=0.02, **options)
-    for got, want in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-12, atol=0.0)
+    ours = _train(LARS, dtype, **options)
+    by_hand = _train(lars_by_hand.LARS, dtype, **options)
+    assert all(torch.equal(got, want) for got, want in zip(ours, by_hand, strict=True))
+    if weight_decay:  # timm scales whatever decays
+
+        def timms(parameters: list[nn.Parameter], **more: Any) -> Lars:
+            *layers, vector = parameters
+            return Lars([{"params": layers}, {"params": [vector], "weight_decay": 0.0}], **more)
+
+        options["trust_coeff"] = options.pop("trust_coefficient")
+        theirs = _train(timms, dtype, **options)
+        assert all(torch.equal(got, want) for got, want in zip(ours, theirs, strict=True))
+
+
+def test_a_checkpoint_of_the_class_written_out_goes_on() -> None:
+    """Groups had neither timm's keys nor another order."""
+    weights = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(3))]
+    twins = copy.deepcopy(weights)
+    before, after = lars_by_hand.LARS(weights, lr=0.1, trust_coefficient=0.1), LARS(twins, lr=9.0)
+
+    def step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+        for parameter in parameters:
+            parameter.grad = parameter.detach().sin()
+        optimizer.step()
+
+    step(before, weights)
+    with torch.no_grad():
+        for twin, weight in zip(twins, weights, strict=True):
+            twin.copy_(weight)
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    for _ in range(3):
+        step(before, weights)
+        step(after, twins)
+    assert all(map(torch.equal, weights, twins))
 
 
 def test_one_step_by_hand() -> None:
@@ -94,5 +130,7 @@ def test_state_is_restored() -> None:
 
 
 def test_negative_values_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"momentum is -0.1"):
+    with pytest.raises(ValueError, match=r"momentum value: -0.1"):
         LARS([nn.Parameter(torch.ones(1))], momentum=-0.1)
+    with pytest.raises(ValueError, match=r"eps is -1"):
+        LARS([nn.Parameter(torch.ones(1))], eps=-1)

@@ -13,7 +13,6 @@ from engine.config.schema import Lr, Optim, ParamGroup
 from engine.dist import ddp
 from engine.errors import UserError
 from engine.train import optim
-from engine.train.lars import LARS
 
 
 class Block(nn.Module):
@@ -187,6 +186,8 @@ def test_clipping_tells_of_a_norm_that_is_not_finite() -> None:
     ("config", "message", "key"),
     [
         ({"name": "AdamV"}, "did you mean 'Adam", "optim.name"),
+        ({"name": "lars2"}, "did you mean 'lars'", "optim.name"),
+        ({"name": "adahessian"}, "second derivatives", "optim.name"),
         ({"name": "torch.optim.LBFGS"}, "several times a step", "optim.name"),
         ({"name": "SparseAdam"}, "sparse", "optim.name"),
         ({"name": "no_such_package.Lion"}, "cannot import", "optim.name"),
@@ -215,7 +216,32 @@ def test_mistakes_are_named(config: dict[str, Any], message: str, key: str) -> N
     assert caught.value.key == key
 
 
+TIMM = ("lamb", "lambc", "larc", "lars", "lion", "adan", "adopt", "cadamw", "muon", "novograd")
+
+
+@pytest.mark.parametrize("name", [*TIMM, "timm.optim.Lars", "timm.optim.Adan"])
+def test_timms_by_name(name: str) -> None:
+    import timm.optim
+
+    model = Model()
+    optimizer = optim.build(model, Optim(name=name, param={"weight_decay": 0.1}))
+    want = timm.optim.get_optimizer_class(name.rpartition(".")[2], bind_defaults=False)
+    assert type(optimizer) is want
+    before = model.text_encoder.pooler.weight.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    optimizer.step()  # ADOPT's first one only makes its state
+    assert not torch.equal(before, model.text_encoder.pooler.weight)
+
+
+def test_an_optimizer_that_needs_another_library_says_so() -> None:
+    with pytest.raises(UserError, match=r"bnbadam cannot be used: .*bitsandbytes"):
+        optim.build(Model(), Optim(name="bnbadam"))
+
+
 def test_optimizer_from_outside() -> None:
-    kind = optim.build(Model(), Optim(name="engine.train.lars.LARS", param={"momentum": 0.5}))
-    assert isinstance(kind, LARS)
+    name = "tests.train.lars_by_hand.LARS"
+    kind = optim.build(Model(), Optim(name=name, param={"momentum": 0.5}))
+    assert type(kind).__module__ == "tests.train.lars_by_hand"
     assert kind.param_groups[0]["momentum"] == 0.5
