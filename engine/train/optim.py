@@ -64,7 +64,8 @@ def freeze(model: nn.Module, config: Optim) -> None:
         if not any(wanted in name for name in names):
             parts = sorted({name.split(".", 1)[0] for name in names})
             raise UserError(
-                f"no parameter's name contains {wanted!r}; the model's parts are {', '.join(parts)}",
+                f"no parameter's name contains {wanted!r}; the model's parts are "
+                f"{', '.join(parts)}",
                 key=f"optim.keys_finetune.{position}",
             )
     for name, parameter in model.named_parameters():
