@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.config.schema import Config
 from engine.data.batch_memory import stack_images
 from engine.data.text import labels as label_text
-from engine.data.text.labels import LabelText, Row
+from engine.data.text.labels import LabelRow, LabelText
 from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
 from engine.models.vision_language import Recognizer
@@ -65,7 +65,7 @@ class RecognizeTask(LanguageTask):
         """Collate of images alone, whose labels are to be found."""
         return {"image_BCHW": stack_images(samples)} | places(samples)
 
-    def row(self, sample: Sample) -> Row:
+    def row(self, sample: Sample) -> LabelRow:
         """A sample's prompt and as many of its labels, in the order of its seed, as fit."""
         before = self._before(self.text.train_prompt(sample.seed))
         labels = label_text.labels_of(sample, self.section)
@@ -78,7 +78,7 @@ class RecognizeTask(LanguageTask):
         return label_text.lay_out(before, chosen, nxtp=self.nxtp, per_label=self.per_label)
 
     def _before(self, prompt: str) -> list[int]:
-        return [*self.image_ids, self.start_id, *self.text.prompt_ids(prompt)]
+        return [*self.image_ids, self.start_id, *self.tokenizer.raw(prompt)]
 
     def usable(self, record: Record) -> None:
         """Raises BadSample where no label can be learned, or one holds the separator."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.config.schema import Tokenizer as Config
 from engine.data.text import bpe
-from engine.data.text.tokenizer import is_saved
+from engine.data.text.tokenizer import is_saved, load
 from engine.errors import UserError
 
 _CAPTIONS = [
@@ -26,8 +26,8 @@ _CAPTIONS = [
 ] * 3
 
 
-def _bpe(folder=None, captions=_CAPTIONS, vocab_size=400):
-    return bpe.build(Config(vocab_size=vocab_size), captions=lambda: iter(captions), folder=folder)
+def _bpe(captions=_CAPTIONS, vocab_size=400):
+    return bpe.build(Config(vocab_size=vocab_size), captions=lambda: iter(captions))
 
 
 _TRAINED = _bpe()
@@ -70,16 +70,18 @@ def test_bpe_trains_on_cleaned_captions():
 
 
 def test_bpe_is_saved_and_read_back(tmp_path):
-    first = _bpe(tmp_path / "tokenizer")
+    first = _bpe()
+    assert not is_saved(tmp_path / "tokenizer")
+    first.save(tmp_path / "tokenizer")
     assert is_saved(tmp_path / "tokenizer")
-    again = bpe.build(Config(vocab_size=400), captions=None, folder=tmp_path / "tokenizer")
+    again = load(tmp_path / "tokenizer")
     assert again.pieces == first.pieces
     assert torch.equal(again(_CAPTIONS, 25)[0], first(_CAPTIONS, 25)[0])
 
 
-def test_bpe_without_captions(tmp_path):
-    with pytest.raises(UserError, match="trained on the captions, and none is saved in"):
-        bpe.build(Config(), captions=None, folder=tmp_path)
+def test_bpe_without_captions():
+    with pytest.raises(UserError, match="trained on the captions, and none is saved here"):
+        bpe.build(Config(), captions=None)
 
 
 _WORDS = ("red", "green", "blue", "small", "large", "circle", "square", "left", "above", "below")
@@ -88,7 +90,7 @@ import itertools, os, sys
 from engine.config.schema import Tokenizer
 from engine.data.text import bpe
 captions = [" ".join(words) for words in itertools.product(sys.argv[1:], repeat=3)]
-tokenizer = bpe.build(Tokenizer(vocab_size=500), captions=lambda: iter(captions), folder=None)
+tokenizer = bpe.build(Tokenizer(vocab_size=500), captions=lambda: iter(captions))
 print("\\n".join(tokenizer.pieces), flush=True)
 child = os.fork()
 if not child:

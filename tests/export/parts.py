@@ -9,8 +9,7 @@ from tokenizers import AddedToken, processors
 
 from engine.config import schema
 from engine.config.schema import Resize, Transforms
-from engine.data.text import byte_level
-from engine.data.text.tokenizer import TextTokenizer
+from engine.data.text.tokenizer import BYTE_TOKENS, TextTokenizer, byte_level
 from engine.export.trained import Trained
 from engine.models.token_rows import add_token_rows
 from engine.registry import find
@@ -32,12 +31,12 @@ T5 = {"model_type": "t5", "d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2
 
 def bytes_with_another_end() -> TextTokenizer:
     """CLIP's text encoder takes a 2, which ends our texts, for something else."""
-    tokenizer = byte_level.untrained(split_words=False)
+    tokenizer = byte_level(split_words=False)
     tokenizer.add_special_tokens([AddedToken("[END]", special=True)])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [END]", special_tokens=[("[CLS]", 1), ("[END]", 260)]
     )
-    return TextTokenizer(tokenizer, byte_level.TOKENS | {"sep": "[END]"})
+    return TextTokenizer(tokenizer, BYTE_TOKENS | {"sep": "[END]"})
 
 
 def make(

@@ -7,72 +7,49 @@ fate, so that no word is left half masked.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.config.schema import TextAugment
+from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
 
 _KEY = "transforms.text_augment"
 
 
-class WordBoundaries:
+class WordBoundaries(NamedTuple):
     """Which ids begin a word, and which end one: two tables over the vocabulary.
 
     A word begins at an id of ``starts_V``, after an id of ``ends_V``, and at the first real token.
     """
 
-    def __init__(self, starts_V: Tensor, ends_V: Tensor) -> None:
-        self.starts_V = starts_V
-        self.ends_V = ends_V
+    starts_V: Tensor
+    ends_V: Tensor
 
-    @staticmethod
-    def every_piece(vocab_size: int) -> WordBoundaries:
-        """Each piece is a word of its own."""
-        nothing_V = torch.zeros(vocab_size, dtype=torch.bool)
+
+def word_boundaries(pieces: Sequence[str]) -> WordBoundaries:
+    """From the vocabulary's spelling, ``pieces[i]`` being id i's.
+
+    Knows WordPiece (``##`` continues a word), byte-level BPE (``Ġ`` begins one) and SentencePiece
+    (``▁`` begins one), CLIP's BPE (``</w>`` ends one) and plain spaces. The convention that most
+    pieces follow counts; where none does, each piece is a word.
+    """
+
+    def is_marked(piece: str, mark: str) -> bool:
+        return piece.endswith(mark) if mark == "</w>" else piece.startswith(mark)
+
+    marks = ("##", "Ġ", "▁", "</w>", " ")
+    marked_V = {mark: torch.tensor([is_marked(p, mark) for p in pieces]) for mark in marks}
+    mark = max(marks, key=lambda name: int(marked_V[name].sum()))
+    nothing_V = torch.zeros(len(pieces), dtype=torch.bool)
+    if not marked_V[mark].any():
         return WordBoundaries(~nothing_V, nothing_V)
-
-    @staticmethod
-    def of_pieces(pieces: Sequence[str]) -> WordBoundaries:
-        """From the vocabulary's spelling, ``pieces[i]`` being id i's.
-
-        Knows WordPiece (``##`` continues a word), byte-level BPE (``Ġ`` begins one) and
-        SentencePiece (``▁`` begins one), CLIP's BPE (``</w>`` ends one) and plain spaces. The
-        convention that most pieces follow rules; where none does, each piece is a word.
-        """
-        marks = {
-            "##": sum(piece.startswith("##") for piece in pieces),
-            "Ġ": sum(piece.startswith("Ġ") for piece in pieces),
-            "▁": sum(piece.startswith("▁") for piece in pieces),
-            "</w>": sum(piece.endswith("</w>") for piece in pieces),
-            " ": sum(piece.startswith(" ") for piece in pieces),
-        }
-        mark = max(marks, key=lambda name: marks[name])
-        if marks[mark] == 0:
-            return WordBoundaries.every_piece(len(pieces))
-        nothing_V = torch.zeros(len(pieces), dtype=torch.bool)
-        if mark == "</w>":
-            return WordBoundaries(nothing_V, torch.tensor([p.endswith(mark) for p in pieces]))
-        begins_V = torch.tensor([piece.startswith(mark) for piece in pieces])
-        return WordBoundaries(~begins_V if mark == "##" else begins_V, nothing_V)
-
-
-class Vocabulary(Protocol):
-    """What augmentation must know of a tokenizer."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def pad_id(self) -> int: ...
-    @property
-    def mask_id(self) -> int | None: ...
-    @property
-    def special_ids(self) -> Collection[int]: ...
-    @property
-    def pieces(self) -> Sequence[str]: ...  # spelling by id; empty for an id not in use
+    if mark == "</w>":
+        return WordBoundaries(nothing_V, marked_V[mark])
+    return WordBoundaries(~marked_V[mark] if mark == "##" else marked_V[mark], nothing_V)
 
 
 class TextAugmenter:
@@ -81,17 +58,12 @@ class TextAugmenter:
     Args:
         rates: shares of the words; each word meets at most one of the three fates.
         tokenizer: its special ids are never touched nor drawn; a masked piece becomes ``mask_id``.
-        boundaries: where words begin; by default read from how the tokenizer spells its pieces.
+            How it spells its pieces says where words begin.
 
     Raises UserError for rates above one in sum, and for masking without a mask token.
     """
 
-    def __init__(
-        self,
-        rates: TextAugment,
-        tokenizer: Vocabulary,
-        boundaries: WordBoundaries | None = None,
-    ) -> None:
+    def __init__(self, rates: TextAugment, tokenizer: TextTokenizer) -> None:
         if rates.mask + rates.random + rates.delete > 1 + 1e-9:
             raise UserError(
                 f"mask {rates.mask}, random {rates.random} and delete {rates.delete} are shares "
@@ -108,7 +80,7 @@ class TextAugmenter:
         self.pad_id = tokenizer.pad_id
         self.mask_id = tokenizer.mask_id
         pieces = tokenizer.pieces
-        self.boundaries = boundaries or WordBoundaries.of_pieces(pieces)
+        self.boundaries = word_boundaries(pieces)
         self.special_V = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
         special = [*tokenizer.special_ids, tokenizer.pad_id]
         self.special_V[[i for i in special if 0 <= i < tokenizer.vocab_size]] = True
@@ -116,15 +88,12 @@ class TextAugmenter:
         self.ordinary = (used_V & ~self.special_V).nonzero().squeeze(1)
 
     def __call__(
-        self,
-        input_ids_BT: Tensor,
-        attention_mask_BT: Tensor,
-        seeds: torch.Generator | Sequence[int],
+        self, input_ids_BT: Tensor, attention_mask_BT: Tensor, seeds: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         """Augmented ids and mask, int64, as long as the longest row that is left.
 
-        With a seed for each row a caption's fate depends on its own seed alone, whatever stands
-        beside it in the batch. At least one word of a row that has any is kept.
+        A caption's fate depends on its own seed alone, whatever else is in the batch. At least one
+        word of a row that has any is kept.
         """
         rates = self.rates
         if not self.active:
@@ -143,19 +112,16 @@ class TextAugmenter:
             ids_BT = ids_BT.masked_fill(masked_BT, self.mask_id)
         return self._compact(ids_BT, real_BT & ~deleted_BT)
 
-    def _draw(
-        self, real_BT: Tensor, seeds: torch.Generator | Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    def _draw(self, real_BT: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """A number in [0, 1) and a replacement for each real token, row after row.
 
-        As many numbers are drawn for a row as it has tokens: how far others padded it is no matter.
+        As many numbers are drawn for a row as it has tokens, however far it is padded.
         """
         draw_BT = torch.ones(real_BT.shape, dtype=torch.float64)
         other_BT = torch.zeros(real_BT.shape, dtype=torch.int64)
-        generator = seeds if isinstance(seeds, torch.Generator) else torch.Generator()
+        generator = torch.Generator()
         for row, length in enumerate(real_BT.sum(1).tolist()):
-            if not isinstance(seeds, torch.Generator):
-                generator.manual_seed(seeds[row])
+            generator.manual_seed(seeds[row])
             both = torch.rand(2, length, dtype=torch.float64, generator=generator)
             draw_BT[row, real_BT[row]] = both[0]
             choice = (both[1] * len(self.ordinary)).long()

@@ -7,37 +7,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from tokenizers import normalizers, trainers
 
 from engine.config import schema
-from engine.data.text import tokenizer as saved
-from engine.data.text.byte_level import ALPHABET, TOKENS, finish, untrained
-from engine.data.text.tokenizer import TextTokenizer
+from engine.data.text.tokenizer import (
+    BYTE_TOKENS,
+    BYTES,
+    TextTokenizer,
+    byte_level,
+    clean,
+    with_ends,
+)
 from engine.errors import UserError
 
 _KEY = "model.text_encoder.tokenizer"
-_MIN_VOCABULARY = len(TOKENS) + len(ALPHABET)
+_MIN_VOCABULARY = len(BYTE_TOKENS) + len(BYTES)
 
 
 def build(
-    config: schema.Tokenizer,
-    *,
-    captions: Callable[[], Iterator[str]] | None = None,
-    folder: Path | None = None,
+    config: schema.Tokenizer, *, captions: Callable[[], Iterator[str]] | None = None
 ) -> TextTokenizer:
-    """The tokenizer saved in ``folder``; else one trained on ``captions()`` and saved there.
+    """A tokenizer trained on ``captions()``, of at most ``config.vocab_size`` ids.
 
-    At most ``config.vocab_size`` ids; fewer where the captions are few. The same captions in the
-    same order give the same tokenizer. Raises UserError without captions, or for a vocabulary too
-    small to hold every byte.
+    There are fewer where the captions are few. The same captions in the same order give the same
+    tokenizer. Raises UserError without captions, or for a vocabulary too small to hold every byte.
     """
-    if folder is not None and saved.is_saved(folder):
-        return saved.load(folder)
     if captions is None:
         raise UserError(
-            f"tokenizer 'bpe' is trained on the captions, and none is saved in {folder}; "
+            "tokenizer 'bpe' is trained on the captions, and none is saved here; "
             "train with data.train_name, or resume the run that has it",
             key=f"{_KEY}.name",
         )
@@ -47,19 +45,16 @@ def build(
             f"bytes and special tokens alone take {_MIN_VOCABULARY}",
             key=f"{_KEY}.vocab_size",
         )
-    tokenizer = untrained(split_words=True)
+    tokenizer = byte_level(split_words=True)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         min_frequency=2,
         show_progress=False,
-        special_tokens=list(TOKENS.values()),
-        initial_alphabet=ALPHABET,
+        special_tokens=list(BYTE_TOKENS.values()),
+        initial_alphabet=BYTES,
     )
-    tokenizer.train_from_iterator(map(saved.clean, captions()), trainer)
+    tokenizer.train_from_iterator(map(clean, captions()), trainer)
     # Training used threads; data workers forked after it must not, and the library would warn.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    trained = finish(tokenizer)
-    if folder is not None:
-        trained.save(folder)
-    return trained
+    return with_ends(tokenizer)

@@ -1,18 +1,13 @@
 """A token a byte: needs neither files nor training, and knows every text. 260 ids."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from engine.config import schema
-from engine.data.text.byte_level import finish, untrained
-from engine.data.text.tokenizer import TextTokenizer
+from engine.data.text.tokenizer import TextTokenizer, byte_level, with_ends
 
 
 def build(
-    config: schema.Tokenizer,
-    *,
-    captions: Callable[[], Iterator[str]] | None = None,
-    folder: Path | None = None,
+    config: schema.Tokenizer, *, captions: Callable[[], Iterator[str]] | None = None
 ) -> TextTokenizer:
     """The byte tokenizer; it has no options."""
-    return finish(untrained(split_words=False))
+    return with_ends(byte_level(split_words=False))

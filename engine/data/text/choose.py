@@ -35,5 +35,5 @@ def choose_tokenizer(
     if name == "huggingface" and chosen.tag is None:
         chosen = chosen.model_copy(update={"tag": model.tag})
     module = registry.find("data/text", name, key=key)
-    tokenizer: TextTokenizer = module.build(chosen, captions=captions, folder=None)
+    tokenizer: TextTokenizer = module.build(chosen, captions=captions)
     return tokenizer

@@ -15,10 +15,7 @@ _KEY = "model.text_encoder.tokenizer"
 
 
 def build(
-    config: schema.Tokenizer,
-    *,
-    captions: Callable[[], Iterator[str]] | None = None,
-    folder: Path | None = None,
+    config: schema.Tokenizer, *, captions: Callable[[], Iterator[str]] | None = None
 ) -> TextTokenizer:
     """The tokenizer ``config.tag``. Raises UserError where there is none, or none without its code.
 
@@ -33,7 +30,7 @@ def build(
     if backend is None:
         raise UserError(
             f"tokenizer {config.tag!r} ({type(theirs).__name__}) has no fast form "
-            "(tokenizer.json); save one with transformers, or take another tag",
+            "(tokenizer.json); save one with transformers, or use another tag",
             key=f"{_KEY}.tag",
         )
     tokens = {role: getattr(theirs, f"{role}_token", None) for role in ROLES}

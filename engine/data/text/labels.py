@@ -22,7 +22,7 @@ from engine.errors import UserError
 from engine.types import BadSample, Batch, Record, Sample
 
 _KEY = "data.labels"
-_SAMPLE_LABEL = "thing"  # to see how a label and its separator are cut
+_SAMPLE_LABEL = "thing"  # to see how a label and its separator are tokenized
 
 
 def clean(labels: Iterable[str]) -> list[str]:
@@ -42,27 +42,27 @@ def labels_of(one: Record | Sample, section: Labels) -> list[str]:
     return [noun for noun in clean(found) if noun not in dropped]
 
 
-class Row(NamedTuple):
+class LabelRow(NamedTuple):
     """One row of text, each list as long as it has tokens; see ``TruncatedDecoder``."""
 
     ids: list[int]
     segment: list[int]  # 0 of the prompt, i ≥ 1 of label i
     position: list[int]
-    source: list[int]  # the place whose state tells the token; −1: not learned
+    source: list[int]  # the place whose state predicts the token; −1: not learned
     unseen: list[int]
 
 
 def lay_out(
     prompt: Sequence[int], labels: Sequence[Sequence[int]], *, nxtp: bool, per_label: bool
-) -> Row:
+) -> LabelRow:
     """A prompt and labels, each ending with the separator, as one row.
 
-    Each label's first token is told by the prompt's last state. By NXTP's rule (``nxtp``) it is
-    told by the separator before it instead, the last label has no separator, and nobody looks at
-    the tokens of that one.
+    Each label's first token is predicted by the prompt's last state. By NXTP's rule (``nxtp``) it
+    is predicted by the separator before it instead, the last label has no separator, and no other
+    place attends to the tokens of that one.
     """
     start = len(prompt)
-    row = Row(list(prompt), [0] * start, list(range(start)), [-1] * start, [0] * start)
+    row = LabelRow(list(prompt), [0] * start, list(range(start)), [-1] * start, [0] * start)
     for number, label in enumerate(labels, 1):
         last = nxtp and number == len(labels)
         tokens, place = label[: len(label) - last], len(row.ids)
@@ -77,7 +77,7 @@ def lay_out(
     return row
 
 
-def stack(rows: Sequence[Row], pad_id: int) -> Batch:
+def stack(rows: Sequence[LabelRow], pad_id: int) -> Batch:
     """Rows as int64 tensors [B, T], padded to the longest one; ``unseen_BT`` where anything is."""
 
     def padded(name: str, value: int) -> Tensor:
@@ -116,15 +116,11 @@ class LabelText:
                 f"the separator {section.separator!r} is not one token behind a label: "
                 f"{_SAMPLE_LABEL + section.separator!r} has the tokens "
                 f"{[tokenizer.pieces[i] for i in with_end[len(prompt) :]]}; "
-                "take a mark that the tokenizer keeps apart, such as ','",
+                "use a mark that the tokenizer keeps apart, such as ','",
                 key=f"{_KEY}.separator",
             )
         self.separator_id = with_end[-1]
         self.ids = functools.lru_cache(1 << 14)(self._ids)
-
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Ids of a prompt alone."""
-        return self.tokenizer.raw(prompt)
 
     def train_prompt(self, seed: int | None) -> str:
         """The prompt that a sample's seed draws; the fixed one without a seed."""
@@ -134,11 +130,11 @@ class LabelText:
         return choice[hash64(seed, 0, 0, 7) % len(choice)]
 
     def _ids(self, label: str) -> tuple[int, ...]:
-        """Ids of a label and its separator, as they stand behind the prompt.
+        """Ids of a label and its separator behind the prompt.
 
         Raises BadSample for a label that has the separator in it.
         """
-        prompt = self.prompt_ids(self.section.prompt)
+        prompt = self.tokenizer.raw(self.section.prompt)
         whole = self.tokenizer.raw(f"{self.section.prompt} {label}")[len(prompt) :]
         if self.section.separator in label or self.separator_id in whole:
             raise BadSample(

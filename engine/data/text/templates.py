@@ -1,6 +1,6 @@
 """Prompt templates: what stands before a caption or an answer, and what of a sample is learned.
 
-Templates are data (``templates.yaml``, which tells their form). The same text is used in training,
+Templates are data; ``templates.yaml`` describes their form. The same text is used in training,
 evaluation and generation.
 """
 
@@ -46,9 +46,9 @@ class Template:
         return f"{{{field}}}" in self.input + self.target
 
     def prompt(self, row: Sample | Record, *, marks: bool = True) -> str:
-        """All that stands before a sample's last answer, earlier turns of a conversation included.
+        """All that precedes a sample's last answer, earlier turns of a conversation included.
 
-        A mark stands where each of its images does, without ``marks`` nothing does. Raises
+        Each of its images is a mark, or without ``marks`` nothing. Raises
         BadSample where the marks in the sample's texts are not as many as its images, or where
         turns do not alternate.
         """
@@ -78,21 +78,21 @@ class Template:
     def _conversation(
         self, turns: Sequence[Turn], num_images: int, marks: bool, head: str = ""
     ) -> str:
-        told, instruction = self.system, self.instruction
+        prompt, instruction = self.system, self.instruction
         waiting = 0 if self.has("question") and _count_marks(turns) else num_images
         for role, text in turns:
             if role == "gpt":
-                told += _without_marks(text) + self.after
+                prompt += _without_marks(text) + self.after
                 continue
             own = text.count(MARK)
             if own == 1 or not marks:
                 text = _without_marks(text)
             images = self.image * ((own == 1) + waiting) if marks else ""
             values = {"images": images, "instruction": instruction, "question": text.strip()}
-            told += "" if self.has("images") else images
-            told += _fill(self.input, values | {"head": head})
+            prompt += "" if self.has("images") else images
+            prompt += _fill(self.input, values | {"head": head})
             instruction, waiting = "", 0
-        return told
+        return prompt
 
 
 _KEYS = [field.name for field in fields(Template) if field.name != "instruction"]
@@ -211,20 +211,20 @@ def templates(path: Path, key: str) -> dict[str, Template]:
             if not isinstance(value, str):
                 raise UserError(f"{what}: {option} must be a text, not {value!r}", key=key)
         if "input" not in values:
-            raise UserError(f"{what} has no input: what stands before an answer", key=key)
+            raise UserError(f"{what} has no input: what precedes an answer", key=key)
         found[name] = Template(**values)
         _check(what, found[name], key)
     return found
 
 
 def _check(what: str, found: Template, key: str) -> None:
-    """Raises UserError for a field that nothing is known by."""
+    """Raises UserError for an unknown field."""
     for where, known in _FIELDS.items():
         for field in re.findall(r"\{([^{}]*)\}", getattr(found, where)):
             if field not in known:
-                told = ", ".join(f"{{{name}}}" for name in known)
+                listed = ", ".join(f"{{{name}}}" for name in known)
                 raise UserError(
-                    f"{what} has the field {{{field}}}; fields of {where} are {told}", key=key
+                    f"{what} has the field {{{field}}}; fields of {where} are {listed}", key=key
                 )
     for where in ("system", "after", "image"):
         if (stray := _FIELD.search(getattr(found, where))) is not None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from engine.errors import UserError
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # exported models are run where there is no torch
     from torch import Tensor
 
 ROLES = ("pad", "mask", "cls", "sep", "bos", "eos", "unk")
+BYTE_TOKENS = {"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # a printable character for each byte
 _VOCABULARY, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
 
@@ -164,9 +166,31 @@ class TextTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
         settings |= {f"{role}_token": token for role, token in self.tokens.items()}
-        # The vocabulary comes last: where it lies, the folder is whole.
+        # The vocabulary comes last: where it is, the folder is whole.
         _write(folder / _SETTINGS, json.dumps(settings, ensure_ascii=False, indent=1))
         _write(folder / _VOCABULARY, self.tokenizer.to_str(pretty=True))
+
+
+def byte_level(*, split_words: bool) -> Tokenizer:
+    """A BPE without merges: ids 0 to 3 are special, each other id is a byte."""
+    vocabulary = {piece: i for i, piece in enumerate([*BYTE_TOKENS.values(), *BYTES])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in BYTE_TOKENS.values()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=split_words, use_regex=split_words
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def with_ends(tokenizer: Tokenizer) -> TextTokenizer:
+    """A byte-level tokenizer that puts its start and end tokens around each text."""
+    start, end = BYTE_TOKENS["cls"], BYTE_TOKENS["sep"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (start, end)],
+    )
+    return TextTokenizer(tokenizer, BYTE_TOKENS)
 
 
 def is_saved(folder: Path) -> bool:
@@ -189,8 +213,8 @@ def load(folder: Path) -> TextTokenizer:
 
 
 def clean(text: str) -> str:
-    """Text with mojibake, HTML entities and odd characters mended (ftfy), spaces made single."""
-    if not (text.isascii() and text.isprintable() and "&" not in text):  # else nothing to mend
+    """Text with mojibake, HTML entities and odd characters repaired (ftfy), spaces made single."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # else nothing to repair
         import ftfy  # a tenth of a second to import, and many runs never need it
 
         text = ftfy.fix_text(text)

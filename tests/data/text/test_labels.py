@@ -103,19 +103,19 @@ def test_labels_and_separators_are_the_tokens_of_the_whole_text(name: str, separ
     assert all(label[-1] == text.separator_id for label in ids)
     assert all(text.separator_id not in label[:-1] for label in ids)
     whole = f"{separator} ".join(labels) + separator
-    told = tokenizer.raw(f"{text.section.prompt} {whole}")
-    assert [*text.prompt_ids(text.section.prompt), *(i for label in ids for i in label)] == told
+    want = tokenizer.raw(f"{text.section.prompt} {whole}")
+    assert [*tokenizer.raw(text.section.prompt), *(i for label in ids for i in label)] == want
     for label, tokens in zip(labels, ids, strict=True):
         assert tokenizer.decode(list(tokens[:-1])) == label
 
 
 @pytest.mark.parametrize(
-    ("separator", "told"),
+    ("separator", "message"),
     [(", ", "is not one token"), (" ", "is not one token"), ("and", "is not one token"),
      ("", "is not one token")],
 )  # fmt: skip
-def test_a_separator_that_is_no_token_of_its_own_is_refused(separator: str, told: str) -> None:
-    with pytest.raises(UserError, match=told) as caught:
+def test_a_separator_that_is_no_token_of_its_own_is_refused(separator: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
         LabelText(TOKENIZERS["bpe"](), Labels(separator=separator))
     assert caught.value.key == "data.labels.separator"
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.config.schema import Decoder as Section
-from engine.data.text.labels import Row, lay_out, stack
+from engine.data.text.labels import LabelRow, lay_out, stack
 from engine.errors import UserError
 from engine.registry import find
 from tests.models.decoders.test_decoders import IMAGE, SIZES, VOCABULARY, WIDTH
@@ -156,7 +156,7 @@ def test_nxtps_mask_is_that_of_its_code(count: int, monkeypatch) -> None:
     assert (seen[0][0, 0] == 0).tolist() == nxtp_by_loop(IMAGE, row.ids)
 
 
-def rows_of_texts() -> list[Row]:
+def rows_of_texts() -> list[LabelRow]:
     """Rows of unlike lengths and numbers of labels."""
     chosen = [LABELS, LABELS[:1], [LABELS[2], LABELS[0]]]
     return [lay_out(PROMPT, labels, nxtp=False, per_label=True) for labels in chosen]
