@@ -84,9 +84,9 @@ def told_sample(setup: Setup, samples: Sequence[Sample]) -> list[str]:
     told = getattr(setup.task, "told", None)
     if told is None:
         return []
-    sample = next((one for one in samples if one.image is not None), samples[0])
+    sample = next((one for one in samples if one.images), samples[0])
     prompt, target = told(sample)
-    images = 0 if sample.image is None else 1 + len(sample.more_images)
+    images = len(sample.images)
     return [f"\n# a sample, with {images} image(s)", f"prompt: {prompt!r}", f"target: {target!r}"]
 
 

@@ -7,14 +7,14 @@ Shape legend, used as a suffix of tensor names wherever a shape is not plain:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
     from torch import Tensor, nn
 
@@ -25,42 +25,47 @@ Turn = tuple[str, str]
 """One turn of a conversation: who speaks (``human`` or ``gpt``), and the text."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One row of a source, before its image is decoded."""
+class Place(NamedTuple):
+    """Where an image is inside a file of many; ``engine/data/image_files.py`` reads it."""
 
-    key: str  # names the sample in messages: a file name, a tar member
-    image: Path | bytes | None  # a file inside the source's root, or its encoded bytes
-    caption: str  # of a conversation the first answer, of a question it and its answer
-    image_id: str
-    caption_id: str
+    file: str
+    offset: int
+    size: int  # in bytes
+    shown: str  # names the image in messages
+    base64: bool = False  # the bytes there are base64 text
+    state: tuple[int, int] | None = None  # size and time of the file when the place was noted
+
+
+EncodedImage = Path | Place | bytes
+"""An encoded image: a file of its own, inside its source's root; a place in a file; its bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a source, its images still encoded."""
+
+    key: str  # names the row in messages: a file name, a tar member
+    images: tuple[EncodedImage, ...] = ()
+    caption: str = ""  # of a conversation the first answer, of a question it and its answer
+    image_id: str = ""
+    caption_id: str = ""
     label: int | None = None
     turns: tuple[Turn, ...] = ()  # the conversation; of a question, it and its answer
     answers: tuple[str, ...] = ()  # every annotator's
     labels: tuple[str, ...] = ()  # names of what is in the image
-    more_images: tuple[Path | bytes, ...] = ()  # the second and all further ones
     question_type: str = ""  # what the question asks for, as the dataset names it
     answer_type: str = ""  # what it is answered by: VQA's yes/no, number and other
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One decoded sample, ready for a task's collate."""
+    """A row with its images decoded, ready for a task's collate."""
 
-    image: Tensor | None  # uint8 CHW
-    text: str
-    image_id: str
-    caption_id: str
+    row: Row
+    images: tuple[Tensor, ...]  # uint8 CHW each
     dataset: int  # position in train_name / valid_name
-    index: int  # row in that dataset
-    label: int | None = None
+    index: int  # of the row in that dataset
     seed: int | None = None  # of this sample's augmentation in this epoch; None: none (evaluation)
-    turns: tuple[Turn, ...] = ()
-    answers: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    more_images: tuple[Tensor, ...] = ()  # each as ``image``
-    question_type: str = ""
-    answer_type: str = ""
 
 
 class BadSample(Exception):
@@ -77,27 +82,57 @@ class BadSample(Exception):
         self.detail = detail
 
 
-class Source(Protocol):
-    """Map-style rows of one dataset split. Rows live outside the Python heap."""
+class Source(ABC):
+    """Map-style rows of one dataset split. Rows are stored outside the Python heap."""
 
     name: str
     split: str
+    classes: list[str] | None = None  # names of the labels' numbers
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Record:
+    @abstractmethod
+    def __getitem__(self, index: int) -> Row:
         """The row at ``index``; raises BadSample where the row itself cannot be used."""
-        ...
 
+    @abstractmethod
     def column(self, name: str) -> np.ndarray:
         """int64 codes of ``image_id`` or ``caption_id`` of all rows, equal where the ids are; or
         int32 ``length``: characters of a row's texts, negative where it has no image; or int32
         ``answer_length``: how many of them are its last answer's, or its caption's."""
-        ...
 
+    @abstractmethod
     def captions(self) -> Iterator[str]:
-        """All captions in order, without their images."""
-        ...
+        """All captions in order, without their images; empty where a row has none."""
+
+    def captions_of(self, rows: np.ndarray) -> Iterator[str]:
+        """All captions that some rows may show, row after row, without their images."""
+        held: dict[int, str] = {}
+        captions, position = self.captions(), 0
+        for row in sorted(set(rows.tolist())):
+            held[row] = next(islice(captions, row - position, None))
+            position = row + 1
+        return map(held.__getitem__, rows.tolist())
+
+    @property
+    def blocks(self) -> np.ndarray | None:
+        """Rows of each shard, in the order of rows; None where they are not stored in shards."""
+        return None
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether any row is a conversation."""
+        return False
+
+    def conversations(self) -> Iterator[tuple[Turn, ...]]:
+        """The turns of all rows in order, none of those that are not conversations."""
+        return repeat((), len(self))
+
+    @property
+    def below(self) -> Sequence[Source]:
+        """The sources that this one is a view of."""
+        return ()
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ import torch
 
 from engine import check
 from engine.data.samplers import sequential
-from engine.types import Sample
+from engine.types import Row, Sample
 
 
 class Product(torch.nn.Module):
@@ -46,9 +46,9 @@ def test_the_sample_shown_has_an_image_if_any_has():
         class task:  # noqa: N801  as a run has it
             @staticmethod
             def told(sample):
-                return sample.text, "said"
+                return sample.row.caption, "said"
 
-    alone = Sample(None, "alone", "i", "c", 0, 0)
-    seen = Sample(torch.zeros(3, 2, 2, dtype=torch.uint8), "seen", "i", "c", 0, 1)
+    alone = Sample(Row("k", caption="alone"), (), 0, 0)
+    seen = Sample(Row("k", caption="seen"), (torch.zeros(3, 2, 2, dtype=torch.uint8),), 0, 1)
     assert "prompt: 'seen'" in check.told_sample(Setup(), [alone, seen])  # type: ignore[arg-type]
     assert "prompt: 'alone'" in check.told_sample(Setup(), [alone])  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from engine.evals.input_images import Folder
 from engine.ranking import open_contrast
 from engine.registry import find
 from engine.train.checkpoint import load_model, open_checkpoint
+from tests.data.formats.folders import image
 from tests.end_to_end.conftest import TINY
 
 import transformers  # isort: skip  the engine has made its import safe
@@ -50,7 +51,7 @@ def images(tmp_path_factory):
 
 def pixels(source):
     """Images as uint8 BCHW."""
-    arrays = [np.asarray(Image.open(source[row].image)) for row in range(len(source))]
+    arrays = [np.asarray(Image.open(image(source[row]))) for row in range(len(source))]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
@@ -107,7 +108,7 @@ def test_a_run_of_ours_gives_its_models_cosines(run, images):
         config.transforms.valid_transforms, config.transforms, key="transforms"
     )
     image_BCHW = torch.stack(
-        [transform(Image.open(images[row].image)) for row in range(len(images))]
+        [transform(Image.open(image(images[row]))) for row in range(len(images))]
     )
     image_ND = model({"image_BCHW": image_BCHW})["image_BD"]
     got = judge(run).cosines(images, [0, 1, 2], TEXTS)

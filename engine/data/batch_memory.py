@@ -81,7 +81,7 @@ def stack_images(samples: Sequence[Sample]) -> Tensor:
 
     Images that lie side by side already, as the loader puts them, are not copied.
     """
-    images = [sample.image for sample in samples if sample.image is not None]
+    images = [sample.images[0] for sample in samples if sample.images]
     together = _side_by_side(images)
     if together is not None:
         return together
@@ -95,7 +95,7 @@ def stack_several(samples: Sequence[Sample]) -> tuple[Tensor | None, Tensor]:
     K is the most that a sample has, and no images (None) where that is 0; places that a row does
     not fill are black. Images that lie side by side already are not copied where all rows have K.
     """
-    rows = [_images_of(sample) for sample in samples]
+    rows = [sample.images for sample in samples]
     counts = [len(row) for row in rows]
     most = max(counts)
     if not most:
@@ -115,10 +115,6 @@ def stack_several(samples: Sequence[Sample]) -> tuple[Tensor | None, Tensor]:
             image_BKCHW[number, place] = image_CHW
         image_BKHWC[number, len(row) :] = 0
     return image_BKCHW, torch.tensor(counts)
-
-
-def _images_of(sample: Sample) -> tuple[Tensor, ...]:
-    return () if sample.image is None else (sample.image, *sample.more_images)
 
 
 def _side_by_side(images: Sequence[Tensor]) -> Tensor | None:

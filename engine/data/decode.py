@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from engine.data import jpeg
+from engine.data.image_files import read_file
 from engine.types import BadSample
 
 if TYPE_CHECKING:  # exported models are run where there is no torch
@@ -87,27 +86,6 @@ def decode(image: bytes | Path, *, max_pixels: int, target: Size | None = None) 
             if isinstance(error, UnidentifiedImageError):  # it names an object in memory
                 detail = f"begins with {data[:16]!r}; formats read are {', '.join(_KNOWN)}"
             raise BadSample(_cause(data, error), detail) from error
-
-
-def read_file(path: Path) -> bytes:
-    """All bytes of a plain file. Raises BadSample."""
-    try:
-        # Without waiting for the other end, should it be a pipe; that and a device may never end.
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            found = os.fstat(file)
-            if not stat.S_ISREG(found.st_mode):
-                raise BadSample("unreadable", f"{path} is not a file")
-            data = os.read(file, found.st_size)  # in as few system calls as will do
-            while len(data) < found.st_size and (more := os.read(file, found.st_size)):
-                data += more
-            return data
-        finally:
-            os.close(file)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise BadSample("missing", str(path)) from error
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise BadSample("unreadable", str(error)) from error
 
 
 @contextmanager

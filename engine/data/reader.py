@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +12,12 @@ from torch import Tensor
 from engine.config.schema import Data
 from engine.data.bad_samples import BadRecord
 from engine.data.batch_memory import ImagePlaces
-from engine.data.decode import decode_by, read_file
+from engine.data.decode import decode_by
+from engine.data.image_files import read_image
 from engine.data.permutation import hash64
 from engine.data.transforms.pipeline import Pipeline
 from engine.data.views.rows import Draw, origin
-from engine.types import BadSample, Record, Sample, Source
+from engine.types import BadSample, Row, Sample, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,14 @@ class Limits:
     max_pixels: int = 178_956_970  # Pillow's bound for a decompression bomb
     max_caption_chars: int = 100_000
     text_alone: bool = False
-    usable: Callable[[Record], None] | None = None
+    usable: Callable[[Row], None] | None = None
     max_images: int = 16
 
-    def check(self, record: Record) -> None:
+    def check(self, record: Row) -> None:
         """Raises BadSample."""
-        if record.image is None and not self.text_alone:
+        if not record.images and not self.text_alone:
             raise BadSample("no image")
-        if (count := 1 + len(record.more_images)) > self.max_images:
+        if (count := len(record.images)) > self.max_images:
             raise BadSample("too many images", f"{count}, data.max_images {self.max_images}")
         longest = max([len(record.caption), *(len(text) for _, text in record.turns)])
         if longest > self.max_caption_chars:
@@ -73,7 +73,7 @@ class Fetched(NamedTuple):
     dataset: int
     row: int
     seed: int
-    record: Record
+    record: Row
     data: tuple[bytes, ...]  # of each image
 
 
@@ -118,8 +118,7 @@ class Reader:
             record = source[number]
             key = record.key
             self.limits.check(record)
-            images = () if record.image is None else (record.image, *record.more_images)
-            data = tuple(read_file(i) if isinstance(i, Path) else i for i in images)
+            data = tuple(map(read_image, record.images))
         except BadSample as bad:
             return BadRecord(step, source.name, number, key, bad.cause, bad.detail)
         return Fetched(step, source.name, number, dataset, row, seed, record, data)
@@ -143,22 +142,7 @@ class Reader:
                 return BadRecord(step, source, number, record.key, bad.cause, which + bad.detail)
         if places is not None:
             places.keep(len(images))
-        return Sample(
-            images[0] if images else None,
-            record.caption,
-            record.image_id,
-            record.caption_id,
-            dataset,
-            row,
-            record.label,
-            None if self.seed is None else seed,
-            record.turns,
-            record.answers,
-            record.labels,
-            tuple(images[1:]),
-            record.question_type,
-            record.answer_type,
-        )
+        return Sample(record, tuple(images), dataset, row, None if self.seed is None else seed)
 
     def _image(self, encoded: bytes, out: Tensor | None) -> Tensor:
         pixels = decode_by(

@@ -110,7 +110,7 @@ def _flattened(source: Source, name: str) -> Source:
             "question: write data.conversations: turns, or copy the shards to this machine",
             key="data.conversations",
         )
-    return Flattened(source) if getattr(source, "has_conversations", False) else source
+    return Flattened(source) if source.has_conversations else source
 
 
 def _with_rows(

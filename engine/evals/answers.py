@@ -87,12 +87,12 @@ def _of_file(path: Path) -> list[str]:
 def shown(source: Source, answer: Answer, max_pixels: int) -> Example:
     """An answered question to look at: the annotators' answers, the commonest first."""
     try:
-        image = source[answer.row].image
+        images = source[answer.row].images
     except BadSample:
-        image = None
+        images = ()
     own = [text for text, _ in Counter(answer.references).most_common()]
     return Example(
-        thumbnail(image, max_pixels),
+        thumbnail(images, max_pixels),
         own,
         [(answer.answer, answer.probability)],
         f"{answer.question} · {answer.image_id}",

@@ -199,6 +199,6 @@ class _WithRows:
     def __call__(self, samples: list[Sample]) -> Batch:
         batch = self.collate(samples)
         batch["index_B"] = torch.tensor([sample.index for sample in samples])
-        labels = [-1 if sample.label is None else sample.label for sample in samples]
+        labels = [-1 if sample.row.label is None else sample.row.label for sample in samples]
         batch["label_B"] = torch.tensor(labels)
         return batch

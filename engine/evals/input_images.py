@@ -8,15 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.data.image_files import SUFFIXES
 from engine.errors import UserError
-from engine.types import Record
-
-SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".avif", ".jp2"
-)  # fmt: skip
+from engine.types import Row, Source
 
 
-class Folder:
+class Folder(Source):
     """The images below a folder, by their sorted relative paths; no captions.
 
     Hidden files and folders are left out. ``closed`` are folders that may not be read.
@@ -43,9 +40,9 @@ class Folder:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Row:
         path = self.paths[index]
-        return Record(path, self.root / path, "", path, str(index))
+        return Row(path, (self.root / path,), "", path, str(index))
 
     def column(self, name: str) -> np.ndarray:
         """int64 [rows]: every image is its own."""

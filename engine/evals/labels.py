@@ -6,7 +6,7 @@ their numbers here: from a file of classes for zero-shot classification, for a p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +15,10 @@ from engine.data.share import rank_slice
 from engine.dist import collectives
 from engine.errors import UserError
 from engine.registry import nearest
-from engine.types import BadSample, Record, Source
+from engine.types import BadSample, Row, Source
 
 
-class NamedLabels:
+class NamedLabels(Source):
     """``source`` with the number of its class's name as each row's label.
 
     ``numbers`` holds names, and may hold ``plain`` ones for those that are written otherwise;
@@ -33,7 +33,7 @@ class NamedLabels:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Row:
         record = self.source[index]
         if record.label is not None or not record.labels:
             return record
@@ -57,6 +57,10 @@ class NamedLabels:
 
     def captions(self) -> Iterator[str]:
         return self.source.captions()
+
+    @property
+    def below(self) -> Sequence[Source]:
+        return (self.source,)
 
 
 def plain(name: str) -> str:

@@ -8,7 +8,7 @@ standardised by the training set's mean and variance (He et al. 2022, arXiv:2111
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ def evaluate(
     fits the same classifier. Raises UserError for images without labels and for different classes,
     FaultError for features that are not finite.
     """
-    classes = [getattr(source, "classes", None) for source in (train, valid)]
+    classes = [source.classes for source in (train, valid)]
     if classes[0] != classes[1]:
         raise UserError(
             f"datasets {train.name!r} and {valid.name!r} have different classes: "
@@ -102,7 +102,7 @@ def _check(source: Source, images: Encoded) -> None:
         )
 
 
-def _shown(classes: list[str] | None) -> str:
+def _shown(classes: Sequence[str] | None) -> str:
     if classes is None:
         return "none"
     return f"{len(classes)} ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})"

@@ -25,14 +25,14 @@ from engine.data.tables.fields import answers as given_answers
 from engine.data.tables.image_root import ImageRoot
 from engine.errors import UserError
 from engine.metrics.files import entries, identity, load, read_csv, string
-from engine.types import BadSample, Record
+from engine.types import BadSample, Row, Source
 
 KEY = "generate.input"
 _FORM = '{"question": …, "image" or "image_id": …, "question_id": …}'
 _NUMBER = re.compile(r"(\d+)$")
 
 
-class Questions:
+class Questions(Source):
     """The questions of a file, in its order; a bad one is a BadSample when it is asked for."""
 
     split = "input"
@@ -62,14 +62,15 @@ class Questions:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Row:
         """The row at ``index``; BadSample where its image cannot be told."""
         row, key = self.rows[index], f"question {self.ids[index]}"
-        image = self._image(row)
+        found = self._image(row)
+        images = () if found is None else (found,)
         image_id = str(row.get("image_id") or row.get("image") or "")
         answers = tuple(answer for answer in given_answers(row.get("answers")) if answer)
         turns = (("human", row["question"]),)
-        return Record(key, image, "", image_id, self.ids[index], None, turns, answers)
+        return Row(key, images, "", image_id, self.ids[index], None, turns, answers)
 
     def _image(self, row: dict[str, Any]) -> Path | None:
         name = row.get("image")

@@ -102,8 +102,8 @@ def curve(name: str, predictions: Sequence[Recognised]) -> Image.Image | None:
 def shown(source: Source, one: Recognised, max_pixels: int) -> Example:
     """An image with its own labels and those that it was given, with their probabilities."""
     try:
-        image = source[one.row].image
+        images = source[one.row].images
     except BadSample:
-        image = None
+        images = ()
     given: list[tuple[str, float | None]] = [(label.text, label.prob) for label in one.labels]
-    return Example(thumbnail(image, max_pixels), one.references, given, one.image_id)
+    return Example(thumbnail(images, max_pixels), one.references, given, one.image_id)

@@ -215,7 +215,7 @@ class Evaluations:
         chosen, key = self.config.eval.zero_shot[name], f"eval.zero_shot.{name}"
         source = open_source(chosen.dataset, "valid", self.config.data, key=f"{key}.dataset")
         texts = prompts.load(chosen.classes, chosen.templates, dataset=chosen.dataset, key=key)
-        texts.in_order_of(getattr(source, "classes", None), source.name)
+        texts.in_order_of(source.classes, source.name)
         return source, texts
 
     def _linear_probe(self, encoder: Encoder) -> tuple[Metrics, list[BadRecord]]:

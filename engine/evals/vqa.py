@@ -184,14 +184,15 @@ class _WithQuestions:
 
 
 def _asked(sample: Sample) -> dict[str, Any]:
-    questions = [text for role, text in sample.turns if role == "human"]
-    told = sample.turns[-1][1] if sample.turns and sample.turns[-1][0] == "gpt" else None
+    row = sample.row
+    questions = [text for role, text in row.turns if role == "human"]
+    told = row.turns[-1][1] if row.turns and row.turns[-1][0] == "gpt" else None
     return {
-        "question_id": sample.caption_id,
-        "image_id": sample.image_id,
+        "question_id": row.caption_id,
+        "image_id": row.image_id,
         "row": sample.index,
         "question": questions[-1] if questions else "",
-        "references": list(sample.answers) or ([] if told is None else [told]),
-        "question_type": sample.question_type,
-        "answer_type": sample.answer_type,
+        "references": list(row.answers) or ([] if told is None else [told]),
+        "question_type": row.question_type,
+        "answer_type": row.answer_type,
     }

@@ -46,7 +46,7 @@ def evaluate(
     Images that cannot be read are left out and named in ``bad``. Raises UserError where classes and
     the source's labels do not fit, FaultError for features that are NaN.
     """
-    classes = getattr(source, "classes", None)
+    classes = source.classes
     prompts = prompts.in_order_of(classes, source.name)
     if classes is None:
         source = NamedLabels(source, prompts.numbers(), prompts.origin)

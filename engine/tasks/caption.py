@@ -15,7 +15,7 @@ from engine.data.batch_memory import stack_images
 from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
 from engine.tasks.language import LanguageTask, Tokens, places
-from engine.types import BadSample, Batch, Record, Sample
+from engine.types import BadSample, Batch, Row, Sample
 
 TEXT_PART = "decoder"  # the part of the model whose tokenizer the task takes
 
@@ -57,16 +57,16 @@ class CaptionTask(LanguageTask):
 
     def _tokens(self, sample: Sample) -> Tokens:
         """A caption that is too long loses its last tokens, but not its end."""
-        before, after = self._halves(sample)
+        before, after = self._halves(sample.row)
         return before, [*after[: max(0, self.max_length - len(before))], self.eos_id]
 
-    def _halves(self, sample: Sample | Record) -> Tokens:
+    def _halves(self, row: Row) -> Tokens:
         """Ids of the start and the prompt, and of the text to learn without its end."""
-        prompt, caption = self.pair(sample)
+        prompt, caption = self.pair(row)
         after = self.tokenizer.raw(self.tokenizer.clean(caption))
         return [self.start_id, *self._prompt_ids(prompt)], after
 
-    def usable(self, record: Record) -> None:
+    def usable(self, record: Row) -> None:
         """Raises BadSample where no token of the caption could be learned."""
         before, after = self._halves(record)
         if not after:
@@ -77,17 +77,16 @@ class CaptionTask(LanguageTask):
                 f"{len(before)} of model.decoder.max_length {self.max_length} tokens",
             )
 
-    def pair(self, sample: Sample | Record) -> tuple[str, str]:
-        """(instruction or question, the text to learn) of a sample."""
-        for (role, said), (next_role, answer) in zip(sample.turns, sample.turns[1:], strict=False):
+    def pair(self, row: Row) -> tuple[str, str]:
+        """(instruction or question, the text to learn) of a row."""
+        for (role, said), (next_role, answer) in zip(row.turns, row.turns[1:], strict=False):
             if (role, next_role) == ("human", "gpt"):
                 return said.replace("<image>", "").strip(), answer
-        text = sample.caption if isinstance(sample, Record) else sample.text
-        return self.config.data.prompt.instruction, text
+        return self.config.data.prompt.instruction, row.caption
 
     def told(self, sample: Sample) -> tuple[str, str]:
         """A sample's prompt, and what is learned of it."""
-        prompt, caption = self.pair(sample)
+        prompt, caption = self.pair(sample.row)
         return self.template.alone(prompt), self.tokenizer.clean(caption)
 
     def _prompt_ids(self, instruction: str) -> list[int]:

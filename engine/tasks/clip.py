@@ -53,7 +53,7 @@ class ClipTask:
 
     def batch(self, samples: list[Sample]) -> Batch:
         """Collate: uint8 ``image_BCHW``, ``input_ids_BT`` and ``attention_mask_BT`` trimmed."""
-        batch = self.tokenize([sample.text for sample in samples])
+        batch = self.tokenize([sample.row.caption for sample in samples])
         seeds = [sample.seed for sample in samples if sample.seed is not None]
         if self.augment.active and seeds:
             batch["input_ids_BT"], batch["attention_mask_BT"] = self.augment(

@@ -21,7 +21,7 @@ from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
 from engine.models.vision_language import Recognizer
 from engine.tasks.language import LanguageTask, places
-from engine.types import BadSample, Batch, Record, Sample
+from engine.types import BadSample, Batch, Row, Sample
 
 TEXT_PART = "decoder"  # the part of the model whose tokenizer the task takes
 
@@ -68,7 +68,7 @@ class RecognizeTask(LanguageTask):
     def row(self, sample: Sample) -> LabelRow:
         """A sample's prompt and as many of its labels, in the order of its seed, as fit."""
         before = self._before(self.text.train_prompt(sample.seed))
-        labels = label_text.labels_of(sample, self.section)
+        labels = label_text.labels_of(sample.row, self.section)
         room, chosen = self.max_length - len(before), []
         for label in self.text.order(labels, sample.seed):
             ids = self.text.ids(label)
@@ -80,7 +80,7 @@ class RecognizeTask(LanguageTask):
     def _before(self, prompt: str) -> list[int]:
         return [*self.image_ids, self.start_id, *self.tokenizer.raw(prompt)]
 
-    def usable(self, record: Record) -> None:
+    def usable(self, record: Row) -> None:
         """Raises BadSample where no label can be learned, or one holds the separator."""
         labels = label_text.labels_of(record, self.section)
         if not labels:
@@ -98,7 +98,7 @@ class RecognizeTask(LanguageTask):
 
     def told(self, sample: Sample) -> tuple[str, str]:
         """A sample's prompt, and what is learned of it."""
-        labels = self.text.order(label_text.labels_of(sample, self.section), sample.seed)
+        labels = self.text.order(label_text.labels_of(sample.row, self.section), sample.seed)
         mark = f"{self.section.separator} "
         return self.text.train_prompt(sample.seed), mark.join(labels) + self.section.separator
 

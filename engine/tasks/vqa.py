@@ -17,13 +17,13 @@ from torch import Tensor
 from engine import registry
 from engine.config.schema import Config
 from engine.data.batch_memory import stack_images, stack_several
-from engine.data.text.templates import MARK, Template, num_images
+from engine.data.text.templates import MARK, Template
 from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
 from engine.models.decoders.splice import IMAGE_ID
 from engine.tasks.language import LanguageTask, Tokens, places
-from engine.types import BadSample, Batch, Record, Sample
+from engine.types import BadSample, Batch, Row, Sample
 
 TEXT_PART = "decoder"  # the part of the model whose tokenizer the task takes
 
@@ -81,7 +81,7 @@ class VqaTask(LanguageTask):
 
     def _images(self, samples: list[Sample]) -> Batch:
         """uint8 ``image_BCHW`` where all have one, else ``image_BKCHW`` and ``num_images_B``."""
-        if all(num_images(sample) == 1 for sample in samples):
+        if all(len(sample.images) == 1 for sample in samples):
             return {"image_BCHW": stack_images(samples)}
         image_BKCHW, num_images_B = stack_several(samples)
         if image_BKCHW is None:
@@ -89,12 +89,12 @@ class VqaTask(LanguageTask):
             image_BKCHW = torch.empty(shape, dtype=torch.uint8)
         return {"image_BKCHW": image_BKCHW, "num_images_B": num_images_B}
 
-    def _tokens(self, row: Sample | Record) -> Tokens:
+    def _tokens(self, one: Row | Sample) -> Tokens:
         """Ids of a sample's prompt, and of its answer with its end."""
-        return self._prompt_ids(self._prompt(row)), self.answer_ids(self.template.learned(row))
+        return self._prompt_ids(self._prompt(one)), self.answer_ids(self.template.learned(one))
 
-    def _prompt(self, row: Sample | Record) -> str:
-        return self.template.prompt(row, marks=self.encodes_prompt)
+    def _prompt(self, one: Row | Sample) -> str:
+        return self.template.prompt(one, marks=self.encodes_prompt)
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         """As the decoder takes it: to be encoded, with images in its midst, or to be gone on with.
@@ -111,7 +111,7 @@ class VqaTask(LanguageTask):
 
     # --- what cannot be used
 
-    def usable(self, record: Record) -> None:
+    def usable(self, record: Row) -> None:
         """Raises BadSample for what cannot be learned from."""
         if record.turns and record.turns[-1][0] != "gpt":
             raise BadSample("no answer", "the conversation ends with a question")
@@ -128,11 +128,11 @@ class VqaTask(LanguageTask):
                 + f", model.decoder.max_length {self.max_length}",
             )  # fmt: skip
 
-    def askable(self, record: Record) -> None:
+    def askable(self, record: Row) -> None:
         """Raises BadSample for what cannot be answered."""
         self._askable(record)
 
-    def _askable(self, record: Record) -> list[int]:
+    def _askable(self, record: Row) -> list[int]:
         prompt = self._prompt_ids(self._prompt(record))
         room = self.max_length - (0 if self.encodes_prompt else 1)
         if len(prompt) > room:

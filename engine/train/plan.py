@@ -108,7 +108,7 @@ def _lengths(config: Config, sources: list[Source]) -> dict[str, Any]:
 
 def _blocks(sources: list[Source]) -> list[np.ndarray | None]:
     """Rows of each shard of the datasets that lie in shards."""
-    return [getattr(source, "blocks", None) for source in sources]
+    return [source.blocks for source in sources]
 
 
 def _stream_plan(config: Config, sources: list[Source]) -> Plan:

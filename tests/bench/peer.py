@@ -29,6 +29,7 @@ from engine.data.transforms.pipeline import output_size
 from engine.models.dual_encoder import DualEncoder
 from engine.registry import find
 from engine.train.precision import Precision
+from tests.data.formats.folders import image
 
 CPU = torch.device("cpu")
 CONTEXT = 77  # its default, for every caption
@@ -132,7 +133,7 @@ def make_loader(config: Config, batch_size: int, workers: int | None = None) -> 
     records = [source[row] for source in sources for row in range(len(source))]
     size = output_size(config.transforms.train_transforms, config.transforms)[0]
     dataset = CsvDataset(
-        [str(record.image) for record in records],
+        [str(image(record)) for record in records],
         [record.caption for record in records],
         open_clip.image_transform(size, is_train=True),
         open_clip.get_tokenizer("ViT-B-32"),

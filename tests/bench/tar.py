@@ -22,6 +22,7 @@ from engine.data.tar.shards import ShardSource, open_shards
 from engine.data.tar.texts import TextForm
 from tests.bench.table import Line, Options
 from tests.bench.timing import interleaved
+from tests.data.formats.folders import image
 
 
 def write_shard(path: Path, samples: int) -> None:
@@ -56,7 +57,7 @@ def by_webdataset(path: Path) -> list[tuple[bytes, str]]:
 def by_index(source: ShardSource) -> list[tuple[bytes, str]]:
     """The same through the index."""
     records = (source[index] for index in range(len(source)))
-    return [(record.image, record.caption) for record in records]  # type: ignore[misc]
+    return [(image(record), record.caption) for record in records]  # type: ignore[misc]
 
 
 def places(index: TarIndex, path: Path) -> list[bytes]:

@@ -6,16 +6,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.types import BadSample, Record
+from engine.types import BadSample, Row, Source
 
 
-class Drawn:
+class Drawn(Source):
     """Rows whose picture and caption tell their number; rows of ``bad`` cannot be used."""
 
     split = "train"
 
     def __init__(self, name, length, bad=None):
         self.name, self.length, self.bad = name, length, bad or {}
+
+    def column(self, name):
+        raise NotImplementedError
+
+    def captions(self):
+        raise NotImplementedError
 
     def __len__(self):
         return self.length
@@ -29,7 +35,7 @@ class Drawn:
             raise BadSample("no caption")
         if kind == "truncated":
             data = data[:200]
-        return Record(f"{index}.png", data, f"row {index}", str(index), f"{index}c")
+        return Row(f"{index}.png", (data,), f"row {index}", str(index), f"{index}c")
 
 
 def noisy(image):
@@ -43,9 +49,9 @@ def noisy(image):
 def collate(samples):
     """Tensors of all that a loader decides, and one random draw."""
     return {
-        "image_BCHW": torch.stack([sample.image for sample in samples]),
+        "image_BCHW": torch.stack([sample.images[0] for sample in samples]),
         "row_B2": torch.tensor([(sample.dataset, sample.index) for sample in samples]),
         "seed_B": [sample.seed for sample in samples],
-        "text_B": [sample.text for sample in samples],
+        "text_B": [sample.row.caption for sample in samples],
         "draw": torch.rand(3),
     }

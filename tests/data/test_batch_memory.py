@@ -14,11 +14,11 @@ from engine.data.batch_memory import allocate, allocate_images, stack_images
 from engine.data.samplers import shuffle
 from engine.data.transforms import pipeline
 from engine.errors import FaultError
-from engine.types import Record, Sample
+from engine.types import Row, Sample
 
 
 def sample(image, index=0):
-    return Sample(image, "text", "i", "c", 0, index)
+    return Sample(Row("k"), () if image is None else (image,), 0, index)
 
 
 class Photographs:
@@ -41,7 +41,7 @@ class Photographs:
         if index % 9 == 8:
             data = data[: len(data) // 2]
         image = Path("/nonexistent/image.jpg") if index % 7 == 6 else data
-        return Record(f"{index}", image, "words", f"{index}", f"{index}")
+        return Row(f"{index}", (image,), "words", f"{index}", f"{index}")
 
 
 def collate(samples):

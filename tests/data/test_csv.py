@@ -11,6 +11,7 @@ from PIL import Image
 from engine.data.formats.csv import Config, build
 from engine.errors import UserError
 from engine.types import BadSample
+from tests.data.formats.folders import image
 
 _ROWS = [("a.jpg", "7", "a dog", "70"), ("sub/b.jpg", "8", "a cat", "80"), ("a.jpg", "7", "x", "1")]
 
@@ -35,7 +36,7 @@ def test_rows(tmp_path):
     record = source[1]
     assert (record.key, record.caption) == ("sub/b.jpg", "a cat")
     assert (record.image_id, record.caption_id, record.label) == ("8", "80", None)
-    assert record.image == tmp_path / "train" / "sub" / "b.jpg"
+    assert image(record) == tmp_path / "train" / "sub" / "b.jpg"
     assert source.column("image_id").tolist() == [0, 1, 0]
     assert list(source.captions()) == ["a dog", "a cat", "x"]
 
@@ -45,7 +46,7 @@ def test_splits_have_their_own_file_and_folder(tmp_path):
     _dataset(tmp_path, rows=[("a.jpg", "1", "held out", "1")], split="valid")
     source = _build(tmp_path, "valid")
     assert len(source) == 1
-    assert source[0].image == tmp_path / "valid" / "a.jpg"
+    assert image(source[0]) == tmp_path / "valid" / "a.jpg"
 
 
 def test_other_file_names(tmp_path):
@@ -53,7 +54,7 @@ def test_other_file_names(tmp_path):
     (tmp_path / "train_anno.csv").rename(tmp_path / "captions.csv")
     (tmp_path / "train").rename(tmp_path / "images")
     options = {"valid_anno": "captions.csv", "valid_images": "images"}
-    assert _build(tmp_path, "valid", **options)[0].image == tmp_path / "images" / "a.jpg"
+    assert _build(tmp_path, "valid", **options)[0].images[0] == tmp_path / "images" / "a.jpg"
 
 
 def test_pickles(tmp_path):
@@ -138,7 +139,7 @@ def test_image_folder_may_itself_be_a_link(tmp_path):
     root = _dataset(tmp_path / "set")
     shutil.move(root / "train", tmp_path / "big_disk")
     (root / "train").symlink_to(tmp_path / "big_disk")
-    assert _build(root)[0].image.exists()
+    assert _build(root)[0].images[0].exists()
 
 
 def test_what_is_missing_is_named(tmp_path):
@@ -166,8 +167,8 @@ def test_real_captions(shared_data, tmp_path):
         record, row = source[index], rows[index]
         assert record.caption == row["caption"]
         assert (record.image_id, record.caption_id) == (row["image_id"], row["caption_id"])
-        assert record.image == tmp_path / "valid" / row["image"]
-        assert record.image.is_file()
+        assert image(record) == tmp_path / "valid" / row["image"]
+        assert image(record).is_file()
     assert len(set(source.column("image_id").tolist())) == 1000
 
 

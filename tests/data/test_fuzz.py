@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from engine import registry
 from engine.errors import UserError
-from engine.types import BadSample, Record
+from engine.types import BadSample, Row
+from tests.data.formats.folders import image
 
 _MINUTES = float(os.environ.get("FUZZ_MINUTES", "3"))  # of the slow form, over all formats
 _SECRET = b"what lies outside"
@@ -185,12 +186,12 @@ def _usable(source, index, images):
     except BadSample as bad:
         assert bad.cause and "\n" not in bad.cause
         return False
-    assert isinstance(record, Record) and record.caption.strip()
+    assert isinstance(record, Row) and record.caption.strip()
     record.caption.encode()
-    if isinstance(record.image, Path):
-        assert record.image.resolve().is_relative_to(images.resolve())
+    if isinstance(image(record), Path):
+        assert image(record).resolve().is_relative_to(images.resolve())
         with contextlib.suppress(OSError):  # no such file, or no name that a file can have
-            assert record.image.read_bytes() != _SECRET
+            assert image(record).read_bytes() != _SECRET
     return True
 
 

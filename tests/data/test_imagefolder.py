@@ -10,6 +10,7 @@ from engine.data.formats import imagefolder
 from engine.data.sources import open_source
 from engine.errors import UserError
 from engine.types import BadSample
+from tests.data.formats.folders import image
 
 
 def fill(root, **splits):
@@ -39,7 +40,7 @@ def test_rows(pets, tmp_path):
     records = [source[i] for i in range(len(source))]
     assert [record.label for record in records] == [0, 0, 0, 1, 1]
     assert [record.key for record in records][-1] == "cat/1.jpg"
-    assert records[0].image == pets / "train" / "big_dog" / "0.jpg"
+    assert image(records[0]) == pets / "train" / "big_dog" / "0.jpg"
     assert records[0].caption == "big dog"
     assert source.column("label").tolist() == [0, 0, 0, 1, 1]
     assert source.column("image_id").tolist() == [0, 1, 2, 3, 4]
@@ -124,7 +125,7 @@ def test_labels_from_a_csv(tmp_path):
     assert source.classes == ["big_dog", "cat", "emu"]
     assert [source[i].label for i in range(2)] == [1, 0]
     assert source[1].caption == "big dog" and source[1].labels == ("big_dog",)
-    assert source[0].image == root / "train" / "b.jpg"
+    assert image(source[0]) == root / "train" / "b.jpg"
     assert source.column("label").tolist() == [1, 0]
     assert opened(root, "valid", tmp_path, **LABELS)[0].label == 2
     assert list(opened(root, "valid", tmp_path, **LABELS).captions()) == ["emu"]

@@ -7,7 +7,7 @@ import torch
 
 from engine.data.bad_samples import BadRecord
 from engine.data.reader import Limits, Reader
-from engine.types import Record, Sample
+from engine.types import Row, Sample
 from tests.data.drawn_source import Drawn, noisy
 
 BOUND = 10**8
@@ -15,26 +15,26 @@ BOUND = 10**8
 
 class TextOnly(Drawn):
     def __getitem__(self, index):
-        return Record("t", None, "words", "i", "c", label=4)
+        return Row("t", (), "words", "i", "c", label=4)
 
 
 class Missing(Drawn):
     def __getitem__(self, index):
-        return Record("gone.jpg", Path("/nonexistent/gone.jpg"), "words", "i", "c")
+        return Row("gone.jpg", (Path("/nonexistent/gone.jpg"),), "words", "i", "c")
 
 
 def test_a_sample_carries_all_of_its_record():
     sample = Reader([Drawn("a", 5), Drawn("b", 5)], noisy, 1, Limits(BOUND)).read(0, 0, 1, 3)
     assert isinstance(sample, Sample)
-    assert (sample.text, sample.image_id, sample.caption_id) == ("row 3", "3", "3c")
-    assert (sample.dataset, sample.index, sample.label) == (1, 3, None)
-    assert sample.image.shape == (3, 16, 20)
+    assert (sample.row.caption, sample.row.image_id, sample.row.caption_id) == ("row 3", "3", "3c")
+    assert (sample.dataset, sample.index, sample.row.label) == (1, 3, None)
+    assert sample.images[0].shape == (3, 16, 20)
 
 
 def test_a_row_without_an_image_is_of_use_only_where_that_is_said():
     sample = Reader([TextOnly("a", 5)], noisy, 1, Limits(text_alone=True)).read(0, 0, 0, 0)
-    assert sample.image is None
-    assert sample.label == 4
+    assert sample.images == ()
+    assert sample.row.label == 4
     bad = Reader([TextOnly("a", 5)], noisy, 1, Limits()).read(0, 0, 0, 0)
     assert (bad.key, bad.cause) == ("t", "no image")
 
@@ -76,4 +76,4 @@ def test_without_a_seed_random_transforms_repeat():
     reader = Reader([Drawn("a", 5)], noisy, None, Limits(BOUND))
     once, again = reader.read(0, 0, 0, 1), reader.read(3, 0, 0, 1)
     assert once.seed is None
-    assert torch.equal(once.image, again.image)
+    assert torch.equal(once.images[0], again.images[0])

@@ -14,7 +14,7 @@ from engine.data.loader import train_batches
 from engine.data.reader import Limits, Reader, limits_of
 from engine.data.samplers import shuffle
 from engine.data.transforms import pipeline
-from engine.types import BadSample, Record, Sample
+from engine.types import BadSample, Row, Sample
 
 SIDE = 12
 COUNTS = [0, 1, 2, 3, 1, 0, 1, 2]  # images of row 0, 1, …, and so on again
@@ -42,8 +42,7 @@ class Mixed:
         images = [png(10 * row + n) for n in range(self.counts[row % len(self.counts)])]
         if row in self.bad:
             images[-1] = images[-1][:30]
-        first = images[0] if images else None
-        return Record(f"r{row}", first, "words", "i", "c", more_images=tuple(images[1:]))
+        return Row(f"r{row}", tuple(images), "words", "i", "c")
 
 
 def reader(source, **limits):
@@ -57,9 +56,9 @@ def red(images):
 
 def test_all_images_are_read_in_their_order():
     found = [reader(Mixed()).read(0, 0, 0, row) for row in range(4)]
-    assert [sample.image is None for sample in found] == [True, False, False, False]
-    assert red([found[3].image, *found[3].more_images]) == [30, 31, 32]
-    assert found[1].more_images == ()
+    assert [not sample.images for sample in found] == [True, False, False, False]
+    assert red(found[3].images) == [30, 31, 32]
+    assert len(found[1].images) == 1
 
 
 def test_each_image_is_augmented_by_itself_and_repeatably():
@@ -71,11 +70,11 @@ def test_each_image_is_augmented_by_itself_and_repeatably():
             out = io.BytesIO()
             noise = np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8)
             Image.fromarray(noise).save(out, "PNG")
-            return Record("r", out.getvalue(), "w", "i", "c", more_images=(out.getvalue(),))
+            return Row("r", (out.getvalue(), out.getvalue()), "w", "i", "c")
 
     one, same = (Reader([Twice()], transform, 1, Limits()).read(0, 0, 0, 0) for _ in range(2))
-    assert not torch.equal(one.image, one.more_images[0])
-    assert torch.equal(one.more_images[0], same.more_images[0])
+    assert not torch.equal(*one.images)
+    assert torch.equal(one.images[1], same.images[1])
 
 
 def test_one_bad_image_makes_the_sample_bad_and_is_named():
@@ -104,9 +103,9 @@ def test_the_task_and_the_configuration_say_what_is_of_use():
     limits = limits_of(Data(max_images=5), Speaks)
     assert limits.text_alone and limits.max_images == 5
     with pytest.raises(BadSample, match="no caption"):
-        limits.check(Record("k", None, "c", "i", "c"))
+        limits.check(Row("k", (), "c", "i", "c"))
     with pytest.raises(BadSample, match="no image"):
-        limits_of(Data(), object()).check(Record("k", None, "c", "i", "c"))
+        limits_of(Data(), object()).check(Row("k", (), "c", "i", "c"))
 
 
 def batches(source, collate, workers, batch_size=8):
@@ -163,7 +162,7 @@ def test_images_lie_side_by_side_between_texts(workers):
 
 
 def first_images(samples):
-    rows = [sample.index for sample in samples if sample.image is not None]
+    rows = [sample.index for sample in samples if sample.images]
     return {"image_BCHW": stack_images(samples), "row_B": torch.tensor(rows)}
 
 
@@ -175,12 +174,12 @@ def test_texts_alone():
 def test_rows_of_as_many_images_are_no_copy():
     memory_NCHW = torch.arange(6 * 3 * 4 * 5, dtype=torch.uint8).view(6, 3, 4, 5)
     samples = [
-        Sample(memory_NCHW[n], "t", "i", "c", 0, n, more_images=(memory_NCHW[n + 1],))
+        Sample(Row("k"), (memory_NCHW[n], memory_NCHW[n + 1]), 0, n)
         for n in (0, 2, 4)
     ]
     image_BKCHW, counts = stack_several(samples)
     assert image_BKCHW.data_ptr() == memory_NCHW.data_ptr() and counts.tolist() == [2, 2, 2]
     assert torch.equal(image_BKCHW, memory_NCHW.view(3, 2, 3, 4, 5))
-    odd = Sample(torch.zeros(3, 4, 1), "t", "i", "c", 0, 3)
+    odd = Sample(Row("k"), (torch.zeros(3, 4, 1),), 0, 3)
     with pytest.raises(RuntimeError):
         stack_several([*samples, odd])

@@ -9,6 +9,7 @@ import pytest
 from engine.config import schema
 from engine.data.sources import BUILT_IN, cache_dir, open_source
 from engine.errors import UserError
+from tests.data.formats.folders import image
 
 _KEY = "data.train_name"
 
@@ -26,7 +27,7 @@ def test_bare_name_is_a_folder(tmp_path):
     _csv(tmp_path / "mine")
     source = open_source("mine", "train", _data(tmp_path), key=_KEY)
     assert (source.name, source.split, len(source)) == ("mine", "train", 1)
-    assert source[0].image == tmp_path / "mine" / "train" / "a.jpg"
+    assert image(source[0]) == tmp_path / "mine" / "train" / "a.jpg"
 
 
 def test_configured_dataset(tmp_path):
@@ -66,7 +67,7 @@ def test_built_in_names(tmp_path, monkeypatch, name):
     source = open_source(name, "train", _data(tmp_path / "data"), key=_KEY)
     of_questions = "texts" in BUILT_IN[name]
     assert len(source) > 16 if of_questions else len(source) == 4
-    assert source[0].image.is_relative_to(tmp_path / "data" / name)
+    assert image(source[0]).is_relative_to(tmp_path / "data" / name)
     style = BUILT_IN[name].get("style", "flat")
     assert used == [folder.Options(style=style, questions=of_questions)]
 

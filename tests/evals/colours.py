@@ -14,7 +14,7 @@ from torch import nn
 
 from engine.data.transforms.pipeline import to_tensor
 from engine.evals.encode import Encoder
-from engine.types import BadSample, Record
+from engine.types import BadSample, Row, Source
 
 
 def png(colour, size=4):
@@ -27,7 +27,7 @@ def colours(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 3)).tolist()
 
 
-class ColourSource:
+class ColourSource(Source):
     """Rows of (image bytes or None, caption, image id, label)."""
 
     name, split = "colours", "valid"
@@ -37,6 +37,9 @@ class ColourSource:
         if classes is not None:
             self.classes = classes
 
+    def captions(self):
+        raise NotImplementedError
+
     def __len__(self):
         return len(self.rows)
 
@@ -44,7 +47,8 @@ class ColourSource:
         image, caption, image_id, label = self.rows[index]
         if not caption:
             raise BadSample("no caption", f"row {index}")
-        return Record(f"file{index}.png", image, caption, str(image_id), str(index), label)
+        images = () if image is None else (image,)
+        return Row(f"file{index}.png", images, caption, str(image_id), str(index), label)
 
     def column(self, name):
         assert name == "image_id"
@@ -58,7 +62,7 @@ class ColourTask:
         self.seen = {"image": [], "text": []}
 
     def batch(self, samples):
-        return {"image_BCHW": torch.stack([s.image for s in samples]), "note": "not a tensor"}
+        return {"image_BCHW": torch.stack([s.images[0] for s in samples]), "note": "not a tensor"}
 
     def tokenize(self, texts):
         words = [[int(word) for word in text.split()] for text in texts]

@@ -17,7 +17,7 @@ from engine.evals.encode import Encoder
 from engine.evals.predictions import Prediction
 from engine.metrics import captions as scoring
 from engine.metrics.captions import JavaError
-from engine.types import Record
+from engine.types import Row, Source
 from tests import distributed
 from tests.generate.speaker import speaker
 
@@ -30,7 +30,7 @@ METHODS = {
 }
 
 
-class Noise:
+class Noise(Source):
     """Rows of small noisy images with two captions each; ``bad`` rows have no image."""
 
     name, split = "noise", "valid"
@@ -46,7 +46,7 @@ class Noise:
         pixels = np.random.default_rng(image).integers(256, size=(2, 2, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(out, "PNG")
         data = b"broken" if index in self.bad else out.getvalue()
-        return Record(f"{index}.png", data, f"caption {index}", f"i{image}", str(index))
+        return Row(f"{index}.png", (data,), f"caption {index}", f"i{image}", str(index))
 
     def column(self, name):
         return np.arange(len(self)) % self.number + 100

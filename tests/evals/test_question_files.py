@@ -7,6 +7,7 @@ import pytest
 from engine.errors import UserError
 from engine.evals.question_files import Questions
 from engine.types import BadSample
+from tests.data.formats.folders import image
 
 OFFICIAL = [
     {"question_id": 420, "image_id": 42, "question": "What?"},
@@ -39,9 +40,9 @@ def test_images_by_their_number(tmp_path, images, name):
         content = "\n".join(map(json.dumps, OFFICIAL))
     source = Questions(write(tmp_path, name, content), images)
     first = source[0]
-    assert first.image == images / "COCO_val2014_000000000042.jpg"
+    assert image(first) == images / "COCO_val2014_000000000042.jpg"
     assert (first.image_id, first.caption_id, first.turns) == ("42", "420", (("human", "What?"),))
-    assert source[3].image == images / "named.png"
+    assert image(source[3]) == images / "named.png"
     with pytest.raises(BadSample, match="image 7: 2 files"):
         source[1]
     with pytest.raises(BadSample, match="image 9: no file"):
@@ -54,17 +55,17 @@ def test_a_csv(tmp_path, images):
     )
     source = Questions(write(tmp_path, "q.csv", text), images)
     assert len(source) == 3
-    assert source[0].image == images / "more/000007.jpg"
+    assert image(source[0]) == images / "more/000007.jpg"
     assert source[0].turns == (("human", "What, here?"),)
     assert (source[0].answers, source[0].caption_id) == (("a", "b", "a"), "0")
-    assert (source[1].image, source[1].answers) == (None, ())
+    assert (image(source[1]), source[1].answers) == (None, ())
     with pytest.raises(BadSample, match="outside root"):
         source[2]
 
 
 def test_images_lie_beside_the_file_by_default(tmp_path, images):
     source = Questions(write(tmp_path, "q.csv", "image,question\nimages/7.png,What?\n"))
-    assert source[0].image == tmp_path / "images" / "7.png"
+    assert image(source[0]) == tmp_path / "images" / "7.png"
 
 
 @pytest.mark.parametrize(

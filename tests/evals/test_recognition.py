@@ -19,7 +19,7 @@ from engine.evals.recognised import Recognised, score
 from engine.evals.recognition import evaluate, recognise
 from engine.evals.sentences import open_sentences
 from engine.generate.labels import Label, encode_prompt, log_probs
-from engine.types import Record
+from engine.types import Row, Source
 from tests import distributed
 from tests.generate.labeller import labeller
 
@@ -28,7 +28,7 @@ ONE_SHOT = {"method": "one_shot", "num_labels": 6, "first_tokens": 30, "seed": 3
 OWN = [("Q", "dog"), ("cat",), ("Q",), (), ("tree", "P"), ("2", "Q"), ("dog",)]
 
 
-class Objects:
+class Objects(Source):
     """Small noisy images, each in two rows that share its labels out; ``bad`` rows are broken."""
 
     name, split = "objects", "valid"
@@ -36,16 +36,19 @@ class Objects:
     def __init__(self, bad: tuple[int, ...] = ()) -> None:
         self.bad = bad
 
+    def captions(self):
+        raise NotImplementedError
+
     def __len__(self) -> int:
         return 2 * len(OWN)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Row:
         image, out = index % len(OWN), io.BytesIO()
         pixels = np.random.default_rng(image).integers(256, size=(2, 2, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(out, "PNG")
         data = b"broken" if index in self.bad else out.getvalue()
         labels = OWN[image][:1] if index < len(OWN) else OWN[image][1:]
-        return Record(f"{index}.png", data, "x", f"i{image}", str(index), labels=labels)
+        return Row(f"{index}.png", (data,), "x", f"i{image}", str(index), labels=labels)
 
     def column(self, name: str) -> np.ndarray:
         return np.arange(len(self)) % len(OWN) + 100
@@ -110,7 +113,8 @@ def test_map_is_by_the_probabilities_of_all_labels_of_the_set(alone, tmp_path) -
     names = sorted({label.lower() for labels in OWN for label in labels})
     kept = [0, 1, 4, 5, 6]
     task, model = labeller()
-    rows = [torch.from_numpy(np.asarray(Image.open(io.BytesIO(Objects()[i].image)))) for i in kept]
+    pictures = [Image.open(io.BytesIO(Objects()[i].images[0])) for i in kept]
+    rows = [torch.from_numpy(np.asarray(picture)) for picture in pictures]
     seen = encode_prompt(task, model, torch.stack(rows).permute(0, 3, 1, 2))
     scores = log_probs(task, model, seen, names, rows=99).numpy()
     is_true = np.array([[n in {a.lower() for a in OWN[i]} for n in names] for i in kept])

@@ -15,7 +15,7 @@ from engine.evals import answers, vqa
 from engine.evals.encode import Encoder
 from engine.generate.likelihood import log_likelihoods
 from engine.metrics.vqa import vqa_accuracy
-from engine.types import BadSample, Record
+from engine.types import BadSample, Row
 from tests import distributed
 from tests.evals import answering
 
@@ -41,8 +41,8 @@ class Asked:
             turns = (("human", f"What colour is {i}?"), ("gpt", said[0] if said else ""))
             before = (("human", "Is it there?"), ("gpt", "yes")) if i % 5 == 0 else ()
             self.rows.append(
-                Record(
-                    f"row {i}", None if i % 3 == 2 else png(i), "", f"i{i}", f"q{i}",
+                Row(
+                    f"row {i}", () if i % 3 == 2 else (png(i),), "", f"i{i}", f"q{i}",
                     turns=before + (turns if said else turns[:1]), answers=said,
                     question_type="colour" if i % 2 else "hue/shade",
                 )
@@ -82,8 +82,8 @@ def test_the_likeliest_answer_is_chosen_row_by_row(decoder):
             continue  # of several turns
         record = source[row]
         tokens = torch.empty(0, 4, model.decoder.width, dtype=torch.float64)
-        if record.image is not None:
-            pixels = np.array(Image.open(io.BytesIO(record.image)))
+        if record.images:
+            pixels = np.array(Image.open(io.BytesIO(record.images[0])))
             tokens = model.image_tokens(torch.from_numpy(pixels).permute(2, 0, 1)[None])
         with torch.no_grad():
             likely = log_likelihoods(
@@ -148,7 +148,7 @@ def test_answers_are_generated_and_do_not_hang_on_the_batch():
 
 def test_bad_rows_are_left_out_and_named():
     source = Asked(bad=(1, 4))
-    source.rows[6] = replace(source.rows[6], image=b"broken")
+    source.rows[6] = replace(source.rows[6], images=(b"broken",))
     source.rows[7] = replace(source.rows[7], turns=(("human", "<image> <image> <image>?"),))
     found = vqa.evaluate(encoder(), source, section(answers=COLOURS), num_rows=9)
     assert [p.row for p in found.predictions] == [0, 2, 3, 5, 8]

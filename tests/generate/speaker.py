@@ -47,7 +47,7 @@ class Speaker:
 
     def batch(self, samples):
         return {
-            "image_BCHW": torch.stack([sample.image for sample in samples]),
+            "image_BCHW": torch.stack([sample.images[0] for sample in samples]),
             "index_B": torch.tensor([sample.index for sample in samples]),
         }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -32,13 +34,10 @@ def one_by_one(task, model, chosen: list[Sample], targets) -> torch.Tensor:
     """−nll of each (sample, target) as a batch of training's would have it."""
     found = []
     for sample, given in zip(chosen, targets, strict=True):
-        (_, question), _ = sample.turns
+        (_, question), _ = sample.row.turns
         for text in given:
-            row = Sample(
-                sample.image, "", "i", "c", 0, 0, turns=(("human", question), ("gpt", text)),
-                more_images=sample.more_images,
-            )  # fmt: skip
-            found.append(-model(task.batch([row]))["nll_B"])
+            row = replace(sample.row, turns=(("human", question), ("gpt", text)))
+            found.append(-model(task.batch([replace(sample, row=row)]))["nll_B"])
     return torch.cat(found)
 
 
@@ -54,7 +53,7 @@ def test_likelihoods_equal_losses_one_by_one(name: str, rows: int) -> None:
     assert got.tokens_R.tolist() == [len(t) + 1 for given in TARGETS for t in given]  # bytes, end
     with torch.no_grad():
         tokens = model.image_tokens(torch.stack([i for s in chosen for i in images(s)]))
-        asked = [sample.turns[0][1] for sample in chosen]
+        asked = [sample.row.turns[0][1] for sample in chosen]
         again = log_likelihoods(task, model, tokens, asked, TARGETS, num_images=COUNTS, rows=rows)
         other = log_likelihoods(
             task, model, tokens, asked, TARGETS, num_images=COUNTS,
@@ -113,7 +112,7 @@ def test_a_model_in_bf16_weighs_answers_by_logits_in_fp32(name: str) -> None:
 
 
 def images(sample: Sample) -> list[torch.Tensor]:
-    return [] if sample.image is None else [sample.image, *sample.more_images]
+    return list(sample.images)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -124,7 +123,8 @@ def test_gradients_reach_the_images(name: str) -> None:
     chosen = samples([1, 1])
     training = task.batch(chosen) | {"image_BCHW": pixels}
     (want,) = torch.autograd.grad(-model(training)["nll_B"].sum(), pixels)
-    asked, answers = zip(*([text for _, text in sample.turns] for sample in chosen), strict=True)
+    pairs = [[text for _, text in sample.row.turns] for sample in chosen]
+    asked, answers = zip(*pairs, strict=True)
     tokens = model.image_tokens(pixels)
     found = log_likelihoods(task, model, tokens, asked, [[answer] for answer in answers])
     (got,) = torch.autograd.grad(found.log_p_R.sum(), pixels)
@@ -145,8 +145,8 @@ def test_a_rows_answer_does_not_hang_on_the_others(name: str, method: str) -> No
     for row, sample in enumerate(chosen):
         alone = generate_batch(task, model, task.prompt_batch([sample]), section)
         assert alone == texts[row : row + 1], row
-    two = torch.stack([chosen[2].image, chosen[3].image])
-    asked = [chosen[2].turns[0][1], chosen[3].turns[0][1]]
+    two = torch.stack([chosen[2].images[0], chosen[3].images[0]])
+    asked = [chosen[2].row.turns[0][1], chosen[3].row.turns[0][1]]
     assert generate_texts(task, model, two, asked, section, rows=[2, 3]) == texts[2:]
 
 

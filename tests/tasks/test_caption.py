@@ -23,7 +23,7 @@ from engine.registry import find
 from engine.tasks.caption import CaptionTask
 from engine.train import rng
 from engine.train.steps import batches
-from engine.types import BadSample, Batch, Features, Record, Sample
+from engine.types import BadSample, Batch, Features, Row, Sample
 from tests.distributed import run
 from tests.train import tiny
 
@@ -87,8 +87,8 @@ def samples(texts: Sequence[str] = TEXTS, first: int = 0) -> list[Sample]:
     generator = torch.Generator().manual_seed(first)
     return [
         Sample(
-            torch.randint(256, (3, 2, 2), dtype=torch.uint8, generator=generator), text,
-            f"i{n}", f"c{n}", 0, n,
+            Row(f"k{n}", (), text, f"i{n}", f"c{n}"),
+            (torch.randint(256, (3, 2, 2), dtype=torch.uint8, generator=generator),), 0, n,
         )
         for n, text in enumerate(texts, first)
     ]  # fmt: skip
@@ -128,10 +128,10 @@ def test_a_long_caption_is_cut_and_keeps_its_end() -> None:
 def test_a_conversation_is_learned_from_its_first_question_and_answer() -> None:
     task = make_task(prompt={"template": "human_gpt", "instruction": "unused"})
     turns = (("human", "<image>\nWhat is it?"), ("gpt", "A dog."), ("human", "Sure?"))
-    sample = replace(samples(["other"])[0], turns=turns)
-    assert task.pair(sample) == ("What is it?", "A dog.")
-    assert task.pair(replace(sample, turns=())) == ("unused", "other")
-    assert task.pair(replace(sample, turns=turns[1:])) == ("unused", "other")
+    row = record("other", turns)
+    assert task.pair(row) == ("What is it?", "A dog.")
+    assert task.pair(record("other")) == ("unused", "other")
+    assert task.pair(record("other", turns[1:])) == ("unused", "other")
 
 
 def test_prompts_are_padded_on_the_left_and_equal_trainings() -> None:
@@ -148,8 +148,8 @@ def test_prompts_are_padded_on_the_left_and_equal_trainings() -> None:
 # --- what cannot be learned from
 
 
-def record(caption: str, turns: tuple[tuple[str, str], ...] = ()) -> Record:
-    return Record("k", Path("x.jpg"), caption, "i", "c", turns=turns)
+def record(caption: str, turns: tuple[tuple[str, str], ...] = ()) -> Row:
+    return Row("k", (Path("x.jpg"),), caption, "i", "c", turns=turns)
 
 
 def test_texts_that_leave_nothing_to_learn_are_bad_samples() -> None:
@@ -201,7 +201,8 @@ def test_a_sample_is_told_as_it_is_learned() -> None:
     task = make_task(prompt={"template": "[{instruction}: ]", "instruction": "say"})
     sample = samples(["a  dog"])[0]
     assert task.told(sample) == ("say: ", "a dog")
-    assert task.told(replace(sample, turns=(("human", "hm"), ("gpt", "x")))) == ("hm: ", "x")
+    asked = record("a", (("human", "hm"), ("gpt", "x")))
+    assert task.told(replace(sample, row=asked)) == ("hm: ", "x")
 
 
 # --- loss and gradients
@@ -211,7 +212,7 @@ def rows_one_by_one(task: CaptionTask, model: VisionLanguage, chosen: list[Sampl
     """The mean −log p of all captions' tokens, from whole logits of one row without padding."""
     losses = []
     for sample in chosen:
-        ids = [task.start_id, *task.tokenizer.raw(sample.text), task.eos_id]
+        ids = [task.start_id, *task.tokenizer.raw(sample.row.caption), task.eos_id]
         batch = task.batch([sample])
         image_BND = model.image_tokens(batch["image_BCHW"])
         text_BT = torch.tensor([ids[:-1]])

@@ -10,7 +10,7 @@ from engine.config import schema
 from engine.config.schema import Transforms
 from engine.data.text import bytes as byte_tokenizer
 from engine.tasks.clip import ClipTask
-from engine.types import Sample
+from engine.types import Row, Sample
 
 TEXTS = ["a dog", "two cats on a red mat", "rain"]
 MAX_LENGTH = 40
@@ -29,8 +29,9 @@ def samples(seeds: list[int] | None = None) -> list[Sample]:
     generator = torch.Generator().manual_seed(0)
     return [
         Sample(
-            torch.randint(256, (3, 4, 4), dtype=torch.uint8, generator=generator),
-            text, f"i{n}", f"c{n}", n % 2, 10 + n, seed=seeds[n] if seeds else None,
+            Row(f"k{n}", (), text, f"i{n}", f"c{n}"),
+            (torch.randint(256, (3, 4, 4), dtype=torch.uint8, generator=generator),),
+            n % 2, 10 + n, seed=seeds[n] if seeds else None,
         )
         for n, text in enumerate(TEXTS)
     ]  # fmt: skip
@@ -39,7 +40,7 @@ def samples(seeds: list[int] | None = None) -> list[Sample]:
 def test_images_stay_uint8_and_texts_are_as_long_as_the_longest() -> None:
     batch = make_task().batch(samples())
     assert batch["image_BCHW"].dtype == torch.uint8
-    assert torch.equal(batch["image_BCHW"][1], samples()[1].image)
+    assert torch.equal(batch["image_BCHW"][1], samples()[1].images[0])
     lengths = batch["attention_mask_BT"].sum(1)
     assert lengths.tolist() == [len(text) + 2 for text in TEXTS]
     assert batch["input_ids_BT"].shape == (3, int(lengths.max()))

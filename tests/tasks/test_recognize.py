@@ -20,7 +20,7 @@ from engine.registry import find
 from engine.tasks.recognize import RecognizeTask
 from engine.train import rng
 from engine.train.steps import batches
-from engine.types import BadSample, Batch, Record, Sample
+from engine.types import BadSample, Batch, Row, Sample
 from tests.distributed import run
 from tests.tasks.test_caption import Image
 from tests.train import tiny
@@ -61,8 +61,9 @@ def samples(labels: Sequence[Sequence[str]] = LABELS, first: int = 0) -> list[Sa
     generator = torch.Generator().manual_seed(first)
     return [
         Sample(
-            torch.randint(256, (3, 2, 2), dtype=torch.uint8, generator=generator), "",
-            f"i{n}", f"c{n}", 0, n, seed=1000 + n, labels=tuple(given),
+            Row(f"k{n}", (), "", f"i{n}", f"c{n}", labels=tuple(given)),
+            (torch.randint(256, (3, 2, 2), dtype=torch.uint8, generator=generator),),
+            0, n, seed=1000 + n,
         )
         for n, given in enumerate(labels, first)
     ]  # fmt: skip
@@ -102,7 +103,7 @@ def test_labels_that_do_not_fit_wait_for_another_epoch() -> None:
         assert len(row.ids) <= 22
         text = task.tokenizer.decode(row.ids[row.segment.index(1) :])
         learned |= {label.strip() for label in text.split(",") if label.strip()}
-    assert learned == set(sample.labels)
+    assert learned == set(sample.row.labels)
 
 
 def test_a_mark_of_the_image_stands_before_the_text() -> None:
@@ -119,8 +120,8 @@ def test_a_mark_of_the_image_stands_before_the_text() -> None:
 def test_records_without_a_label_to_learn_are_named() -> None:
     task = make_task(max_length=16)
 
-    def record(*labels: str, caption: str = "x") -> Record:
-        return Record("k", None, caption, "i", "c", labels=labels)
+    def record(*labels: str, caption: str = "x") -> Row:
+        return Row("k", (), caption, "i", "c", labels=labels)
 
     task.usable(record("dog"))
     with pytest.raises(BadSample, match=r"^no label: it has none"):
@@ -223,8 +224,8 @@ def test_the_loss_is_the_mean_over_labels_tokens_one_by_one() -> None:
     losses = []
     for sample in samples():
         head = [task.start_id, *task.tokenizer.raw(task.text.train_prompt(sample.seed))]
-        image_BND = model.image_tokens(sample.image[None])
-        for label in sample.labels:
+        image_BND = model.image_tokens(sample.images[0][None])
+        for label in sample.row.labels:
             ids = task.tokenizer.raw(f" {label},")
             alone = stack([lay_out(head, [ids], nxtp=False, per_label=False)], 0)
             log_p = model.decoder.log_probs(model.decoder.label_hidden(image_BND, alone)[0])

@@ -23,7 +23,7 @@ from engine.registry import find
 from engine.tasks.vqa import VqaTask
 from engine.train import rng
 from engine.train.steps import batches
-from engine.types import BadSample, Batch, Record, Sample
+from engine.types import BadSample, Batch, Row, Sample
 from tests.distributed import run
 from tests.tasks.test_caption import DECODERS as CAPTIONERS
 from tests.tasks.test_caption import Image
@@ -84,12 +84,7 @@ def samples(counts: Sequence[int], first: int = 0) -> list[Sample]:
         images = list(torch.randint(256, size, dtype=torch.uint8, generator=generator))[:count]
         question, answer = ASKED[n % len(ASKED)]
         turns = (("human", question), ("gpt", answer))
-        made.append(
-            Sample(
-                images[0] if images else None, "", f"i{n}", f"c{n}", 0, n,
-                turns=turns, more_images=tuple(images[1:]),
-            )
-        )  # fmt: skip
+        made.append(Sample(Row(f"k{n}", (b"",) * count, turns=turns), tuple(images), 0, n))
     return made
 
 
@@ -160,12 +155,15 @@ def test_earlier_turns_are_part_of_the_question() -> None:
     turns = (
         ("human", "<image> a"), ("gpt", "b"), ("human", "c"), ("gpt", "d"), ("human", "e"),
     )  # fmt: skip
-    sample = replace(samples([1])[0], turns=turns[:4])
+    sample = samples([1])[0]
+    sample = replace(sample, row=replace(sample.row, turns=turns[:4]))
     for name in DECODERS:
         task = make_task(name)
         prompt, learned = task.told(sample)
         assert prompt.replace("<image>\n", "") == "a? b c? " and learned == "d"
-        open_end = task.prompt_batch([replace(sample, turns=turns)])["input_ids_BT"][0].tolist()
+        open_end = task.prompt_batch([replace(sample, row=replace(sample.row, turns=turns))])[
+            "input_ids_BT"
+        ][0].tolist()
         text = "a? b c? d e? "
         want = (
             [IMAGE_ID, *task.tokenizer.raw(f"\n{text}"), task.eos_id]
@@ -178,10 +176,9 @@ def test_earlier_turns_are_part_of_the_question() -> None:
 # --- what cannot be used
 
 
-def record(question: str, answer: str | None = "yes", images: int = 1) -> Record:
+def record(question: str, answer: str | None = "yes", images: int = 1) -> Row:
     turns = (("human", question),) if answer is None else (("human", question), ("gpt", answer))
-    more = (b"",) * (images - 1)
-    return Record("k", b"" if images else None, "x", "i", "c", turns=turns, more_images=more)
+    return Row("k", (b"",) * images, "x", "i", "c", turns=turns)
 
 
 BAD = [
@@ -260,7 +257,8 @@ def test_a_template_of_captions_makes_it_a_task_of_captions() -> None:
     assert make_task().modalities == ("image", "answer")
     task = make_task(template="t5_plain")
     assert task.modalities == ("image", "caption")
-    caption = replace(samples([1])[0], turns=(), text="a  cat")
+    sample = samples([1])[0]
+    caption = replace(sample, row=replace(sample.row, turns=(), caption="a  cat"))
     batch = task.batch([caption])
     assert batch["input_ids_BT"].tolist() == [[IMAGE_ID, task.eos_id]]
     assert batch["labels_BL"].tolist() == [[*task.tokenizer.raw("a cat"), task.eos_id]]
@@ -274,8 +272,8 @@ def rows_one_by_one(task: VqaTask, model: VisionLanguage, chosen: list[Sample]) 
     losses, lm = [], model.decoder.model
     table = lm.get_input_embeddings()
     for sample in chosen:
-        images = [image for image in (sample.image, *sample.more_images) if image is not None]
-        (_, question), (_, answer) = sample.turns
+        images = list(sample.images)
+        (_, question), (_, answer) = sample.row.turns
         words = task.tokenizer.raw(f"{question}? ")
         said = torch.tensor([*task.tokenizer.raw(answer), task.eos_id])
         seen = [model.image_tokens(image[None])[0] for image in images]

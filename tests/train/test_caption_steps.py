@@ -14,7 +14,7 @@ from engine.dist import collectives, ddp
 from engine.tasks.caption import CaptionTask
 from engine.train import rng
 from engine.train.steps import batches
-from engine.types import Sample
+from engine.types import Row, Sample
 from tests.distributed import run
 from tests.train import tiny
 
@@ -54,8 +54,8 @@ def samples(step: int) -> list[Sample]:
     generator = torch.Generator().manual_seed(step)
     shape = 3, SIZE, SIZE
     return [
-        Sample(torch.randint(256, shape, dtype=torch.uint8, generator=generator),
-               TEXTS[(n + step) % 7], f"i{n}", f"c{n}", 0, n)
+        Sample(Row(f"k{n}", (), TEXTS[(n + step) % 7], f"i{n}", f"c{n}"),
+               (torch.randint(256, shape, dtype=torch.uint8, generator=generator),), 0, n)
         for n in range(7)
     ]  # fmt: skip
 

@@ -46,7 +46,7 @@ def build(
             "data.train_name instead, or copy their shards to this machine",
             key=key,
         )
-    classes = [getattr(part, "classes", None) for part in parts]
+    classes = [part.classes for part in parts]
     for part, own in zip(parts, classes, strict=True):
         if own != classes[0]:
             raise UserError(

@@ -25,17 +25,15 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config.schema import Section
+from engine.data.image_files import SUFFIXES
 from engine.data.once import make_once
 from engine.data.tables.csv_table import open_csv
 from engine.data.tables.image_root import ImageRoot
 from engine.data.tables.places import annotation_file
 from engine.data.tables.table import Table, open_table
 from engine.errors import UserError
-from engine.types import BadSample, Record
+from engine.types import BadSample, Row, Source
 
-_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".avif", ".jp2"
-)  # fmt: skip
 _LABEL_COLUMNS = {
     "image": ("image", "file", "filename", "file_name", "filepath", "image_path", "path", "id"),
     "caption": ("label", "labels", "class", "class_name", "category"),
@@ -54,7 +52,7 @@ class Config(Section):
     valid_labels: str | None = None
 
 
-class FolderSource:
+class FolderSource(Source):
     """Images of one split, class after class in sorted order; ``classes`` are the folder names."""
 
     def __init__(
@@ -64,20 +62,20 @@ class FolderSource:
         self.split = split
         self.table = table
         self.images = ImageRoot(images)
-        self.classes = classes
+        self.classes: list[str] = classes
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Row:
         """The row at ``index``; BadSample where its image is a link to another place."""
         row: dict[str, Any] = self.table.row(index)
         image, label = row["image"], row["label"]
         if label < 0:
             raise BadSample("malformed", f"row {index + 1} has not one image and one label")
         caption = self._caption(label)
-        path, labels = self.images.path(image), (self.classes[label],)
-        return Record(image, path, caption, image, str(index), label, labels=labels)
+        path, labels = (self.images.path(image),), (self.classes[label],)
+        return Row(image, path, caption, image, str(index), label, labels=labels)
 
     def column(self, name: str) -> np.ndarray:
         """int64 [rows], memory-mapped: ``label`` (-1: none), or codes of ``image_id`` and
@@ -127,7 +125,7 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> FolderSo
     table = Table(target)
     if not len(table):
         raise UserError(
-            f"no images in the class folders of {images}; known endings: {' '.join(_SUFFIXES)}",
+            f"no images in the class folders of {images}; known endings: {' '.join(SUFFIXES)}",
             key=f"{at}.{split}",
         )
     return FolderSource(name, split, table, images, classes)
@@ -200,5 +198,5 @@ def _image_names(folder: Path) -> list[str]:
         return sorted(
             entry.name
             for entry in entries
-            if entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith(".")
+            if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
         )

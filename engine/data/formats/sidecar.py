@@ -19,16 +19,14 @@ import pyarrow as pa
 
 from engine.config.schema import Section
 from engine.config.section import ProperFraction
+from engine.data.image_files import SUFFIXES
 from engine.data.tables.image_root import ImageRoot
 from engine.data.tables.places import check_root
 from engine.data.tables.table import Table, open_table
 from engine.errors import UserError
-from engine.types import BadSample, Record
+from engine.types import BadSample, Row, Source
 
 FORM = 1  # of the cached table; raised when its content changes
-ENDINGS = (
-    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".avif", ".jp2"
-)  # fmt: skip
 _ROWS = 65_536  # written at once
 _MAX_TEXT_BYTES = 16 << 20
 _SCHEMA = pa.schema([("image", pa.string())])
@@ -42,7 +40,7 @@ class Config(Section):
     valid_share: ProperFraction = 0.0  # of the images, where there are no split folders
 
 
-class SidecarSource:
+class SidecarSource(Source):
     """Images of one split in the order of their names; a text is read when it is asked for."""
 
     def __init__(self, name: str, split: str, table: Table, folder: Path, text: str) -> None:
@@ -55,7 +53,7 @@ class SidecarSource:
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Row:
         """The row at ``index``; BadSample where its text is missing, empty or no UTF-8, and where
         either file is a link to another place."""
         image = self.table.row(index)["image"]
@@ -63,7 +61,7 @@ class SidecarSource:
         caption = self._caption(image)
         if not caption:
             raise BadSample("no caption", f"the text beside {image} is empty")
-        return Record(image, path, caption, image, str(index))
+        return Row(image, (path,), caption, image, str(index))
 
     def _caption(self, image: str) -> str:
         name = f"{os.path.splitext(image)[0]}.{self.text}"  # noqa: PTH122 (a name, not a path)
@@ -120,7 +118,7 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> SidecarS
     if not len(table):
         raise UserError(
             f"dataset {name!r}: no images for the {split} split in {folder} (valid_share {share}); "
-            f"known endings: {' '.join(ENDINGS)}",
+            f"known endings: {' '.join(SUFFIXES)}",
             key=f"data.datasets.{name}.root",
         )
     return SidecarSource(name, split, table, folder, config.text.removeprefix("."))
@@ -154,7 +152,7 @@ def _images(folder: Path) -> Iterator[str]:
             names = sorted(entry.name for entry in entries if entry.name[:1] != ".")
         inside = parent.relative_to(folder)
         for name in names:
-            if name.lower().endswith(ENDINGS):
+            if name.lower().endswith(SUFFIXES):
                 # Of bytes that are no UTF-8 a name is made that no file has: a bad sample.
                 yield str(inside / name).encode(errors="replace").decode()
 

@@ -18,7 +18,7 @@ from engine.data.stream.shard import WHOLE_SHARD, Item
 from engine.data.stream.source import StreamSource, row_of
 from engine.data.workers import Workers
 from engine.errors import FaultError, UserError
-from engine.types import BadSample, Record, Sample, Source
+from engine.types import BadSample, Row, Sample, Source
 
 _MAX_BAD = 1000  # samples passed over for one batch, before it is given as it is
 
@@ -58,7 +58,7 @@ class _Shelf:
         self.name = name
         self.item: Item | None = None
 
-    def __getitem__(self, row: int) -> Record:
+    def __getitem__(self, row: int) -> Row:
         assert self.item is not None
         if self.item.record is None:
             raise self.item.bad or BadSample("unreadable")

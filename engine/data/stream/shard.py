@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from engine.data.image_files import ENDINGS, MAX_IMAGE_BYTES
 from engine.data.stream.open import Shard, open_shard
 from engine.data.tables.image_root import OUTSIDE
-from engine.data.tar.samples import IMAGE_ENDINGS, MAX_IMAGE_BYTES
 from engine.data.tar.texts import TextForm, read_texts
-from engine.types import BadSample, Record
+from engine.types import BadSample, Row
 
 WHOLE_SHARD = (1 << 32) - 1  # stands for the number of a sample where the shard itself is at fault
 _READ = 1 << 17  # bytes asked for at once
@@ -35,7 +35,7 @@ class Item:
 
     number: int  # of the row in its shard; WHOLE_SHARD where the shard broke off
     key: str
-    record: Record | None
+    record: Row | None
     bad: BadSample | None = None
 
 
@@ -65,7 +65,7 @@ class _Members:
 
     def __init__(self, shard: Shard, form: TextForm) -> None:
         self.shard = shard
-        self.endings = {*IMAGE_ENDINGS, form.text.lower(), "json"}
+        self.endings = {*ENDINGS, form.text.lower(), "json"}
         self.error: BadSample | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -120,7 +120,7 @@ def _rows(number: int, sample: dict[str, Any], form: TextForm) -> list[Item]:
     return [Item(row, key, record) for row, record in enumerate(records, number)]
 
 
-def _records(key: str, sample: dict[str, Any], form: TextForm) -> list[Record]:
+def _records(key: str, sample: dict[str, Any], form: TextForm) -> list[Row]:
     if re.search(OUTSIDE, key):
         raise BadSample("outside root", "its name leads out of the shard")
     for ending, data in sample.items():
@@ -130,13 +130,13 @@ def _records(key: str, sample: dict[str, Any], form: TextForm) -> list[Record]:
     if text is None and fields is None:
         raise BadSample("no caption", f"it has no {form.text} and no json")
     texts = read_texts(text, fields, form)
-    image = next((sample[ending] for ending in sample if ending in IMAGE_ENDINGS), None)
+    image = next((sample[ending] for ending in sample if ending in ENDINGS), None)
     if image is None and not texts[0].turns:
         raise BadSample("missing image", f"its {form.text} or json is there alone")
     return [
-        Record(
+        Row(
             key,
-            image,
+            () if image is None else (image,),
             text.caption,
             text.image_id or key,
             text.caption_id or f"{key}#{number}",

@@ -16,13 +16,13 @@ from engine.data.stream.count import count_samples, digest
 from engine.data.stream.shard import WHOLE_SHARD, Item, read_shard
 from engine.data.tar.texts import TextForm
 from engine.errors import UserError
-from engine.types import Record
+from engine.types import Row, Source
 
 _SHIFT = 32  # a row is the shard's number shifted by this, and the sample's number in the shard
 
 
 @dataclass
-class StreamSource:
+class StreamSource(Source):
     """The training split of a dataset of streamed shards.
 
     ``length`` is the number of its samples where it is known, else they are counted once.
@@ -68,7 +68,7 @@ class StreamSource:
         shard, number = row >> _SHIFT, row & WHOLE_SHARD
         return self.urls[shard] + ("" if number == WHOLE_SHARD else f"#{number}")
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Row:
         self._refuse()
 
     def column(self, name: str) -> NoReturn:

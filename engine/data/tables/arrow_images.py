@@ -39,7 +39,7 @@ def open_stream(path: Path) -> tuple[pa.Buffer, pa.Schema, int]:
 
 
 def read_batches(path: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Record batches of an Arrow stream file, checked, each with its offset in bytes.
+    """Row batches of an Arrow stream file, checked, each with its offset in bytes.
 
     Raises UserError, naming the file and the offset, for what is truncated or corrupt.
     """

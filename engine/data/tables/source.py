@@ -13,7 +13,7 @@ from engine.data.tables import lengths
 from engine.data.tables.fields import most_common
 from engine.data.tables.image_root import ImageRoot
 from engine.data.tables.table import Table
-from engine.types import BadSample, Record, Turn
+from engine.types import BadSample, Row, Source, Turn
 
 
 class ImageStore(Protocol):
@@ -24,7 +24,7 @@ class ImageStore(Protocol):
         ...
 
 
-class AnnotationSource:
+class AnnotationSource(Source):
     """Rows of a table as one split of a dataset.
 
     ``images`` is the folder of images that rows name, ``store`` reads those that lie in files of
@@ -48,7 +48,7 @@ class AnnotationSource:
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Row:
         """The row at ``index``; BadSample where it cannot be used, or its image lies elsewhere."""
         row = self.table.row(index)
         number = f"row {index + 1}"
@@ -61,9 +61,9 @@ class AnnotationSource:
             raise BadSample("no answer" if row.get("turns") else "no caption", number)
         given = tuple(answer for answer in row.get("answers") or () if answer)
         images = self._images(row, number)
-        return Record(
+        return Row(
             row["image"] or number,
-            images[0] if images else None,
+            images,
             row["caption"],
             row["image_id"],
             row["caption_id"],
@@ -71,7 +71,6 @@ class AnnotationSource:
             _turns(row, given),
             given,
             tuple(label for label in row.get("labels") or () if label),
-            images[1:],
             row.get("question_type") or "",
             row.get("answer_type") or "",
         )

@@ -15,8 +15,7 @@ def known_damage(source: Source) -> list[str]:
     """A sentence for each damaged set of shards below ``source``; views are looked through."""
     if isinstance(source, ShardSource):
         return [told] if (told := _told(source)) else []
-    below = getattr(source, "parts", None) or [getattr(source, "source", None)]
-    return [text for one in below if one is not None for text in known_damage(one)]
+    return [text for one in source.below for text in known_damage(one)]
 
 
 def _told(source: ShardSource) -> str | None:

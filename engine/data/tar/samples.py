@@ -10,16 +10,12 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from engine.data.image_files import ENDINGS
 from engine.data.tables.image_root import OUTSIDE
 from engine.data.tar.texts import Text, TextForm, needs_fields, read_texts
 from engine.data.tar.walk import Window, walk
 from engine.types import BadSample, Turn
 
-# Of photographs; a member with any other ending is never read.
-IMAGE_ENDINGS = (
-    "jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff", "avif", "jp2"
-)  # fmt: skip
-MAX_IMAGE_BYTES = 256 << 20
 _MAX_TEXT_BYTES = 16 << 20
 _OUTSIDE = re.compile(OUTSIDE)
 _FAULTY = [Text("")]
@@ -56,7 +52,7 @@ _FULL: _Group = ["", b"", b"", "", -1, 0, "", "", False]
 def read_samples(descriptor: int, file_size: int, form: TextForm) -> list[Row]:
     """All rows of a shard in order. Never raises for what the file holds."""
     window = Window(descriptor)
-    slots = dict.fromkeys(IMAGE_ENDINGS, _IMAGE) | {form.text.lower(): _TEXT, "json": _JSON}
+    slots = dict.fromkeys(ENDINGS, _IMAGE) | {form.text.lower(): _TEXT, "json": _JSON}
     known: dict[str, _Group] = {}
     groups: list[_Group] = []
     damages: list[tuple[int, str, str]] = []  # groups before it, cause, detail

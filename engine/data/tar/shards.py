@@ -19,15 +19,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.data.image_files import MAX_IMAGE_BYTES
 from engine.data.once import make_once
 from engine.data.tar import lengths
 from engine.data.tar.build import index_shard, open_summary
 from engine.data.tar.index import TarIndex
 from engine.data.tar.recent import Recent
-from engine.data.tar.samples import MAX_IMAGE_BYTES, Row, parse_more
+from engine.data.tar.samples import Row as IndexRow
+from engine.data.tar.samples import parse_more
 from engine.data.tar.texts import TextForm
 from engine.errors import FaultError
-from engine.types import BadSample, Record, Turn
+from engine.types import BadSample, Row, Source, Turn
 
 _OPEN_INDEXES = 512  # some kilobytes each
 _OPEN_SHARDS = 64  # each takes one of a process's file descriptors
@@ -79,7 +81,7 @@ class _Index(NamedTuple):
         return np.append(True, (offsets[1:] != offsets[:-1]) | (offsets[1:] < 0))
 
 
-class ShardSource:
+class ShardSource(Source):
     """Rows of one split's shards, in the order of the shards and of the samples in them.
 
     What is damaged or lost is a row too, whose reading raises BadSample. An image_id or caption_id
@@ -118,7 +120,7 @@ class ShardSource:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Row:
         """The row at ``index`` with its image's bytes; BadSample for one that is lost."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)} in {self.name}")
@@ -128,16 +130,16 @@ class ShardSource:
         place = f"{opened.shown}/{row.key}"
         if row.cause:
             raise BadSample(row.cause, f"{place.rstrip('/')}: {row.detail}")
-        return Record(
+        return Row(
             f"{place}.{row.image}" if row.image else place,
-            self._image(shard, row, place) if row.image else None,
+            (self._image(shard, row, place),) if row.image else (),
             row.caption,
             row.image_id or f"{place}@{row.offset}",
             row.caption_id or str(index),
             **parse_more(row.more)._asdict(),
         )
 
-    def _image(self, shard: int, row: Row, place: str) -> bytes:
+    def _image(self, shard: int, row: IndexRow, place: str) -> bytes:
         if row.size > MAX_IMAGE_BYTES:
             raise BadSample("too large", f"{place}.{row.image} has {row.size} bytes")
         try:

@@ -19,7 +19,7 @@ from engine.config.schema import Labels
 from engine.data.permutation import hash64
 from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
-from engine.types import BadSample, Batch, Record, Sample
+from engine.types import BadSample, Batch, Row
 
 _KEY = "data.labels"
 _SAMPLE_LABEL = "thing"  # to see how a label and its separator are tokenized
@@ -31,14 +31,14 @@ def clean(labels: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(label for label in plain if label))
 
 
-def labels_of(one: Record | Sample, section: Labels) -> list[str]:
-    """The cleaned labels of a record or sample; none where it has none."""
+def labels_of(row: Row, section: Labels) -> list[str]:
+    """The cleaned labels of a row; none where it has none."""
     if section.source == "given":
-        return clean(one.labels)
+        return clean(row.labels)
     from engine.data.text.nouns import nouns  # with its tagger, which few runs need
 
     dropped = set(section.leave_out)
-    found = nouns(one.caption if isinstance(one, Record) else one.text)
+    found = nouns(row.caption)
     return [noun for noun in clean(found) if noun not in dropped]
 
 

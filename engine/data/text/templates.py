@@ -18,7 +18,7 @@ from engine.data.permutation import hash64
 from engine.data.text.tokenizer import clean
 from engine.errors import UserError
 from engine.registry import nearest
-from engine.types import BadSample, Record, Sample, Turn
+from engine.types import BadSample, Row, Sample, Turn
 
 MARK = "<image>"  # the place of an image in a text
 _OWN = Path(__file__).with_suffix(".yaml")
@@ -45,18 +45,19 @@ class Template:
         """Whether the prompt or what is learned asks for ``field``."""
         return f"{{{field}}}" in self.input + self.target
 
-    def prompt(self, row: Sample | Record, *, marks: bool = True) -> str:
+    def prompt(self, one: Row | Sample, *, marks: bool = True) -> str:
         """All that precedes a sample's last answer, earlier turns of a conversation included.
 
         Each of its images is a mark, or without ``marks`` nothing. Raises
         BadSample where the marks in the sample's texts are not as many as its images, or where
         turns do not alternate.
         """
-        turns, given = _asked(row.turns), num_images(row)
+        row = row_of(one)
+        turns, given = _asked(row.turns), len(row.images)
         _check_marks(turns, given)
         if not turns or not self.has("question"):
             turns = [("human", "" if self.has("instruction") else self.instruction)]
-        return self._conversation(turns, given, marks, _cut(row)[0])
+        return self._conversation(turns, given, marks, _cut(one)[0])
 
     def question(self, question: str, num_images: int = 1, *, marks: bool = True) -> str:
         """The prompt of one question, as ``prompt``."""
@@ -64,12 +65,12 @@ class Template:
         _check_marks([turn], num_images)
         return self._conversation([turn], num_images, marks)
 
-    def learned(self, row: Sample | Record) -> str:
+    def learned(self, one: Row | Sample) -> str:
         """What is learned of a sample: its last answer, its caption or a part of that."""
-        answers = [text for role, text in row.turns if role == "gpt"]
-        caption = _caption(row)
+        answers = [text for role, text in row_of(one).turns if role == "gpt"]
+        caption = clean(row_of(one).caption)
         values = {"answer": answers[-1].strip() if answers else caption, "caption": caption}
-        return _fill(self.target, values | {"tail": _cut(row)[1]})
+        return _fill(self.target, values | {"tail": _cut(one)[1]})
 
     def alone(self, instruction: str) -> str:
         """The prompt of an instruction, without images."""
@@ -98,9 +99,9 @@ class Template:
 _KEYS = [field.name for field in fields(Template) if field.name != "instruction"]
 
 
-def num_images(row: Sample | Record) -> int:
-    """Images of a sample."""
-    return 0 if row.image is None else 1 + len(row.more_images)
+def row_of(one: Row | Sample) -> Row:
+    """The row of a sample."""
+    return one.row if isinstance(one, Sample) else one
 
 
 def _asked(turns: Sequence[Turn]) -> Sequence[Turn]:
@@ -128,20 +129,16 @@ def _without_marks(text: str) -> str:
     return text.replace(MARK, "").strip()
 
 
-def _caption(row: Sample | Record) -> str:
-    return clean(row.caption if isinstance(row, Record) else row.text)
-
-
-def _cut(row: Sample | Record) -> tuple[str, str]:
+def _cut(one: Row | Sample) -> tuple[str, str]:
     """A sample's caption in two, neither of them empty, at a character of any place in it.
 
-    A record, for which nothing is drawn, is not cut; a sample in evaluation always in its middle.
+    A row, for which nothing is drawn, is not cut; a sample in evaluation always in its middle.
     """
-    caption = _caption(row)
+    caption = clean(row_of(one).caption)
     places = len(caption) - 1
-    if isinstance(row, Record) or places < 1:
+    if isinstance(one, Row) or places < 1:
         return "", caption
-    place = 1 + (places // 2 if row.seed is None else hash64(row.seed, 2) % places)
+    place = 1 + (places // 2 if one.seed is None else hash64(one.seed, 2) % places)
     return caption[:place], caption[place:]
 
 

@@ -8,11 +8,10 @@ Which rows are of one image lies in a memory-mapped file that all processes shar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import gcd
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from engine.data.views.caption_order import BLOCK, captions_at, in_blocks
 from engine.data.views.groups import Groups
 from engine.data.views.rows import Draw, Place, View
 from engine.data.views.turns import joined
-from engine.types import BadSample, Record, Source
+from engine.types import BadSample, Row, Source
 
 
 class OneCaption(View):
@@ -54,7 +53,7 @@ class OneCaption(View):
         return captions_at(self.source, [np.concatenate(list(rows))])
 
 
-class JoinedCaptions:
+class JoinedCaptions(Source):
     """A row an image, its captions joined by ``separator``; other texts follow one another.
 
     The image is that of its first row that can be used.
@@ -62,14 +61,15 @@ class JoinedCaptions:
 
     def __init__(self, source: Source, groups: Groups, separator: str) -> None:
         self.source, self.groups, self.separator = source, groups, separator
+        self.classes = source.classes
         self.name, self.split = source.name, source.split
 
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Row:
         """The image at ``index``; raises BadSample where none of its rows can be used."""
-        found: list[Record] = []
+        found: list[Row] = []
         first_bad: BadSample | None = None
         for row in self.groups[index].tolist():
             try:
@@ -81,7 +81,7 @@ class JoinedCaptions:
             raise first_bad
         return replace(
             found[0],
-            caption=self._joined(record.caption for record in found),
+            caption=self._joined(row.caption for row in found),
             turns=joined(record.turns for record in found),
             answers=tuple(answer for record in found for answer in record.answers),
             labels=tuple(dict.fromkeys(label for record in found for label in record.labels)),
@@ -110,14 +110,13 @@ class JoinedCaptions:
         return self.separator.join(stripped for c in captions if (stripped := c.strip()))
 
     @property
-    def classes(self) -> Any:
-        """Names of the labels' numbers; None where the dataset has none."""
-        return getattr(self.source, "classes", None)
-
-    @property
     def blocks(self) -> Indices | None:
         """Images of each shard; None where the dataset does not lie in shards."""
         return _blocks(self.source, self.groups)
+
+    @property
+    def below(self) -> Sequence[Source]:
+        return (self.source,)
 
 
 def _in_turn(num: int, image: int, draw: Draw) -> int:
@@ -132,7 +131,7 @@ def _in_turn(num: int, image: int, draw: Draw) -> int:
 
 def _blocks(source: Source, groups: Groups) -> Indices | None:
     """How many images begin in each shard of ``source``: images come in the order of their rows."""
-    own = getattr(source, "blocks", None)
+    own = source.blocks
     if own is None:
         return None
     return np.diff(np.searchsorted(groups.firsts(), np.cumsum(own)), prepend=0)

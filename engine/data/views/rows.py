@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.data.permutation import Indices, Permutation
-from engine.data.views.caption_order import BLOCK, captions_at
-from engine.types import Record, Source
+from engine.data.views.caption_order import BLOCK
+from engine.types import Row, Source
 
 
 class Draw(NamedTuple):
@@ -33,12 +33,12 @@ Place = tuple[Source, int, Draw | None]
 _MEANT_ALIKE = ("label", "length", "answer_length")  # columns, in all parts
 
 
-class View:
+class View(Source):
     """Rows of ``source`` in another order or number; a row of it is one of ``source``'s."""
 
     def __init__(self, source: Source, length: int) -> None:
         self.source, self._length = source, length
-        self.name, self.split = source.name, source.split
+        self.name, self.split, self.classes = source.name, source.split, source.classes
 
     def __len__(self) -> int:
         return self._length
@@ -52,7 +52,7 @@ class View:
     def _at(self, index: int, draw: Draw | None) -> Place:
         raise NotImplementedError
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Row:
         """The row at ``index``, of several captions the first; raises BadSample."""
         source, row = origin(self, index)
         return source[row]
@@ -66,14 +66,8 @@ class View:
         raise NotImplementedError
 
     @property
-    def classes(self) -> Any:
-        """Names of the labels' numbers; None where the dataset has none."""
-        return getattr(self.source, "classes", None)
-
-    @property
-    def blocks(self) -> Indices | None:
-        """Rows of each shard, in the order of rows; None where they do not lie shard by shard."""
-        return None
+    def below(self) -> Sequence[Source]:
+        return (self.source,)
 
 
 def origin(source: Source, row: int, draw: Draw | None = None) -> tuple[Source, int]:
@@ -101,10 +95,7 @@ class Subset(View):
             self._chosen(np.arange(start, min(start + BLOCK, len(self))))
             for start in range(0, len(self), BLOCK)
         )
-        several = getattr(self.source, "captions_of", None)
-        if several is not None:  # a row may show one of several captions
-            return chain.from_iterable(map(several, chosen))
-        return captions_at(self.source, chosen)
+        return chain.from_iterable(map(self.source.captions_of, chosen))
 
 
 class Repeated(View):
@@ -123,7 +114,7 @@ class Repeated(View):
 
     @property
     def blocks(self) -> Indices | None:
-        own = getattr(self.source, "blocks", None)
+        own = self.source.blocks
         return None if own is None else np.tile(own, self.times)
 
     def column(self, name: str) -> np.ndarray:
@@ -141,13 +132,17 @@ class Concatenated(View):
         self.name, self.parts = name, tuple(parts)
         self._ends = list(accumulate(map(len, parts)))
 
+    @property
+    def below(self) -> Sequence[Source]:
+        return self.parts
+
     def _at(self, index: int, draw: Draw | None) -> Place:
         part = bisect_right(self._ends, index)
         return self.parts[part], index - (self._ends[part - 1] if part else 0), draw
 
     @property
     def blocks(self) -> Indices | None:
-        own: list[Any] = [getattr(part, "blocks", None) for part in self.parts]
+        own: list[Any] = [part.blocks for part in self.parts]
         return None if any(each is None for each in own) else np.concatenate(own)
 
     def column(self, name: str) -> np.ndarray:

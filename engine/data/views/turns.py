@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
-from typing import Any
 
 import numpy as np
 
 from engine.data.permutation import Indices
-from engine.types import Record, Turn
+from engine.types import Row, Source, Turn
 
 IMAGE = "<image>"  # where a conversation has an image
 
@@ -37,7 +36,7 @@ def _unmarked(text: str) -> str:
     return text.replace(f"{IMAGE}\n", "").replace(f"\n{IMAGE}", "").replace(IMAGE, "")
 
 
-class Flattened:
+class Flattened(Source):
     """A row a pair of turns; a row of ``source`` without any stays as it is.
 
     A pair has the images that its own question marks, or else those that the conversation has
@@ -45,14 +44,15 @@ class Flattened:
     in text alone, nor where the template says where images stand.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Source) -> None:
         self.source, self.name, self.split = source, source.name, source.split
+        self.classes = source.classes
         self._ends = source.column("pair_ends")
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Row:
         """The pair at ``index``; raises BadSample where its conversation cannot be used."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)} of {self.name}")
@@ -81,21 +81,25 @@ class Flattened:
     @property
     def blocks(self) -> Indices | None:
         """Pairs of each shard; None where the dataset does not lie in shards."""
-        own = getattr(self.source, "blocks", None)
+        own = self.source.blocks
         if own is None:
             return None
         rows = np.cumsum(own)  # a shard may be without any
         return np.diff(np.where(rows > 0, self._ends[rows - 1], 0), prepend=0)
 
+    @property
+    def below(self) -> Sequence[Source]:
+        return (self.source,)
 
-def one_pair(record: Record, number: int) -> Record:
+
+def one_pair(record: Row, number: int) -> Row:
     """The conversation's pair of that number as a record of its own."""
     places = pairs_of(record.turns)
     if not places:
         return record
     place = places[number]
     (_, asked), answer = record.turns[place : place + 2]
-    images = () if record.image is None else (record.image, *record.more_images)
+    images = record.images
     marks = [text.count(IMAGE) if who == "human" else 0 for who, text in record.turns]
     if images and sum(marks) == len(images):
         before = sum(marks[:place])
@@ -106,8 +110,7 @@ def one_pair(record: Record, number: int) -> Record:
             asked = f"{IMAGE}\n" * before + asked
     return replace(
         record,
-        image=images[0] if images else None,
-        more_images=images[1:],
+        images=images,
         caption=answer[1],
         caption_id=f"{record.caption_id}#{number}",
         turns=(("human", asked), answer),

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from engine.logs.stylesheet import STYLE
 from engine.tools.inspect.scan import Copy, Counts, Example, Findings, Part
-from engine.types import Record
+from engine.types import Row
 
 COLUMNS, ROWS = 6, 4
 _CELL, _MARGIN, _LINES, _LINE = 200, 10, 5, 15  # pixels; lines of text
@@ -327,7 +327,7 @@ def write_sheet(path: Path, title: str, examples: Sequence[Example]) -> None:
     temporary.replace(path)
 
 
-def _one_line(record: Record) -> str:
+def _one_line(record: Row) -> str:
     """A row's texts in one line: its caption, or who says what, and its labels."""
     text = record.caption
     if record.turns:

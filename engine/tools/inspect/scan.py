@@ -26,7 +26,7 @@ from engine.data.image_files import ending_of, read_bytes
 from engine.data.views.groups import Groups
 from engine.tools import jobs
 from engine.tools.inspect.copies import TINY, find_copies, signature
-from engine.types import BadSample, Record, Source
+from engine.types import BadSample, EncodedImage, Row, Source
 
 COPIES_FILE, BAD_FILE = "copies.jsonl", "bad_samples.jsonl"
 THUMBNAIL = 224  # pixels of the longer side
@@ -81,7 +81,7 @@ class Example:
     image: int
     key: str
     jpeg: bytes
-    records: list[Record]
+    records: list[Row]
 
 
 @dataclass
@@ -283,9 +283,9 @@ def read_chunk(work: Work, item: Item, tick: jobs.Tick) -> Chunk:
 
 def _read_image(
     work: Work, part: Part, image: int, counts: Counts, bad: list[BadRecord]
-) -> tuple[Image.Image | None, list[Record]]:
+) -> tuple[Image.Image | None, list[Row]]:
     """The picture of an image and the rows that show it; None where it cannot be used."""
-    picture, shown, records, usable = None, None, list[Record](), 0
+    picture, shown, records, usable = None, None, list[Row](), 0
     for row in part.groups[image].tolist():
         counts.rows += 1
         key = f"row {row + 1}"
@@ -294,26 +294,27 @@ def _read_image(
             key = record.key
             if len(record.caption) > work.max_chars:
                 raise BadSample("caption too long", f"{len(record.caption)} characters")
-            if record.image is None:
+            if not record.images:
                 if not record.turns:
                     raise BadSample("no image", "text alone")
                 counts.text_alone += 1
-            elif picture is None or record.image != shown:
-                picture, shown, records = _picture(work, record.image, counts), record.image, []
+            elif picture is None or record.images[0] != shown:
+                picture, records = _picture(work, record.images[0], counts), []
+                shown = record.images[0]
         except BadSample as why:
             counts.causes[why.cause] += 1
             bad.append(BadRecord(None, part.title, row, key, why.cause, why.detail))
             continue
         usable += 1
         _count_texts(work, record, counts)
-        if record.image is not None:
+        if record.images:
             records.append(record)
     if usable:
         counts.captions[usable] += 1
     return picture, records
 
 
-def _picture(work: Work, image: Path | bytes, counts: Counts) -> Image.Image:
+def _picture(work: Work, image: EncodedImage, counts: Counts) -> Image.Image:
     """The decoded image, counted; raises BadSample as a run would find it bad."""
     data = read_bytes(image)
     picture = decode(data, max_pixels=work.max_pixels, target=_HASHED_AT)
@@ -334,7 +335,7 @@ def _size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _count_texts(work: Work, record: Record, counts: Counts) -> None:
+def _count_texts(work: Work, record: Row, counts: Counts) -> None:
     counts.tokens[work.tokens(record.caption)] += 1
     counts.words[len(record.caption.split())] += 1
     if record.turns:

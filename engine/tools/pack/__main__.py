@@ -30,8 +30,8 @@ from engine import registry
 from engine.config.load import load
 from engine.config.schema import Data
 from engine.data.bad_samples import summary
+from engine.data.image_files import ENDINGS
 from engine.data.sources import BUILT_IN, FORMATS, Split, open_source
-from engine.data.tar.samples import IMAGE_ENDINGS
 from engine.data.views.groups import group_rows
 from engine.data.views.images import JoinedCaptions, OneCaption
 from engine.errors import FaultError, UserError, exit_code
@@ -174,7 +174,7 @@ def _shown_format(root: Path) -> str:
     ):
         if next(root.glob(pattern), None) is not None:
             return form
-    files = (path for path in root.rglob("*") if path.suffix[1:].lower() in IMAGE_ENDINGS)
+    files = (path for path in root.rglob("*") if path.suffix[1:].lower() in ENDINGS)
     if any(path.with_suffix(".txt").is_file() for path in islice(files, _LOOKED_AT)):
         return "sidecar"
     there = ", ".join(sorted(path.name for path in islice(root.iterdir(), 5))) or "nothing"
@@ -204,8 +204,8 @@ def _origin(plan: Plan, options: dict[str, Any], captions: str) -> dict[str, Any
     An annotation file's table is named by the file's size and time.
     """
     source: Any = plan.source
-    while hasattr(source, "source"):  # of a view: what it is a view of
-        source = source.source
+    while source.below:  # of a view: what it is a view of
+        source = source.below[0]
     table = getattr(source, "table", None)
     origin: dict[str, Any] = {
         "form": FORM,

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from engine.data.sources import Split
 from engine.data.tables.fields import most_common
-from engine.types import Record, Turn
+from engine.types import Row, Turn
 
 FOLDER = ".pack"  # in the packed folder: what it was packed from, and the CSV form's parts
 COLUMNS = (
@@ -29,7 +29,7 @@ _LIST_MARK = "|"
 _MODE = 0o644
 csv.field_size_limit(1 << 30)  # captions may be longer than the module expects
 
-Add = Callable[[bytes, str, Sequence[Record]], None]
+Add = Callable[[bytes, str, Sequence[Row]], None]
 """Takes a shard's samples in order: an image, its ending, and the rows that show it. Without an
 image b"" and an empty ending."""
 
@@ -58,14 +58,14 @@ class Form(ABC):
         """Gives the shard its name when it is left without an error."""
 
     @abstractmethod
-    def together(self, first: Record, record: Record) -> bool:
+    def together(self, first: Row, record: Row) -> bool:
         """Whether two rows of the same image are written with it once."""
 
-    def keep(self, record: Record) -> Record:
+    def keep(self, record: Row) -> Row:
         """What this form can hold of a row."""
         return record
 
-    def columns(self, record: Record) -> Sequence[str]:
+    def columns(self, record: Row) -> Sequence[str]:
         """Those that a row has values in."""
         return ()
 
@@ -115,7 +115,7 @@ class TarShards(Form):
                 info.size, info.mode = len(content), _MODE
                 tar.addfile(info, io.BytesIO(content))
 
-            def add(image: bytes, ending: str, records: Sequence[Record]) -> None:
+            def add(image: bytes, ending: str, records: Sequence[Row]) -> None:
                 nonlocal number
                 text, fields = members(records)
                 key = self.key(shard, number)
@@ -127,10 +127,10 @@ class TarShards(Form):
 
             yield add
 
-    def together(self, first: Record, record: Record) -> bool:
+    def together(self, first: Row, record: Row) -> bool:
         """One sample with several captions, where the rows differ in these alone."""
         same = ("image_id", "label", "turns", "answers", "labels", "question_type", "answer_type")
-        return bool(record.image) and all(getattr(first, n) == getattr(record, n) for n in same)
+        return bool(record.images) and all(getattr(first, n) == getattr(record, n) for n in same)
 
     def _files(self, shard: int) -> Iterator[Path]:
         yield self.content(shard)
@@ -163,7 +163,7 @@ class CsvFolder(Form):
         with writing_whole(self.rows(shard), "w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
 
-            def add(image: bytes, ending: str, records: Sequence[Record]) -> None:
+            def add(image: bytes, ending: str, records: Sequence[Row]) -> None:
                 nonlocal number
                 name = f"{self.key(shard, number)}.{ending}"
                 number += 1
@@ -174,11 +174,11 @@ class CsvFolder(Form):
             shutil.rmtree(target, ignore_errors=True)  # of a finished part that was damaged
             temporary.rename(target)
 
-    def together(self, first: Record, record: Record) -> bool:
+    def together(self, first: Row, record: Row) -> bool:
         """One image file, whatever its rows are."""
         return True
 
-    def keep(self, record: Record) -> Record:
+    def keep(self, record: Row) -> Row:
         """The row without what a CSV has no place for: a conversation of other turns than one
         question and its most common answer, names with the mark that joins lists, a class's
         number."""
@@ -191,7 +191,7 @@ class CsvFolder(Form):
         labels = tuple(label for label in record.labels if _LIST_MARK not in label)
         return replace(record, turns=turns, answers=answers, labels=labels, label=None)
 
-    def columns(self, record: Record) -> Sequence[str]:
+    def columns(self, record: Row) -> Sequence[str]:
         values = zip(COLUMNS, csv_row("image", record), strict=True)
         return [n for n, v in values if v or n in ("image_id", "caption", "caption_id")]
 
@@ -218,7 +218,7 @@ class CsvFolder(Form):
 FORMS: dict[str, type[Form]] = {form.name: form for form in (TarShards, CsvFolder)}
 
 
-def members(records: Sequence[Record]) -> tuple[str, str]:
+def members(records: Sequence[Row]) -> tuple[str, str]:
     """The text and the JSON of a tar sample, whose rows differ in their captions alone.
 
     The text holds all captions, a line each; the JSON all that a row holds, so that nothing is
@@ -246,7 +246,7 @@ def members(records: Sequence[Record]) -> tuple[str, str]:
     return text, json.dumps(fields, ensure_ascii=False)
 
 
-def csv_row(image: str, record: Record) -> tuple[str, ...]:
+def csv_row(image: str, record: Row) -> tuple[str, ...]:
     """Values of ``COLUMNS`` of what ``CsvFolder.keep`` returned."""
     return (
         image,

@@ -11,15 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from engine.data.bad_samples import BadRecord
-from engine.data.image_files import ending_of, read_bytes
-from engine.data.tar.samples import MAX_IMAGE_BYTES
+from engine.data.image_files import MAX_IMAGE_BYTES, ending_of, read_bytes
 from engine.data.views.groups import Groups
 from engine.errors import FaultError
 from engine.tools.jobs import Tick
 from engine.tools.pack.forms import COLUMNS, Form, write_whole
-from engine.types import BadSample, Record, Source
+from engine.types import BadSample, EncodedImage, Row, Source
 
-Unit = tuple[bytes, str, list[Record]]  # an image, its ending, and rows that show it
+Unit = tuple[bytes, str, list[Row]]  # an image, its ending, and rows that show it
 _NUM_DETAIL = 300  # characters of a bad sample's detail
 _PRIME = (1 << 127) - 1
 _BASE = 0x2545F4914F6CDD1D9E3779B97F4A7C15
@@ -50,7 +49,7 @@ def image_digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def sample_digest(record: Record, image: bytes) -> Digest:
+def sample_digest(record: Row, image: bytes) -> Digest:
     """Of one sample, its image given by ``image_digest``, or by b"" where it has none.
 
     Spaces around a caption do not count, since readers of shards take them off. The key does not
@@ -155,17 +154,18 @@ def _units(plan: Plan, shard: Shard, tick: Tick) -> Iterator[Unit]:
     form = plan.form
     for rows in plan.units(shard.number):
         unit: Unit | None = None
-        shown: Path | None = None
+        shown: EncodedImage | None = None
         for row in rows:
             key = f"row {row + 1}"
             try:
                 record = plan.source[row]
                 key = record.key
-                if unit and isinstance(record.image, Path) and record.image == shown:
+                own = record.images[0] if record.images else b""
+                if unit and isinstance(own, Path) and own == shown:
                     image, ending = unit[:2]
                 else:
                     image, ending = _image(record, form)
-                    shown = record.image if isinstance(record.image, Path) else None
+                    shown = own
             except BadSample as bad:
                 shard.bad.append(
                     BadRecord(None, plan.source.name, row, key, bad.cause, bad.detail[:_NUM_DETAIL])
@@ -184,17 +184,15 @@ def _units(plan: Plan, shard: Shard, tick: Tick) -> Iterator[Unit]:
         tick(len(rows))
 
 
-def _image(record: Record, form: Form) -> tuple[bytes, str]:
-    if record.more_images:
-        raise BadSample(
-            "several images", f"{1 + len(record.more_images)}; a packed sample has one at most"
-        )
-    if record.image is None:
+def _image(record: Row, form: Form) -> tuple[bytes, str]:
+    if len(record.images) > 1:
+        raise BadSample("several images", f"{len(record.images)}; a packed sample has one at most")
+    if not record.images:
         if not (form.holds_text_alone and record.turns):
             why = "" if form.holds_text_alone else ", which CSV cannot hold"
             raise BadSample("no image", f"text alone{why}")
         return b"", ""
-    data = read_bytes(record.image)
+    data = read_bytes(record.images[0])
     if len(data) > MAX_IMAGE_BYTES:
         raise BadSample(
             "too large", f"{len(data)} bytes; no shard may hold more than {MAX_IMAGE_BYTES}"
@@ -242,7 +240,7 @@ def check_shard(packed: Source, item: tuple[int, Digest, str], tick: Tick) -> tu
     for row in range(first, first + expected.length):
         try:
             record = packed[row]
-            image = b"" if record.image is None else image_digest(read_bytes(record.image))
+            image = image_digest(read_bytes(record.images[0])) if record.images else b""
         except BadSample as bad:
             raise FaultError(
                 f"{named}: sample {row - first + 1} cannot be read back: {bad}"

@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from engine import registry
-from engine.types import BadSample, Record
+from engine.data.image_files import read_image
+from engine.types import BadSample, Row
 
 
 def picture(number: int = 0) -> bytes:
@@ -41,12 +42,26 @@ def opened(form: str, root: Path, split: str = "train", **options):
     return module.build(config, name="mine", split=split, cache_dir=root / "cache")
 
 
-def rows(source) -> list[Record | str]:
+def rows(source) -> list[Row | str]:
     """Every row, or the cause why it cannot be used."""
-    found: list[Record | str] = []
+    found: list[Row | str] = []
     for index in range(len(source)):
         try:
-            found.append(source[index])
+            row = source[index]
+            for one in row.images:
+                if not isinstance(one, Path):
+                    read_image(one)
+            found.append(row)
         except BadSample as bad:
             found.append(bad.cause)
     return found
+
+
+def images(row: Row) -> list[Path | bytes]:
+    """A row's images: the files that they are, or their bytes."""
+    return [one if isinstance(one, Path) else read_image(one) for one in row.images]
+
+
+def image(row: Row) -> Path | bytes | None:
+    """A row's first image, as ``images``."""
+    return next(iter(images(row)), None)

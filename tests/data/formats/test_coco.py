@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from engine.errors import UserError
-from tests.data.formats.folders import folder, opened, put, rows
+from tests.data.formats.folders import folder, image, opened, put, rows
 
 _IMAGES = [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}]
 
@@ -28,7 +28,7 @@ def test_one_row_a_caption(tmp_path):
     assert [source[i].caption for i in range(3)] == ["a dog", "ein Käfer", "a puppy"]
     record = source[0]
     assert (record.key, record.image_id, record.caption_id) == ("b.jpg", "8", "1")
-    assert record.image == tmp_path / "train2017" / "b.jpg" and record.image.is_file()
+    assert image(record) == tmp_path / "train2017" / "b.jpg" and image(record).is_file()
     assert (record.turns, record.answers, record.labels, record.label) == ((), (), (), None)
     assert source.column("image_id").tolist() == [0, 1, 0]
     assert list(source.captions()) == ["a dog", "ein Käfer", "a puppy"]
@@ -126,7 +126,7 @@ def test_karpathy_splits(tmp_path):
     source = opened("coco", tmp_path, **options)
     assert [source[i].caption for i in range(len(source))] == ["one", "two", "three"]
     assert [source[i].image_id for i in range(3)] == ["70", "70", "5"]
-    assert source[1].image == tmp_path / "train2014" / "a.jpg"
+    assert image(source[1]) == tmp_path / "train2014" / "a.jpg"
     assert [r.caption for r in rows(opened("coco", tmp_path, "valid", **options))] == ["four"]
     held_out = opened("coco", tmp_path, "valid", **options, valid_splits=["test"])
     assert [r.caption for r in rows(held_out)] == ["five"]
@@ -142,7 +142,7 @@ def test_karpathy_without_folders_and_with_faults(tmp_path):
     images += [_image("train", "..", "a.jpg", "x"), _image("train", "", "a.jpg")]
     options = _karpathy(tmp_path, images)
     found = rows(opened("coco", tmp_path, **options, train_images="train2014"))
-    assert found[0].image == tmp_path / "train2014" / "a.jpg"
+    assert image(found[0]) == tmp_path / "train2014" / "a.jpg"
     assert found[1:] == ["malformed", "malformed", "outside root", "no caption"]
 
 

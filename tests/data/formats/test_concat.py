@@ -7,6 +7,7 @@ from engine.config import schema
 from engine.data.sources import open_source
 from engine.data.stream.source import StreamSource
 from engine.errors import UserError
+from tests.data.formats.folders import image
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_end_to_end(opened, tmp_path):
     assert (source.name, source.split, len(source)) == ("both", "train", 7)
     texts = [f"one {n}" for n in range(3)] + [f"two {n}" for n in range(4)]
     assert [source[row].caption for row in range(7)] == texts == list(source.captions())
-    assert source[3].image == tmp_path / "two" / "train" / "0.jpg"
+    assert image(source[3]) == tmp_path / "two" / "train" / "0.jpg"
     assert source.column("image_id").tolist() == list(range(7))  # equal names, other images
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import UserError
-from tests.data.formats.folders import folder, opened, picture, rows
+from tests.data.formats.folders import folder, image, opened, picture, rows
 
 _STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -40,7 +40,7 @@ def test_a_saved_dataset(tmp_path):
     source = opened("huggingface", root)
     found = rows(source)
     assert [r.caption for r in found] == ["a", "b", "c", "d", "e"]
-    assert [r.image for r in found] == [picture(i) for i in range(5)]
+    assert [image(r) for r in found] == [picture(i) for i in range(5)]
     assert rows(pickle.loads(pickle.dumps(source))) == found
     assert source.table.path.stat().st_size < 20_000  # the images stay where they are
 
@@ -71,7 +71,7 @@ def test_parquet_files_of_the_hub(tmp_path):
         pq.write_table(_table(captions), tmp_path / "data" / f"{name}.parquet")
     assert [r.caption for r in rows(opened("huggingface", tmp_path))] == ["a", "b"]
     (record,) = rows(opened("huggingface", tmp_path, "valid"))
-    assert (record.caption, record.image) == ("c", picture(0))
+    assert (record.caption, image(record)) == ("c", picture(0))
     with pytest.raises(UserError, match=r"no split dev in .*: data/train-0.*parquet, data/valid"):
         opened("huggingface", tmp_path, "valid", valid="dev")
 
@@ -86,15 +86,15 @@ def test_base64_lists_and_instructions(tmp_path):
          "outputs": ["x", "y"]}
     )  # fmt: skip
     first, second = rows(opened("huggingface", _saved(tmp_path / "set", table)))
-    assert first.image == picture(4) and first.turns == (("human", "Look."), ("gpt", "x"))
-    assert second.image is None
+    assert image(first) == picture(4) and first.turns == (("human", "Look."), ("gpt", "x"))
+    assert image(second) is None
 
 
 def test_paths(tmp_path):
     root = _saved(tmp_path, pa.table({"image": ["a.png", "../b.png"], "caption": ["x", "y"]}))
     folder(root, "a.png")
     found = rows(opened("huggingface", root))
-    assert found[0].image == root / "a.png" and found[1] == "outside root"
+    assert image(found[0]) == root / "a.png" and found[1] == "outside root"
 
 
 def test_a_state_that_leads_elsewhere(tmp_path):

@@ -12,7 +12,7 @@ from engine.data.reader import Limits
 from engine.data.transforms import pipeline
 from engine.errors import UserError
 from engine.train.plan import make_plan
-from tests.data.formats.folders import folder, opened, put, rows
+from tests.data.formats.folders import folder, image, opened, put, rows
 
 
 def _sample(*texts, **more):
@@ -33,9 +33,9 @@ def test_turns_of_a_conversation(root):
     first, second = rows(source)
     assert first.turns == tuple(zip(("human", "gpt") * 2, texts, strict=True))
     assert first.caption == "A cat."
-    assert first.image == root / "train" / "coco" / "b.jpg"
+    assert image(first) == root / "train" / "coco" / "b.jpg"
     assert (first.image_id, first.caption_id) == ("coco/b.jpg", "x1")
-    assert second.image is None and second.turns == (("human", "Hi"), ("gpt", "Ho"))
+    assert image(second) is None and second.turns == (("human", "Hi"), ("gpt", "Ho"))
     assert second.caption_id == "12"
     assert list(source.captions()) == ["A cat.", "Ho"]
     assert rows(pickle.loads(pickle.dumps(source))) == [first, second]
@@ -49,7 +49,7 @@ def test_json_lines(root):
 
 def test_text_alone_needs_no_image_folder(tmp_path):
     put(tmp_path / "train.json", [_sample("q", "a"), _sample("q", "b", image=None)])
-    assert [r.image for r in rows(opened("llava", tmp_path))] == [None, None]
+    assert [image(r) for r in rows(opened("llava", tmp_path))] == [None, None]
     put(tmp_path / "train.json", [_sample("q", "a", image="a.jpg")])
     with pytest.raises(UserError, match=r"no image folder .*/train"):
         opened("llava", tmp_path)
@@ -60,14 +60,14 @@ def test_several_images(root):
     put(root / "train.json", [_sample("q", "a", image=image) for image in images])
     assert [r.key for r in rows(opened("llava", root))] == ["a.jpg", "coco/b.jpg", "row 3"]
     found = rows(opened("llava", root, several_images="refuse"))
-    assert found[0].key == "a.jpg" and found[1] == "several images" and found[2].image is None
+    assert found[0].key == "a.jpg" and found[1] == "several images" and image(found[2]) is None
     found = rows(opened("llava", root, several_images="all"))
-    assert [record.more_images for record in found] == [(), (root / "train" / "a.jpg",), ()]
+    assert [record.images[1:] for record in found] == [(), (root / "train" / "a.jpg",), ()]
     bad = [["a.jpg", "../secret.jpg"], ["a.jpg", ""], ["a.jpg"], ["gone.jpg", "a.jpg"]]
     put(root / "train.json", [_sample("q", "a", image=image) for image in bad])
     found = rows(opened("llava", root, several_images="all"))
-    assert found[:2] == ["outside root", "missing"] and not found[2].more_images
-    assert found[3].image == root / "train" / "gone.jpg"  # that it is not there is told when read
+    assert found[:2] == ["outside root", "missing"] and not found[2].images[1:]
+    assert image(found[3]) == root / "train" / "gone.jpg"  # that it is not there is told when read
 
 
 def test_speakers_take_turns(root):
@@ -133,8 +133,8 @@ def test_real_conversations(shared_data, tmp_path):
     (tmp_path / "train").symlink_to(real / "train")
     found, csv = rows(opened("llava", tmp_path)), rows(opened("csv", tmp_path))
     assert [r.caption for r in found] == [r.caption for r in csv]
-    assert [r.image for r in found] == [r.image for r in csv]
-    assert len(found) == 900 and all(r.image.is_file() for r in found)
+    assert [image(r) for r in found] == [image(r) for r in csv]
+    assert len(found) == 900 and all(image(r).is_file() for r in found)
     assert all("<image>" in r.turns[0][1] and len(r.turns) == 2 for r in found)
 
 

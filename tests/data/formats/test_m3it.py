@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from engine.errors import UserError
-from tests.data.formats.folders import opened, picture, put, rows
+from tests.data.formats.folders import image, images, opened, picture, put, rows
 
 
 def _text(number=0):
@@ -28,11 +28,11 @@ def test_rows(tmp_path, name):
     put(tmp_path / name, samples)
     source = opened("m3it", tmp_path, train_anno=name)
     first, second, third = rows(source)
-    assert (first.image, first.caption) == (picture(1), "A red square.")
+    assert (image(first), first.caption) == (picture(1), "A red square.")
     assert first.turns == (("human", "Describe."), ("gpt", "A red square."))
-    assert second.image == picture(2)
+    assert image(second) == picture(2)
     assert second.turns == (("human", "Describe.\nIs it blue?"), ("gpt", "No."))
-    assert third.image is None and third.caption == "Hello."
+    assert image(third) is None and third.caption == "Hello."
     assert len(set(source.column("image_id").tolist())) == 3
     assert rows(pickle.loads(pickle.dumps(source))) == [first, second, third]
 
@@ -42,7 +42,7 @@ def test_images_are_not_copied(tmp_path):
     big = base64.b64encode(b"x" * 3_000_000).decode()
     put(tmp_path / "train.jsonl", [_sample(big), _sample([big])])
     source = opened("m3it", tmp_path)
-    assert [len(record.image) for record in rows(source)] == [3_000_000] * 2
+    assert [len(image(record)) for record in rows(source)] == [3_000_000] * 2
     assert source.table.path.stat().st_size < 50_000
 
 
@@ -52,7 +52,7 @@ def test_files_of_several_tasks(tmp_path):
         put(tmp_path / task / "val.jsonl", [_sample(_text(9), outputs="held out")])
     found = rows(opened("m3it", tmp_path, train_anno="*/train.jsonl"))
     assert [r.caption for r in found] == ["caption", "vqa"]
-    assert [r.image for r in found] == [picture(7), picture(3)]
+    assert [image(r) for r in found] == [picture(7), picture(3)]
     files = ["vqa/train.jsonl", "caption/train.jsonl"]
     assert [r.caption for r in rows(opened("m3it", tmp_path, train_anno=files))] == files_tasks(
         files
@@ -66,10 +66,10 @@ def files_tasks(files):
 
 def test_several_images(tmp_path):
     put(tmp_path / "train.jsonl", [_sample([_text(1), _text(2)]), _sample(_text(3)), _sample([])])
-    assert [r.image for r in rows(opened("m3it", tmp_path))] == [picture(1), picture(3), None]
+    assert [image(r) for r in rows(opened("m3it", tmp_path))] == [picture(1), picture(3), None]
     assert rows(opened("m3it", tmp_path, several_images="refuse"))[0] == "several images"
     source = opened("m3it", tmp_path, several_images="all")
-    assert [r.more_images for r in rows(source)] == [(picture(2),), (), ()]
+    assert [images(r)[1:] for r in rows(source)] == [[picture(2)], [], []]
 
 
 def test_entries_that_are_something_else(tmp_path):
@@ -83,7 +83,7 @@ def test_entries_that_are_something_else(tmp_path):
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('\n{"instruction": \n' + "[" * 100_000 + "\n")
     found = rows(opened("m3it", tmp_path))
-    assert found[0].image == picture(1)
+    assert image(found[0]) == picture(1)
     assert found[1:13] == ["malformed"] * 12
     assert found[13:17] == ["missing", "corrupt", "not text", "no answer"]
     assert found[17:] == ["malformed"] * 2

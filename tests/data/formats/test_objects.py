@@ -12,6 +12,7 @@ from engine.config.schema import Data
 from engine.data.sources import open_source
 from engine.errors import UserError
 from engine.types import BadSample
+from tests.data.formats.folders import image
 
 DETECTION = {
     "categories": [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}],
@@ -57,7 +58,7 @@ def test_boxes_are_kinds_once_an_image(tmp_path: Path, packed: bool) -> None:
     assert rows(source) == [
         ("a.jpg", "7", ("dog", "person"), "dog, person"), "no label", "no label", "malformed",
     ]  # fmt: skip
-    assert source[0].image == tmp_path / "images" / "a.jpg"
+    assert image(source[0]) == tmp_path / "images" / "a.jpg"
 
 
 @pytest.mark.parametrize("form", ["list.json", "lines.jsonl"])

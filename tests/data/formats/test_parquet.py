@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import UserError
-from tests.data.formats.folders import folder, opened, picture, rows
+from tests.data.formats.folders import folder, image, images, opened, picture, rows
 
 _STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -42,7 +42,7 @@ def test_images_in_the_table(tmp_path, name, cells):
     _write(tmp_path / "train.parquet", **{"score": [1.5] * 7, name: cells, "text": texts})
     source = opened("parquet", tmp_path)
     found = rows(source)
-    assert [r.image for r in found] == [picture(i) for i in range(7)]
+    assert [image(r) for r in found] == [picture(i) for i in range(7)]
     assert [r.caption for r in found] == texts
     # Cells may name every image alike: each is an image of its own all the same.
     assert len({r.image_id for r in found}) == 7
@@ -54,8 +54,8 @@ def test_paths(tmp_path):
     names = ["a.png", "b.png", "../secret.png", None]
     _write(tmp_path / "train.parquet", filepath=names, title=["x", "y", "z", "w"])
     found = rows(opened("parquet", tmp_path, images="pictures"))
-    assert [r.image for r in found[:2]] == [tmp_path / "pictures" / n for n in names[:2]]
-    assert found[2] == "outside root" and found[3].image is None
+    assert [image(r) for r in found[:2]] == [tmp_path / "pictures" / n for n in names[:2]]
+    assert found[2] == "outside root" and image(found[3]) is None
     with pytest.raises(UserError, match=r"no image folder .*/nowhere"):
         opened("parquet", tmp_path, images="nowhere")
 
@@ -65,7 +65,7 @@ def test_structs_without_bytes_are_paths(tmp_path):
     cells = _structs((None, "a.png"), (picture(5), None), (None, None))
     _write(tmp_path / "train.parquet", image=cells, caption=["x", "y", "z"])
     found = rows(opened("parquet", tmp_path))
-    assert [r.image for r in found] == [tmp_path / "a.png", picture(5), None]
+    assert [image(r) for r in found] == [tmp_path / "a.png", picture(5), None]
 
 
 def test_several_images(tmp_path):
@@ -78,19 +78,19 @@ def test_several_images(tmp_path):
                                         [{"bytes": picture(1)}], None])),
         "texts": ("image_base64_str", pa.array([[text, text], [text], []])),
     }  # fmt: skip
-    for form, (name, images) in cells.items():
-        _write(tmp_path / f"{form}.parquet", **{name: images, "caption": ["x"] * 3})
+    for form, (name, column) in cells.items():
+        _write(tmp_path / f"{form}.parquet", **{name: column, "caption": ["x"] * 3})
         options = {"train": f"{form}.parquet"}
         every = rows(opened("parquet", tmp_path, several_images="all", **options))
-        assert [len(r.more_images) for r in every] == [1, 0, 0]
-        assert every[2].image is None
+        assert [len(r.images) for r in every] == [2, 1, 0]
+        assert image(every[2]) is None
         first = rows(opened("parquet", tmp_path, **options))
-        assert [r.image for r in first] == [r.image for r in every]
-        assert not any(r.more_images for r in first)
+        assert [image(r) for r in first] == [image(r) for r in every]
+        assert not any(r.images[1:] for r in first)
         one, *_ = rows(opened("parquet", tmp_path, several_images="refuse", **options))
         assert one == "several images"
         expected = {"paths": tmp_path / "b.png", "texts": picture(7)}.get(form, picture(1))
-        assert every[0].more_images == (expected,)
+        assert images(every[0])[1:] == [expected]
 
 
 def test_base64_under_a_plain_name(tmp_path):
@@ -98,7 +98,7 @@ def test_base64_under_a_plain_name(tmp_path):
     texts = ["data:image/png;base64," + text, text, "a"]
     _write(tmp_path / "train.parquet", image=texts, caption=["x", "y", "z"])
     found = rows(opened("parquet", tmp_path, base64=True))
-    assert [r.image for r in found[:2]] == [picture(3)] * 2 and found[2] == "corrupt"
+    assert [image(r) for r in found[:2]] == [picture(3)] * 2 and found[2] == "corrupt"
 
 
 def test_several_captions_of_an_image(tmp_path):
@@ -106,7 +106,7 @@ def test_several_captions_of_an_image(tmp_path):
     _write(tmp_path / "train.parquet", image=cells, captions=[["a", "b"], ["c"]], image_id=[5, 6])
     source = opened("parquet", tmp_path)
     assert [(r.image_id, r.caption) for r in rows(source)] == [("5", "a"), ("5", "b"), ("6", "c")]
-    assert [r.image for r in rows(source)] == [cells[0], cells[0], cells[1]]
+    assert [image(r) for r in rows(source)] == [cells[0], cells[0], cells[1]]
 
 
 def test_questions_conversations_instructions_and_classes(tmp_path):
@@ -117,7 +117,7 @@ def test_questions_conversations_instructions_and_classes(tmp_path):
     talk = [[{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]]
     _write(tmp_path / "c.parquet", conversations=talk)
     (record,) = rows(opened("parquet", tmp_path, train="c.parquet"))
-    assert record.turns == (("human", "hi"), ("gpt", "ho")) and record.image is None
+    assert record.turns == (("human", "hi"), ("gpt", "ho")) and image(record) is None
     _write(tmp_path / "i.parquet", image=images, instruction=["Do"], inputs=["it"], outputs=["ok"])
     (record,) = rows(opened("parquet", tmp_path, train="i.parquet"))
     assert record.turns == (("human", "Do\nit"), ("gpt", "ok"))
@@ -144,7 +144,7 @@ def test_many_files_in_order(tmp_path):
         _write(path, image=cells, caption=[f"{number} {i}" for i in range(4)])
     source = opened("parquet", tmp_path, train="data/train-*.parquet")
     assert [source[i].caption for i in (0, 5, 11)] == ["0 0", "1 1", "2 3"]
-    assert [source[i].image for i in (0, 5, 11)] == [picture(0), picture(11), picture(23)]
+    assert [image(source[i]) for i in (0, 5, 11)] == [picture(0), picture(11), picture(23)]
     _write(tmp_path / "data" / "train-3.parquet", image=[picture(1)], text=["other"])
     with pytest.raises(UserError, match=r"train-3\.parquet has no column 'caption'"):
         opened("parquet", tmp_path, train="data/train-*.parquet")
@@ -159,7 +159,7 @@ def test_copied_once_until_the_file_changes(tmp_path):
     _write(path, image=[picture(1)], caption=["newer"])
     os.utime(path, ns=(1, 1))
     (record,) = rows(opened("parquet", tmp_path))
-    assert (record.image, record.caption) == (picture(1), "newer")
+    assert (image(record), record.caption) == (picture(1), "newer")
     assert len(list((tmp_path / ".engine_cache").glob("*.arrows"))) == 1
 
 

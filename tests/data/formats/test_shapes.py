@@ -11,6 +11,7 @@ from PIL import Image
 from engine.data.formats import shapes as form
 from engine.errors import UserError
 from engine.tools.shapes import folder as drawn
+from tests.data.formats.folders import image
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -30,7 +31,7 @@ def _build(root: Path, split="train", **options):
 def test_drawn_at_first_use_by_the_seed(tmp_path):
     source = _build(tmp_path / "one")
     assert (source.name, len(source)) == ("one", 12)
-    assert source[3].image.is_file()
+    assert image(source[3]).is_file()
     assert len(_build(tmp_path / "one", "valid")) == 8
     _build(tmp_path / "two")
     _build(tmp_path / "three", seed=1)
@@ -42,7 +43,7 @@ def test_drawn_at_first_use_by_the_seed(tmp_path):
 
 def test_styles_differ_in_pictures_and_words(tmp_path):
     flat, sketch = _build(tmp_path / "flat"), _build(tmp_path / "sketch", style="sketch")
-    light, dark = (np.asarray(Image.open(source[0].image)).mean() for source in (flat, sketch))
+    light, dark = (np.asarray(Image.open(image(source[0]))).mean() for source in (flat, sketch))
     assert light > 180 > 90 > dark
     assert {flat[i].caption for i in range(12)}.isdisjoint(sketch[i].caption for i in range(12))
 
@@ -89,7 +90,7 @@ def test_interrupted_drawing_leaves_no_folder(tmp_path, monkeypatch):
 
 def _build_and_count(root: Path, queue) -> None:
     source = _build(root)
-    queue.put(sum(source[i].image.is_file() for i in range(len(source))))
+    queue.put(sum(image(source[i]).is_file() for i in range(len(source))))
 
 
 def test_processes_that_start_together(tmp_path):

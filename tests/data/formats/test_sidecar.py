@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from engine.errors import UserError
-from tests.data.formats.folders import folder, opened, rows
+from tests.data.formats.folders import folder, image, opened, rows
 
 
 def _folder(root, *names, text="about {}"):
@@ -26,7 +26,7 @@ def test_rows_come_in_the_order_of_their_names(tmp_path):
     ]
     record = source[2]
     assert (record.key, record.image_id, record.caption_id) == ("sub/c.webp", "sub/c.webp", "2")
-    assert record.image == tmp_path / "train" / "sub" / "c.webp"
+    assert image(record) == tmp_path / "train" / "sub" / "c.webp"
     assert list(source.captions()) == [record.caption for record in rows(source)]
     assert len(set(source.column("image_id").tolist())) == 3
     assert rows(pickle.loads(pickle.dumps(source))) == rows(source)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from engine.errors import UserError
-from tests.data.formats.folders import folder, opened, put, rows
+from tests.data.formats.folders import folder, image, opened, put, rows
 
 _OPTIONS = {
     "train_questions": "q.json", "train_annotations": "a.json", "train_images": "images",
@@ -43,7 +43,7 @@ def test_rows(tmp_path):
     assert first.answers == ("a dog", "a cat", "a cat")
     assert first.caption == "What is it? a cat"
     assert (first.image_id, first.caption_id) == ("42", "420")
-    assert first.image == tmp_path / "images" / "000000000042.jpg"
+    assert image(first) == tmp_path / "images" / "000000000042.jpg"
     assert second.caption == "And this? yes"
 
 
@@ -77,8 +77,8 @@ def test_packed_files_and_coco_names(tmp_path):
     options = {key.replace("train", "valid"): value for key, value in _OPTIONS.items()}
     del options["valid_image_name"]
     (record,) = rows(opened("vqa", tmp_path, "valid", **options))
-    assert record.image == tmp_path / "images" / "COCO_val2014_000000000042.jpg"
-    assert record.image.is_file()
+    assert image(record) == tmp_path / "images" / "COCO_val2014_000000000042.jpg"
+    assert image(record).is_file()
 
 
 def test_questions_without_answers(tmp_path):
@@ -94,7 +94,7 @@ def test_questions_without_answers(tmp_path):
 def test_images_that_the_file_names(tmp_path):
     _set(tmp_path, [_question(1, "n7", image="000000000042.jpg"), _question(2, "k")], [])
     options = {**_OPTIONS, "train_annotations": None}
-    assert rows(opened("vqa", tmp_path, **options))[0].image.is_file()
+    assert rows(opened("vqa", tmp_path, **options))[0].images[0].is_file()
     assert rows(opened("vqa", tmp_path, **options))[1] == "malformed"
     found = rows(opened("vqa", tmp_path, **{**options, "train_image_name": "%s.png"}))
     assert found[1].key == "k.png"
@@ -153,7 +153,7 @@ def test_real_questions(shared_data, tmp_path):
     }  # fmt: skip
     found = rows(opened("vqa", tmp_path, **options))
     assert len(found) == 284 and all(len(r.answers) == 10 for r in found)
-    assert all(r.image.is_file() for r in found)
+    assert all(image(r).is_file() for r in found)
     csv = rows(opened("csv", tmp_path, train_anno="vqa.csv", train_images="plain"))
     assert [r.turns for r in found] == [r.turns for r in csv]
     assert [r.answers for r in found] == [r.answers for r in csv]

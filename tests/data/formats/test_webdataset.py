@@ -18,6 +18,7 @@ from engine.data.stream.source import StreamSource
 from engine.data.tar.shards import ShardSource
 from engine.errors import UserError
 from engine.train.plan import make_plan, order_key
+from tests.data.formats.folders import image
 from tests.data.tar.tar_files import pairs, picture, write_tar
 
 
@@ -50,12 +51,12 @@ def test_as_img2dataset_writes_it(tmp_path):
             for number in range(3):
                 key = f"{shard:05d}{number:04d}"
                 fields = {"url": "http://x/y.jpg", "caption": key, "key": key, "status": "success"}
-                image = picture(3 * shard + number)
-                writer.write({"__key__": key, "jpg": image, "txt": key, "json": fields})
+                data = picture(3 * shard + number)
+                writer.write({"__key__": key, "jpg": data, "txt": key, "json": fields})
         (tmp_path / f"{shard:05d}_stats.json").write_text(json.dumps({"successes": 3}))
     source = build_at(tmp_path)
     assert list(source.captions()) == [f"{s:05d}{n:04d}" for s in range(2) for n in range(3)]
-    assert [source[index].image for index in range(6)] == [picture(index) for index in range(6)]
+    assert [image(source[index]) for index in range(6)] == [picture(index) for index in range(6)]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def test_batches_are_the_same_whatever_the_number_of_workers(tmp_path):
                 plan.sources,
                 plan.sampler,
                 lambda image: image.size,
-                lambda samples: {"text": [s.text for s in samples], "n": len(samples)},
+                lambda samples: {"text": [s.row.caption for s in samples], "n": len(samples)},
                 first_step=0,
                 total_steps=4,
                 steps_per_epoch=plan.steps_per_epoch,

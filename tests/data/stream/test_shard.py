@@ -6,6 +6,7 @@ import tarfile
 
 from engine.data.stream.shard import WHOLE_SHARD, read_shard
 from engine.data.tar.texts import TextForm
+from tests.data.formats.folders import image
 from tests.data.stream.shard_server import picture, write_shard
 
 
@@ -17,7 +18,7 @@ def test_a_shard_gives_its_samples_in_order(tmp_path):
     found = items(write_shard(tmp_path / "a.tar", range(5), bad=[3]))
     assert [(item.number, item.key) for item in found] == [(n, f"{n:05d}") for n in range(5)]
     assert found[4].record.caption == "row 4"
-    assert found[4].record.image == picture(4)
+    assert image(found[4].record) == picture(4)
     assert found[3].record is None
     assert found[3].bad.cause == "no caption"
 
@@ -35,7 +36,7 @@ def test_a_cut_anywhere_is_told(tmp_path):
         assert found[-1].bad.cause == "truncated shard"
         samples = found[:-1]
         assert [item.number for item in samples] == list(range(len(samples)))
-        assert all(item.record.image == picture(item.number) for item in samples)
+        assert all(image(item.record) == picture(item.number) for item in samples)
         assert len(samples) >= 6 * cut // len(whole) - 2
 
 
@@ -64,7 +65,7 @@ def tar_of(path, *members):
 def test_links_and_pickles_are_never_looked_at(tmp_path):
     members = [("0.jpg", b"", tarfile.SYMTYPE), ("0.txt", b"a"), ("0.pyd", b"b"), ("0.jpg", b"c")]
     (only,) = items(tar_of(tmp_path / "a.tar", *members))
-    assert (only.record.image, only.record.caption) == (b"c", "a")
+    assert (image(only.record), only.record.caption) == (b"c", "a")
 
 
 def test_what_a_sample_lacks_is_told(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from engine.data.tables.image_root import ImageRoot
 from engine.data.tables.source import AnnotationSource
 from engine.errors import UserError
 from engine.types import BadSample
+from tests.data.formats.folders import image
 
 
 def _source(tmp_path, rows, **options):
@@ -33,7 +34,7 @@ def test_what_a_row_lacks_is_made_up(tmp_path):
     assert [r.caption_id for r in found] == ["0", "1", "2", "9"]
     assert [r.key for r in found] == ["a.jpg", "row 2", "a.jpg", "b.jpg"]
     assert [r.label for r in found] == [None, None, None, 4]
-    assert found[1].image is None and len(found[1].turns) == 4
+    assert image(found[1]) is None and len(found[1].turns) == 4
     assert found[2].turns == (("human", "Why?"), ("gpt", "so"))
     assert found[2].answers == ("no", "so", "so")
     assert source.column("image_id").tolist() == [0, 1, 0, 2]

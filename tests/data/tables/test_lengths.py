@@ -74,7 +74,7 @@ def test_of_views(tmp_path):
     assert Repeated(source, 2).column("length").tolist() == length.tolist() * 2
     subset = Subset(source, 3, 0)
     assert subset.column("length").tolist() == [
-        -5 if row.image is None else len(row.caption) for row in map(subset.__getitem__, range(3))
+        -5 if not row.images else len(row.caption) for row in map(subset.__getitem__, range(3))
     ]
 
 

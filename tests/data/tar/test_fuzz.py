@@ -9,12 +9,14 @@ import time
 
 import pytest
 
+from engine.data.image_files import MAX_IMAGE_BYTES
 from engine.data.tar.header import BLOCK
-from engine.data.tar.samples import MAX_IMAGE_BYTES, read_samples
+from engine.data.tar.samples import read_samples
 from engine.data.tar.shards import open_shards
 from engine.data.tar.texts import TextForm
 from engine.errors import UserError
 from engine.types import BadSample
+from tests.data.formats.folders import image
 from tests.data.tar.tar_files import picture
 
 PROCESSOR_SECONDS = 180
@@ -116,7 +118,7 @@ def read_all(path):
             assert bad.cause
         else:
             assert record.caption.strip()
-            assert len(record.image or b"") <= MAX_IMAGE_BYTES
+            assert len(image(record) or b"") <= MAX_IMAGE_BYTES
 
 
 def fuzz(folder, seconds, seed=0):

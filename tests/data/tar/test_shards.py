@@ -22,6 +22,7 @@ from engine.data.tar.texts import TextForm
 from engine.data.views.rows import Concatenated, Subset
 from engine.errors import FaultError, UserError
 from engine.types import BadSample
+from tests.data.formats.folders import image
 from tests.data.tar.tar_files import pairs, picture, write_tar
 
 CUTS = 400
@@ -60,7 +61,7 @@ def test_rows_are_what_tarfile_reads(tmp_path):
         with tarfile.open(path) as tar:
             members |= {m.name: tar.extractfile(m).read() for m in tar}
     for index, record in enumerate(all_rows(found)):
-        assert record.image == members[f"{index:05d}.jpg"] == picture(index)
+        assert image(record) == members[f"{index:05d}.jpg"] == picture(index)
         assert record.caption == members[f"{index:05d}.txt"].decode() == f"row {index}"
     assert found[3].key == "00001.tar/00003.jpg"
     assert list(found.captions()) == [f"row {index}" for index in range(9)]
@@ -96,7 +97,7 @@ def test_given_ids_and_several_captions(tmp_path):
     assert len(set(codes.tolist())) == 6
     records = list(all_rows(found))
     assert [r.caption for r in records] == ["x", "y", "w", "row 7", "x", "y"]
-    assert [r.image for r in records[:3]] == [b"1", b"1", b"2"]
+    assert [image(r) for r in records[:3]] == [b"1", b"1", b"2"]
     assert [r.label for r in records] == [2, 2, None, None, 2, 2]
     assert records[2].caption_id == "c"
     ids = [r.image_id for r in records]
@@ -304,7 +305,7 @@ def test_every_one_of_400_cuts_is_flagged(tmp_path):
             _end_of(whole, f"{n:05d}.txt") <= end and _end_of(whole, f"{n:05d}.jpg") <= end
             for n in range(12)
         )
-        assert [row.image for row in good] == [picture(n) for n in range(before)]
+        assert [image(row) for row in good] == [picture(n) for n in range(before)]
 
 
 class _Only:
@@ -341,7 +342,7 @@ def test_an_image_of_any_size_is_not_read_into_memory(tmp_path):
     with pytest.raises(BadSample) as bad:
         found[0]
     assert bad.value.cause == "too large"
-    assert found[1].image == picture(1)
+    assert image(found[1]) == picture(1)
 
 
 def test_what_a_process_holds_does_not_grow_with_the_rows(tmp_path):

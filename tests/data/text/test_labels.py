@@ -15,7 +15,7 @@ from engine.data.text import bpe, huggingface
 from engine.data.text import bytes as byte_tokenizer
 from engine.data.text.labels import LabelText, clean, labels_of, lay_out, stack
 from engine.errors import UserError
-from engine.types import BadSample, Record
+from engine.types import BadSample, Row
 
 
 def words_tokenizer():
@@ -36,8 +36,8 @@ TOKENIZERS = {
 }
 
 
-def record(labels=(), caption="x") -> Record:
-    return Record("k", None, caption, "i", "c", labels=tuple(labels))
+def record(labels=(), caption="x") -> Row:
+    return Row("k", (), caption, "i", "c", labels=tuple(labels))
 
 
 # --- which labels
@@ -194,7 +194,7 @@ def test_the_shapes_objects_are_written_beside_their_images(tmp_path: Path) -> N
         spoken = open_source("drawn", split, told, key="k")  # the same folder
         for row in range(len(labelled)):
             one, words = labelled[row], spoken[row].caption
-            assert one.image == spoken[row].image and 1 <= len(one.labels) <= 2
+            assert one.images == spoken[row].images and 1 <= len(one.labels) <= 2
             for label in one.labels:
                 colour, shape = label.split()
                 assert colour in words and shape in words

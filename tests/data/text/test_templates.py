@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.data.text.templates import Template, num_images, template, templates
+from engine.data.text.templates import Template, template, templates
 from engine.errors import UserError
-from engine.types import BadSample, Record, Sample
+from engine.types import BadSample, Row, Sample
 
 KEY = "data.prompt.template"
 IMAGE = torch.zeros(3, 2, 2, dtype=torch.uint8)
@@ -18,9 +18,8 @@ TALK = (
 
 
 def sample(turns=(), text="a dog runs", images=1, seed=5) -> Sample:
-    image = IMAGE if images else None
-    more = (IMAGE,) * (images - 1)
-    return Sample(image, text, "i", "c", 0, 0, None, seed, tuple(turns), (), (), more)
+    row = Row("k", (b"",) * images, text, "i", "c", turns=tuple(turns))
+    return Sample(row, (IMAGE,) * images, 0, 0, seed)
 
 
 def of(name: str, instruction: str = "") -> Template:
@@ -121,15 +120,9 @@ def test_a_caption_is_cut_at_any_character() -> None:
     assert places == set(range(1, 10))
     still = replace(sample(), seed=None)
     assert found.prompt(still) == found.prompt(still) == "<image>a dog"
-    record = Record("k", Path("x"), "a dog runs", "i", "c")
+    record = Row("k", (Path("x"),), "a dog runs", "i", "c")
     assert (found.prompt(record), found.learned(record)) == ("<image>", "a dog runs")
     assert found.learned(sample(text="x")) == "x"
-
-
-def test_images_of_a_record_are_counted() -> None:
-    record = Record("k", Path("x"), "c", "i", "c", more_images=(b"", b""))
-    assert num_images(record) == 3
-    assert num_images(replace(record, image=None, more_images=())) == 0
 
 
 def test_values_are_not_read_as_templates() -> None:

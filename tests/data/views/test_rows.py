@@ -18,7 +18,7 @@ from engine.data.views.groups import group_rows
 from engine.data.views.images import JoinedCaptions, OneCaption
 from engine.data.views.rows import Concatenated, Draw, Repeated, Subset, origin
 from engine.errors import UserError
-from engine.types import BadSample, Record, Sample
+from engine.types import BadSample, Row, Sample, Source
 
 CAPTIONS = {"a.jpg": 3, "b.jpg": 1, "c.jpg": 5, "d.jpg": 2}  # of each image
 ROWS = [(image, f"{image[0]}{n}") for image, count in CAPTIONS.items() for n in range(count)]
@@ -85,7 +85,7 @@ def test_captions_of_an_image_take_turns(opened):
 
 def test_every_caption_of_an_image_is_as_likely_first():
     class Five:
-        name, split = "five", "train"
+        name, split, classes = "five", "train", None
         rows = np.arange(10_000).reshape(-1, 5)
         __getitem__ = rows.__getitem__
 
@@ -208,7 +208,7 @@ def test_repeats_show_the_next_captions(opened):
         assert sorted(of_c) == ["c0", "c1", "c2", "c3", "c4"]
 
 
-class Rows:
+class Rows(Source):
     """Plain rows, some of which cannot be used."""
 
     split = "train"
@@ -226,7 +226,7 @@ class Rows:
             raise IndexError(index)
         if index in self.bad:
             raise BadSample("no caption", f"row {index}")
-        return Record(f"{self.name}{index}", None, f"{self.name} {index}", str(index), str(index))
+        return Row(f"{self.name}{index}", (), f"{self.name} {index}", str(index), str(index))
 
     def column(self, name):
         return np.where(np.isin(np.arange(self.length), list(self.bad)), -1, np.arange(self.length))
@@ -308,20 +308,22 @@ def test_reading_goes_to_the_row_itself(opened):
     reader = Reader([Repeated(Rows("x", 4), 2)], lambda image: image, 1, Limits(text_alone=True))
     samples = [reader.read(0, 0, 0, row) for row in range(8)]
     assert all(isinstance(sample, Sample) for sample in samples)
-    assert [sample.text for sample in samples] == [f"x {row % 4}" for row in range(8)]
+    assert [sample.row.caption for sample in samples] == [f"x {row % 4}" for row in range(8)]
     assert [sample.index for sample in samples] == list(range(8))
     assert len({sample.seed for sample in samples}) == 8
 
 
 def test_a_reader_without_a_seed_shows_first_captions(opened, monkeypatch):
     source = opened(captions="random")
-    monkeypatch.setattr(type(origin(source, 0)[0].images), "path", lambda *_: None)
+    monkeypatch.setattr("engine.data.reader.read_image", lambda image: b"")
+    monkeypatch.setattr(Reader, "_image", lambda *_: None)
     drawn = Reader([source], lambda image: image, 0, Limits(text_alone=True))
     plain = Reader([source], lambda image: image, None, Limits(text_alone=True))
     for epoch in range(3):
-        texts = [drawn.read(0, epoch, 0, row).text for row in range(4)]
+        texts = [drawn.read(0, epoch, 0, row).row.caption for row in range(4)]
         assert texts == [caption for _, caption in shown(source, epoch)]
-        assert [plain.read(0, epoch, 0, row).text for row in range(4)] == ["a0", "b0", "c0", "d0"]
+        first = [plain.read(0, epoch, 0, row).row.caption for row in range(4)]
+        assert first == ["a0", "b0", "c0", "d0"]
 
 
 @pytest.mark.parametrize(
@@ -375,7 +377,11 @@ def test_shards_of_views():
     class Sharded(Rows):
         def __init__(self, name, blocks):
             super().__init__(name, sum(blocks))
-            self.blocks = np.array(blocks)
+            self.own = np.array(blocks)
+
+        @property
+        def blocks(self):
+            return self.own
 
     class Pairs:
         """Two rows an image, one image over the border of the first two shards."""

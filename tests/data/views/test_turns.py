@@ -10,7 +10,7 @@ from engine.config.schema import Data
 from engine.data.sources import open_source
 from engine.data.views.turns import Flattened, one_pair, pairs_of
 from engine.errors import UserError
-from engine.types import BadSample, Record
+from engine.types import BadSample, Row
 from tests.data.formats.folders import folder, put, rows
 from tests.tools.pack import packing
 
@@ -72,7 +72,7 @@ def test_every_question_is_a_row(root):
             continue
         assert record.turns == (("human", pair[0]), ("gpt", pair[1]))
         assert record.caption == pair[1]
-        names = () if record.image is None else (record.image, *record.more_images)
+        names = record.images
         assert [path.name for path in names] == images
     assert [r.caption_id for r in found[:5]] == ["x#0", "x#1", "x#2", "text#0", "text#1"]
     assert list(source.captions()) == [pair[1] if pair else "" for pair in PAIRS]
@@ -136,11 +136,11 @@ def test_streams_cannot_be_flattened(tmp_path):
 
 def test_marks_that_do_not_fit_the_images_are_left_to_the_task():
     turns = talk(f"{MARK}{MARK} A?", "a", "B?", "b")
-    record = Record("k", Path("1"), "a", "i", "c", turns=turns)
+    record = Row("k", (Path("1"),), "a", "i", "c", turns=turns)
     assert [one_pair(record, n).turns[0][1] for n in range(2)] == [f"{MARK}{MARK} A?", "B?"]
-    assert all(one_pair(record, n).image == Path("1") for n in range(2))
+    assert all(one_pair(record, n).images == (Path("1"),) for n in range(2))
     assert pairs_of(()) == [] and pairs_of(talk("only")) == []
-    assert one_pair(Record("k", None, "a", "i", "c"), 0).caption == "a"
+    assert one_pair(Row("k", (), "a", "i", "c"), 0).caption == "a"
 
 
 def test_a_conversation_whose_speakers_take_no_turns(root):

@@ -7,6 +7,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from PIL import Image
 
 from engine.config.schema import Data
+from engine.data.image_files import read_image
 from engine.data.sources import open_source
 from engine.errors import exit_code
 from engine.tools.pack import __main__ as pack
@@ -69,10 +70,9 @@ def records(root, form, split="train", **options):
         except BadSample as bad:
             found.append(bad.cause)
             continue
-        image = r.image.read_bytes() if hasattr(r.image, "read_bytes") else r.image
         found.append(
             (
-                image,
+                read_image(r.images[0]) if r.images else None,
                 r.caption,
                 r.image_id,
                 r.caption_id,

@@ -5,9 +5,9 @@ from functools import reduce
 from operator import add
 
 from engine.tools.pack.shards import Digest, image_digest, sample_digest
-from engine.types import Record
+from engine.types import Row
 
-RECORD = Record("a.jpg", None, "words", "1", "2", None, (("human", "?"),), ("yes",), ("cat",))
+RECORD = Row("a.jpg", (), "words", "1", "2", None, (("human", "?"),), ("yes",), ("cat",))
 
 
 def _digests(number):

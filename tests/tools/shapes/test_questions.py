@@ -23,6 +23,7 @@ from engine.tools.shapes.scenes import (
     one_word_changes,
     training_scenes,
 )
+from tests.data.formats.folders import image
 from tests.tools.shapes.shape_reader import _NOUNS, parse
 
 SIZES = {"small": "small", "little": "small", "large": "large", "big": "large"}
@@ -159,10 +160,10 @@ def test_all_forms_say_the_same(root, split):
     spoken = iter([turn for n in range(len(talks)) for turn in talks[n].turns])
     for row in range(len(own)):
         one, other = own[row], official[row]
-        assert (one.turns, one.answers, one.image) == (other.turns, other.answers, other.image)
+        assert (one.turns, one.answers, image(one)) == (other.turns, other.answers, image(other))
         assert (one.caption_id, one.question_type) == (other.caption_id, other.question_type)
-        assert one.answers == (one.turns[1][1],) * 10 and one.image.is_file()
-        first = row == 0 or own[row - 1].image != one.image
+        assert one.answers == (one.turns[1][1],) * 10 and image(one).is_file()
+        first = row == 0 or image(own[row - 1]) != image(one)
         said = next(spoken)[1], next(spoken)[1]
         assert said == ("<image>\n" * first + one.turns[0][1], one.turns[1][1])
     assert next(spoken, None) is None
