@@ -147,9 +147,6 @@ class _First:
     def __init__(self, sampler: Any, rows: int, chosen: Sequence[int]) -> None:
         self.sampler, self.rows, self.chosen = sampler, rows, chosen
 
-    def steps(self, epoch: int) -> int:
-        return len(self.chosen)
-
     def batch(self, epoch: int, step: int) -> Any:
         return self.sampler.batch(epoch, self.chosen[step])[: self.rows]
 

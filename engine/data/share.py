@@ -12,8 +12,6 @@ from engine.data.permutation import Indices
 class Sampler(Protocol):
     """Global batches as a pure function of (epoch, step)."""
 
-    def steps(self, epoch: int) -> int: ...
-
     def batch(self, epoch: int, step: int) -> Indices: ...
 
 

@@ -118,6 +118,7 @@ class Training:
             )
             self.log.message(self.stream.greeting)
             return iter(self.stream)
+        assert plan.sampler is not None  # streams alone have none
         return loader.train_batches(
             plan.sources,
             plan.sampler,

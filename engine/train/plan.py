@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from engine import registry
 from engine.config.schema import Config
+from engine.data.samplers.pool import Sampler, SamplerInputs, TextLengths
 from engine.data.sources import open_source, row_options
 from engine.data.stream.source import StreamSource, streams
 from engine.data.text.templates import template
@@ -25,7 +25,7 @@ class Plan:
     """
 
     sources: list[Source]
-    sampler: Any
+    sampler: Sampler | None
     steps_per_epoch: int
     epochs: int
 
@@ -39,6 +39,7 @@ class Plan:
 
     def rows(self, step: int) -> np.ndarray:
         """The global batch of a step: int64 [n, 2] of (dataset, row)."""
+        assert self.sampler is not None
         return self.sampler.batch(*self.place(step))
 
     @property
@@ -70,44 +71,40 @@ def make_plan(config: Config, world: int) -> Plan:
     if streams(sources):
         return _stream_plan(config, sources)
     build = registry.find("data/samplers", data.train_type, key="data.train_type").build
-    more: dict[str, Any] = {}
-    wanted = inspect.signature(build).parameters
-    if "blocks" in wanted:
-        more = {"blocks": _blocks(sources), "window": data.window_shards}
-    if "lengths" in wanted:
-        more = _lengths(config, sources)
-    sampler = build(
-        [len(source) for source in sources],
-        data.batch_size,
-        config.runner.seed,
-        data.debias,
-        names=data.train_name,
-        **more,
+    sampler: Sampler = build(
+        SamplerInputs(
+            [len(source) for source in sources],
+            data.batch_size,
+            config.runner.seed,
+            data.train_name,
+            data.debias,
+            data.window_shards,
+            blocks=lambda: _blocks(sources),
+            texts=lambda: _texts(config, sources),
+        )
     )
-    steps = sampler.steps(0)
-    if data.train_steps:
-        steps = min(steps, data.train_steps)
+    steps = min(sampler.steps, data.train_steps or sampler.steps)
     return Plan(sources, sampler, steps, config.epoch.total)
 
 
-def _lengths(config: Config, sources: list[Source]) -> dict[str, Any]:
-    """How long the texts of all rows are; of the answers apart, where a decoder takes them so."""
+def _texts(config: Config, sources: list[Source]) -> TextLengths:
+    """How long the texts of all rows are; answers apart, where a decoder takes them apart."""
     lengths = [source.column("length") for source in sources]
     name, asked = config.model.decoder.name, config.data.prompt
     form = template(asked.template, key="data.prompt.template")
     if form.has("question"):
         decoder = registry.find("models/decoders", name, key="model.decoder.name")
         if not getattr(decoder, "ENCODES_PROMPT", False):
-            return {"lengths": lengths}
-        return {"lengths": lengths, "answers": [s.column("answer_length") for s in sources]}
-    # what was asked is not read
+            return TextLengths(lengths)
+        return TextLengths(lengths, [s.column("answer_length") for s in sources])
+    # The decoder does not read questions: a row is as long as its answer.
     answers = [np.maximum(source.column("answer_length"), 1) for source in sources]
     signs = zip(answers, lengths, strict=True)
-    return {"lengths": [np.where(length < 0, -own, own) for own, length in signs]}
+    return TextLengths([np.where(length < 0, -own, own) for own, length in signs])
 
 
 def _blocks(sources: list[Source]) -> list[np.ndarray | None]:
-    """Rows of each shard of the datasets that lie in shards."""
+    """Rows of each shard of the datasets that are stored in shards."""
     return [source.blocks for source in sources]
 
 
@@ -132,7 +129,7 @@ def _stream_plan(config: Config, sources: list[Source]) -> Plan:
 
 
 def order_key(config: Config, plan: Plan) -> dict[str, Any]:
-    """Everything that the order of samples hangs on: a resumed run must agree in all of it."""
+    """Everything that the order of samples depends on: a resumed run must agree in all of it."""
     chosen = {name: row_options(name, config.data) for name in config.data.train_name}
     conversations = config.data.conversations
     return {
@@ -145,7 +142,7 @@ def order_key(config: Config, plan: Plan) -> dict[str, Any]:
         "rows chosen of data.datasets": {n: own for n, own in chosen.items() if own} or None,
         "streamed shards": [source.identity for source in plan.streamed] or None,
         "data.debias": config.data.debias.model_dump(mode="json"),
-        "data.window_shards and shards": getattr(plan.sampler, "identity", None),
-        "lengths of the texts": getattr(plan.sampler, "lengths_digest", None),
+        "data.window_shards and shards": plan.sampler.identity if plan.sampler else None,
+        "lengths of the texts": plan.sampler.lengths_digest if plan.sampler else None,
         "data.conversations": None if conversations == "turns" else conversations,
     }

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from engine.data.loader import train_batches
 from engine.data.samplers import debias
+from engine.data.samplers.pool import SamplerInputs
 from tests.data.drawn_source import Drawn, collate, noisy
 from tests.distributed import run
 
@@ -22,10 +23,10 @@ def rows_by_rank(first, end):
     rank, world = dist.get_rank(), dist.get_world_size()
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(1000 * world + rank)  # agreement may hang on none of these
-    sampler = debias.build(list(SIZES.values()), BATCH_SIZE, 11, names=list(SIZES))
+    sampler = debias.build(SamplerInputs(list(SIZES.values()), BATCH_SIZE, 11, names=list(SIZES)))
     batches = train_batches(
         [Drawn(name, size) for name, size in SIZES.items()], sampler, noisy, collate,
-        first_step=first, total_steps=end, steps_per_epoch=sampler.steps(0), rank=rank,
+        first_step=first, total_steps=end, steps_per_epoch=sampler.steps, rank=rank,
         world=world, seed=11, num_workers=0,
     )  # fmt: skip
     own = [batch["row_B2"].tolist() for _, batch, _ in batches]

@@ -12,6 +12,7 @@ from engine.config.schema import Transforms
 from engine.data import batch_memory, loader
 from engine.data.batch_memory import allocate, allocate_images, stack_images
 from engine.data.samplers import shuffle
+from engine.data.samplers.pool import SamplerInputs
 from engine.data.transforms import pipeline
 from engine.errors import FaultError
 from engine.types import Row, Sample
@@ -55,7 +56,7 @@ def batches(num_workers, decoder="auto", names=("random_resize_crop", "random_fl
     transform = pipeline.build(
         list(names), Transforms.model_validate({"random_resize_crop": {"size": 24}}), "k", decoder
     )
-    sampler = shuffle.build([40], 8, 3)
+    sampler = shuffle.build(SamplerInputs([40], 8, 3))
     return list(
         loader.train_batches(
             [Photographs()], sampler, transform, collate, first_step=0, total_steps=8,

@@ -16,6 +16,7 @@ from PIL import Image
 from engine import registry
 from engine.config import schema
 from engine.data.loader import train_batches
+from engine.data.samplers.pool import SamplerInputs, TextLengths
 from engine.data.sources import open_source
 from tests.data.drawn_source import collate, noisy
 
@@ -85,14 +86,16 @@ def load(folder):
     def sampler(kind):
         """A new one each time, as a process that begins has."""
         build = registry.find("data/samplers", kind).build
-        more = {}
-        if kind == "modality_grouped":
-            data = sources((FORMS[0], FORMS[1]))
-            more["lengths"] = [source.column("length") for source in data]
-        return build(list(SIZES.values()), BATCH_SIZE, 7, names=list(SIZES), **more)
+
+        def texts():
+            return TextLengths([s.column("length") for s in sources((FORMS[0], FORMS[1]))])
+
+        return build(
+            SamplerInputs(list(SIZES.values()), BATCH_SIZE, 7, names=list(SIZES), texts=texts)
+        )
 
     def loaded(forms, kind, *, workers, world, first=0, end=None):
-        steps = sampler(kind).steps(0)
+        steps = sampler(kind).steps
         end = EPOCHS * steps if end is None else end
         ranks = [
             train_batches(
@@ -107,7 +110,7 @@ def load(folder):
         # A step's global batch: what each process got, in their order.
         return [[batch for _, batch, _ in ranks] for ranks in zip(*found, strict=True)]
 
-    loaded.steps = lambda kind: sampler(kind).steps(0)
+    loaded.steps = lambda kind: sampler(kind).steps
     return loaded
 
 

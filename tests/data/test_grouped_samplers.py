@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine import registry
 from engine.data.samplers import grouped, length_grouped, modality_grouped
-from engine.data.samplers.spans import split_pool
+from engine.data.samplers.pool import SamplerInputs, TextLengths, split_pool
 from engine.data.share import rank_slice
 from engine.errors import UserError
 from tests.distributed import run
@@ -25,11 +25,13 @@ LENGTHS = st.lists(
 def make(name, lengths, batch_size, seed=0, answers=None):
     arrays = [np.array(each, np.int32) for each in lengths]
     sizes = list(map(len, lengths))
-    return MODULES[name].build(sizes, batch_size, seed, lengths=arrays, answers=answers)
+    return MODULES[name].build(
+        SamplerInputs(sizes, batch_size, seed, texts=lambda: TextLengths(arrays, answers))
+    )
 
 
 def epoch_of(sampler, epoch=0):
-    return [sampler.batch(epoch, step) for step in range(sampler.steps(epoch))]
+    return [sampler.batch(epoch, step) for step in range(sampler.steps)]
 
 
 def length_of(lengths, row):
@@ -51,9 +53,9 @@ def test_exactly_once_an_epoch_over_a_resume_at_another_world(name, lengths, dat
     epoch = data.draw(st.integers(0, 3))
     answers = data.draw(st.sampled_from([None, [np.abs(own) // 3 for own in lengths]]))
     sampler = make(name, lengths, batch_size, seed, answers)
-    stop = data.draw(st.integers(0, sampler.steps(epoch)))
+    stop = data.draw(st.integers(0, sampler.steps))
     seen = []
-    for step in range(sampler.steps(epoch)):
+    for step in range(sampler.steps):
         if step == stop:
             sampler = make(name, lengths, batch_size, seed, answers)
         world = before if step < stop else after
@@ -90,7 +92,7 @@ def test_a_batch_is_of_one_modality_and_none_is_small(lengths, data):
 def test_a_batch_depends_on_its_place_alone(name, lengths, data):
     batch_size = data.draw(st.integers(1, sum(map(len, lengths))))
     sampler = make(name, lengths, batch_size, 5)
-    places = st.tuples(st.integers(0, 5), st.integers(0, sampler.steps(0) - 1))
+    places = st.tuples(st.integers(0, 5), st.integers(0, sampler.steps - 1))
     for epoch, step in data.draw(st.lists(places, min_size=1, max_size=6)):  # in any order
         fresh = make(name, lengths, batch_size, 5)
         assert np.array_equal(sampler.batch(epoch, step), fresh.batch(epoch, step))
@@ -212,7 +214,7 @@ def test_less_than_a_batch_and_a_step_outside_the_epoch():
         assert error.value.key == "data.batch_size"
         sampler = make(name, [[1] * 20], 10)
         with pytest.raises(IndexError):
-            sampler.batch(0, sampler.steps(0))
+            sampler.batch(0, sampler.steps)
 
 
 def test_memory_is_that_of_the_lengths(mix):
@@ -221,8 +223,10 @@ def test_memory_is_that_of_the_lengths(mix):
     rows = 2_000_000
     lengths = [np.resize(np.concatenate(mix), rows).astype(np.int32), np.ones(rows, np.int32)]
     tracemalloc.start()
-    sampler = MODULES["modality_grouped"].build([rows, rows], 256, 0, lengths=lengths)
-    for step in range(0, sampler.steps(0), 1000):
+    sampler = MODULES["modality_grouped"].build(
+        SamplerInputs([rows, rows], 256, 0, texts=lambda: TextLengths(lengths))
+    )
+    for step in range(0, sampler.steps, 1000):
         sampler.batch(0, step)
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from engine.data import loader
 from engine.data.samplers import debias, sequential, shuffle
+from engine.data.samplers.pool import SamplerInputs
 from engine.errors import FaultError, UserError
 from tests.data.drawn_source import Drawn, collate, noisy
 
@@ -19,8 +20,8 @@ SAMPLERS = {"shuffle": shuffle, "sequential": sequential, "debias": debias}
 
 def batches(sizes=(30, 22), batch_size=8, name="shuffle", bad=None, epochs=2, **options):
     sources = [Drawn(f"d{i}", size, (bad or {}).get(i)) for i, size in enumerate(sizes)]
-    sampler = SAMPLERS[name].build(sizes, batch_size, 3)
-    steps = options.pop("steps_per_epoch", sampler.steps(0))
+    sampler = SAMPLERS[name].build(SamplerInputs(sizes, batch_size, 3))
+    steps = options.pop("steps_per_epoch", sampler.steps)
     settings_ = {
         "first_step": 0,
         "total_steps": steps * epochs,

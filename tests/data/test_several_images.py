@@ -13,6 +13,7 @@ from engine.data.batch_memory import allocate, stack_images, stack_several
 from engine.data.loader import train_batches
 from engine.data.reader import Limits, Reader, limits_of
 from engine.data.samplers import shuffle
+from engine.data.samplers.pool import SamplerInputs
 from engine.data.transforms import pipeline
 from engine.types import BadSample, Row, Sample
 
@@ -110,7 +111,7 @@ def test_the_task_and_the_configuration_say_what_is_of_use():
 
 def batches(source, collate, workers, batch_size=8):
     transform = pipeline.build(["resize"], Transforms(resize={"size": (SIDE, SIDE)}), "k")
-    sampler = shuffle.build([len(source)], batch_size, 3)
+    sampler = shuffle.build(SamplerInputs([len(source)], batch_size, 3))
     return list(
         train_batches(
             [source], sampler, transform, collate, first_step=0, total_steps=2,

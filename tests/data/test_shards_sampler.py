@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from engine import registry
 from engine.data.samplers import shards
+from engine.data.samplers.pool import SamplerInputs
 from engine.data.share import rank_slice
 from engine.errors import UserError
 
@@ -21,7 +22,9 @@ BLOCKS = st.lists(
 
 def make(blocks, batch_size, seed=0, window=2, plain=7):
     sizes = [plain if each is None else sum(each) for each in blocks]
-    return sizes, shards.build(sizes, batch_size, seed, blocks=blocks, window=window)
+    return sizes, shards.build(
+        SamplerInputs(sizes, batch_size, seed, window=window, blocks=lambda: blocks)
+    )
 
 
 @pytest.mark.parametrize("name", ["shards", "shards+window"])
@@ -38,9 +41,9 @@ def test_exactly_once_an_epoch_over_a_resume_at_another_world(blocks, data):
     before, after = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     epoch = data.draw(st.integers(0, 3))
     _, sampler = make([*blocks, [5]], batch_size, seed, window)
-    stop = data.draw(st.integers(0, sampler.steps(epoch)))
+    stop = data.draw(st.integers(0, sampler.steps))
     seen = []
-    for step in range(sampler.steps(epoch)):
+    for step in range(sampler.steps):
         if step == stop:
             _, sampler = make([*blocks, [5]], batch_size, seed, window)
         world = before if step < stop else after
@@ -57,7 +60,7 @@ def test_a_batch_depends_on_its_place_alone():
 
 
 def order(sampler, epoch):
-    return np.concatenate([sampler.batch(epoch, step) for step in range(sampler.steps(epoch))])
+    return np.concatenate([sampler.batch(epoch, step) for step in range(sampler.steps)])
 
 
 def test_epochs_and_seeds_differ():
@@ -89,21 +92,23 @@ def test_rows_are_spread_evenly_within_a_window():
 
 
 def test_datasets_without_shards_are_cut_into_parts():
-    sampler = shards.build([100_000], 64, 0, window=2)
+    sampler = shards.build(SamplerInputs([100_000], 64, 0, window=2))
     rows = sampler.batch(0, 3)[:, 1] // 8192
     assert len(set(rows.tolist())) == 2
 
 
 def test_less_than_a_batch_and_steps_outside():
     with pytest.raises(UserError, match="has 5 samples"):
-        shards.build([5], 6, 0)
+        shards.build(SamplerInputs([5], 6, 0))
     with pytest.raises(IndexError):
-        shards.build([5], 5, 0).batch(0, 1)
+        shards.build(SamplerInputs([5], 5, 0)).batch(0, 1)
 
 
 def test_ten_thousand_shards_of_ten_thousand_rows():
     start = time.perf_counter()
-    sampler = shards.build([10**8], 4096, 0, blocks=[np.full(10_000, 10_000)], window=64)
+    sampler = shards.build(
+        SamplerInputs([10**8], 4096, 0, window=64, blocks=lambda: [np.full(10_000, 10_000)])
+    )
     assert len(np.unique(sampler.batch(7, 20_000)[:, 1] // 10_000)) <= 128
     assert time.perf_counter() - start < 2
     start = time.perf_counter()

@@ -14,6 +14,7 @@ import torch
 
 from engine.data import loader
 from engine.data.samplers import shuffle
+from engine.data.samplers.pool import SamplerInputs
 from engine.errors import FaultError
 from tests.data.drawn_source import Drawn, noisy
 
@@ -25,10 +26,10 @@ def pids(samples):
 
 
 def batches(make=pids, num_workers=2, length=64):
-    sampler = shuffle.build([length], 4, 0)
+    sampler = shuffle.build(SamplerInputs([length], 4, 0))
     return loader.train_batches(
         [Drawn("a", length)], sampler, noisy, make, first_step=0, total_steps=10**6,
-        steps_per_epoch=sampler.steps(0), rank=0, world=1, seed=0, num_workers=num_workers,
+        steps_per_epoch=sampler.steps, rank=0, world=1, seed=0, num_workers=num_workers,
     )  # fmt: skip
 
 

@@ -14,39 +14,28 @@ What is drawn and when:
   instead of being dropped: a batch may hold the end of one pass and the start of the next, and
   every pass shows every row exactly once.
 
-All of it is computed from (seed, epoch, step), so ranks agree without a word. Only the number of
-earlier draws needs counting: closed form for whole epochs, by vectorised recomputation inside one,
-with the last count kept so that the next step costs next to nothing.
+All of it is computed from (seed, epoch, step), so ranks agree without communication. Only the
+number of earlier draws needs counting: in closed form for whole epochs, by vectorised recomputation
+inside one, with the last count kept so that the next step costs next to nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from engine.config.schema import DebiasSampling
 from engine.data.permutation import Indices, Permutation, hash64
+from engine.data.samplers.pool import Sampler, SamplerInputs
 from engine.errors import UserError
 from engine.registry import nearest
 
 _CHUNK = 1 << 16  # steps counted at once; bounds memory
 
 
-def build(
-    sizes: Sequence[int],
-    batch_size: int,
-    seed: int,
-    options: DebiasSampling | None = None,
-    names: Sequence[str] = (),
-) -> Debias:
-    """A sampler over datasets of the given sizes and, where weights are set, names.
-
-    Raises UserError for a dataset smaller than the batch (unless repeats are allowed) and for a
-    weight of a dataset that is not trained on.
-    """
-    options = options or DebiasSampling()
-    names = tuple(names) or tuple(f"dataset {number}" for number in range(len(sizes)))
+def build(inputs: SamplerInputs) -> Debias:
+    """Raises UserError for a dataset smaller than the batch (unless repeats are allowed) and for a
+    weight of a dataset that is not trained on."""
+    sizes, batch_size, options = inputs.sizes, inputs.batch_size, inputs.debias
+    names = tuple(inputs.names) or tuple(f"dataset {number}" for number in range(len(sizes)))
     for name, size in zip(names, sizes, strict=True):
         if size < batch_size and not (options.allow_repeats and size):
             raise UserError(
@@ -66,28 +55,22 @@ def build(
         [options.weights.get(name, size) for name, size in zip(names, sizes, strict=True)], float
     )
     # Scaled by the largest first, so that a low temperature does not overflow.
-    return Debias(sizes, batch_size, seed, (weights / weights.max()) ** (1 / options.temperature))
+    return Debias(inputs, (weights / weights.max()) ** (1 / options.temperature))
 
 
-class Debias:
-    """Global batches of one dataset each, as a pure function of (seed, epoch, step)."""
+class Debias(Sampler):
+    """Global batches of one dataset each."""
 
-    def __init__(
-        self, sizes: Sequence[int], batch_size: int, seed: int, weights: np.ndarray
-    ) -> None:
-        self._sizes, self._batch_size, self._seed = tuple(sizes), batch_size, seed
+    def __init__(self, inputs: SamplerInputs, weights: np.ndarray) -> None:
+        self._sizes, self._seed = tuple(inputs.sizes), inputs.seed
+        self._batch_size = inputs.batch_size
         self._bounds = np.cumsum(weights) / np.sum(weights)
-        self._steps = max(1, round(sum(sizes) / batch_size))
-        self._counted = (0, 0, np.zeros(len(sizes), np.int64))  # draws before (epoch, step)
-
-    def steps(self, epoch: int) -> int:
-        """Batches in an epoch, every one the same number."""
-        return self._steps
+        self.steps = max(1, round(sum(self._sizes) / self._batch_size))
+        self._counted = (0, 0, np.zeros(len(self._sizes), np.int64))  # draws before (epoch, step)
 
     def batch(self, epoch: int, step: int) -> Indices:
-        """The global batch as int64 ``[n, 2]`` of (dataset, row)."""
-        if epoch < 0 or not 0 <= step < self._steps:
-            raise IndexError(f"epoch {epoch}, step {step} of {self._steps} does not exist")
+        if epoch < 0 or not 0 <= step < self.steps:
+            raise IndexError(f"epoch {epoch}, step {step} of {self.steps} does not exist")
         dataset = int(self._drawn(epoch, step, step + 1)[0])
         first = int(self._draws_before(epoch, step)[dataset]) * self._batch_size
         passes, places = np.divmod(np.arange(first, first + self._batch_size), self._sizes[dataset])
@@ -102,14 +85,14 @@ class Debias:
     def _ends(self, epoch: int) -> Indices:
         """Where in an epoch's unpermuted list of draws each dataset's share ends."""
         offset = hash64(self._seed, 2, epoch) / 2**64
-        ends = np.ceil(self._steps * self._bounds - offset).astype(np.int64)
-        ends = np.clip(ends, 0, self._steps)
-        ends[-1] = self._steps  # rounding of the bounds must not lose the last draw
+        ends = np.ceil(self.steps * self._bounds - offset).astype(np.int64)
+        ends = np.clip(ends, 0, self.steps)
+        ends[-1] = self.steps  # rounding of the bounds must not lose the last draw
         return ends
 
     def _drawn(self, epoch: int, first: int, end: int) -> Indices:
         """The dataset of each step from ``first`` up to ``end``."""
-        order = Permutation(self._steps, self._seed, 3, epoch)
+        order = Permutation(self.steps, self._seed, 3, epoch)
         return np.searchsorted(self._ends(epoch), order(np.arange(first, end)), side="right")
 
     def _draws_before(self, epoch: int, step: int) -> Indices:
@@ -122,7 +105,7 @@ class Debias:
             if at_step == 0:
                 draws += np.diff(self._ends(at_epoch), prepend=0)
             else:
-                draws += self._count(at_epoch, at_step, self._steps)
+                draws += self._count(at_epoch, at_step, self.steps)
             at_epoch, at_step = at_epoch + 1, 0
         draws += self._count(epoch, at_step, step)
         self._counted = (epoch, step, draws)

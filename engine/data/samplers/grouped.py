@@ -5,13 +5,13 @@ mega-batches of 50 batches, and each of these is sorted by length and cut into i
 come in a random order. Here nothing of that is stored: the order is a computed permutation, and a
 batch is found by sorting its mega-batch alone.
 
-Where questions and answers are padded each for themselves, in an encoder and a decoder, batches
-must be alike in both: a mega-batch is cut in two again and again, each time by the length, of
-either part or of both, and at the place that leave the least to pad.
+Where questions and answers are padded separately, in an encoder and a decoder, the rows of a batch
+should be alike in both: a mega-batch is cut in two again and again, each time sorted by the lengths
+(of questions, of answers, or of both together) and cut at the place that leaves the least to pad.
 
-Kinds are mixed evenly: of 64 batches in succession as many are of a kind as its share, in a random
-order. Where the rows of a kind fill no whole number of batches, its last two share what is left, as
-other samplers do it, and all such batches come last in the epoch, the smallest at its end.
+Kinds are mixed evenly: 64 batches in succession have each kind by its share, in a random order.
+Where the rows of a kind do not fill a whole number of batches, its last two share what is left, as
+in other samplers, and all such batches come last in the epoch, the smallest at its end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 
 from engine.data.permutation import Indices, Permutation, hash64
-from engine.data.samplers.spans import Spans, split_pool
+from engine.data.samplers.pool import Sampler, SamplerInputs, Spans, TextLengths, split_pool
 
 _BATCHES = 50  # of a mega-batch
 _BLOCK = 64  # batches within which kinds are mixed
@@ -33,23 +33,21 @@ _MIXED = -1  # stands for the kind of a batch of several
 class Kind:
     """The rows of one kind: ``rows[d]`` of dataset d, all of them where that is None.
 
-    ``lengths[d]`` are its rows' lengths, whatever their sign, and ``answers[d]`` what the answers
-    have of them, where those are padded apart. ``lent`` rows, others in each epoch, are for a batch
-    of mixed kinds, and in none of these.
+    ``lent`` rows, others in each epoch, are for a batch of mixed kinds, and in none of these.
     """
 
     def __init__(
         self,
         number: int,
         rows: Sequence[np.ndarray | None],
-        lengths: Sequence[np.ndarray],
+        texts: TextLengths,
         batch_size: int,
         lent: int = 0,
-        answers: Sequence[np.ndarray] | None = None,
     ) -> None:
-        self._number, self._rows, self._lengths, self._answers = number, rows, lengths, answers
+        self._number, self._rows, self._texts = number, rows, texts
         self._sizes = [
-            len(length if own is None else own) for own, length in zip(rows, lengths, strict=True)
+            len(all_rows if own is None else own)
+            for own, all_rows in zip(rows, texts.lengths, strict=True)
         ]
         self.total, self.lent, self._batch_size = sum(self._sizes), lent, batch_size
         own = self.total - lent
@@ -57,7 +55,7 @@ class Kind:
         left = own - self.full * batch_size
         # Of what full batches leave over: one batch, or two that share it.
         self.last = [left] if left <= batch_size else [left - left // 2, left // 2]
-        self._laid: tuple[tuple[int, int, int], Indices, Indices] | None = None
+        self._sorted: tuple[tuple[int, int, int], Indices, Indices] | None = None
 
     def lent_rows(self, seed: int, epoch: int) -> Indices:
         """[n, 2] of (dataset, row)."""
@@ -77,23 +75,15 @@ class Kind:
     def _group(
         self, seed: int, epoch: int, group: int, start: int, sizes: list[int]
     ) -> tuple[Indices, Indices]:
-        """A mega-batch's rows, like beside like, and where each of its batches begins in them.
+        """A mega-batch's rows, sorted by length, and where each of its batches begins in them.
 
-        What was asked for last is kept.
+        The result of the last call is kept.
         """
-        asked, length = (seed, epoch, group), sum(sizes)
-        if self._laid is None or self._laid[0] != asked:
+        asked = (seed, epoch, group)
+        if self._sorted is None or self._sorted[0] != asked:
             order = Permutation(self.total, seed, 9, epoch, self._number)
-            rows = split_pool(order(np.arange(start, start + length)), self._sizes)
-            long, said = np.empty(length, np.int64), np.zeros(length, np.int64)
-            for dataset in np.unique(rows[:, 0]).tolist():
-                here = rows[:, 0] == dataset
-                own = self._rows[dataset]
-                if own is not None:
-                    rows[here, 1] = own[rows[here, 1]]
-                long[here] = np.abs(self._lengths[dataset][rows[here, 1]].astype(np.int64))
-                if self._answers is not None:
-                    said[here] = self._answers[dataset][rows[here, 1]]
+            rows = split_pool(order(np.arange(start, start + sum(sizes))), self._sizes)
+            lengths, answers = self._look_up(rows)
             # The sizes are given; which part of the sorted rows a batch takes is random.
             order = Permutation(len(sizes), seed, 8, epoch, self._number, group)
             parts = np.argsort(order(np.arange(len(sizes))))
@@ -101,28 +91,42 @@ class Kind:
             begins = np.cumsum(in_order) - in_order
             starts = np.empty(len(sizes), np.int64)
             starts[parts] = begins
-            if self._answers is None:
-                sorted_rows = rows[np.argsort(-long, kind="stable")]
+            if self._texts.answers is None:
+                by_length = np.argsort(-lengths, kind="stable")
             else:
-                sorted_rows = rows[_alike(np.maximum(long - said, 0), said, begins)]
-            self._laid = asked, sorted_rows, starts
-        return self._laid[1:]
+                by_length = _alike(np.maximum(lengths - answers, 0), answers, begins)
+            self._sorted = asked, rows[by_length], starts
+        return self._sorted[1:]
+
+    def _look_up(self, rows: Indices) -> tuple[Indices, Indices]:
+        """Lengths of rows and of their answers; the rows' places in the kind become places in
+        their datasets."""
+        lengths, answers = np.empty(len(rows), np.int64), np.zeros(len(rows), np.int64)
+        for dataset in np.unique(rows[:, 0]).tolist():
+            here = rows[:, 0] == dataset
+            own = self._rows[dataset]
+            if own is not None:
+                rows[here, 1] = own[rows[here, 1]]
+            lengths[here] = np.abs(self._texts.lengths[dataset][rows[here, 1]].astype(np.int64))
+            if self._texts.answers is not None:
+                answers[here] = self._texts.answers[dataset][rows[here, 1]]
+        return lengths, answers
 
 
-def _alike(asked: Indices, said: Indices, begins: Indices) -> Indices:
+def _alike(questions: Indices, answers: Indices, begins: Indices) -> Indices:
     """An order of rows in which the batches that begin at ``begins`` pad little in either part.
 
     Each set of batches is cut in two where that pads least, sorted by either part or by both.
     """
-    order = np.arange(len(asked))
-    ends = np.append(begins[1:], len(asked))
+    order = np.arange(len(questions))
+    ends = np.append(begins[1:], len(questions))
     todo = [(0, len(begins))]
     while todo:
         first, last = todo.pop()
         if last - first < 2:
             continue
         here = slice(int(begins[first]), int(ends[last - 1]))
-        parts = asked[order[here]], said[order[here]]
+        parts = questions[order[here]], answers[order[here]]
         cuts = begins[first + 1 : last] - here.start
         ways = [_cut(key, parts, cuts) for key in (*parts, parts[0] + parts[1])]
         _, cut, by_key = min(ways, key=lambda way: way[0])
@@ -143,23 +147,12 @@ def _cut(key: Indices, parts: Sequence[Indices], cuts: Indices) -> tuple[int, in
     return int(padded[best]), best, by_key
 
 
-class Grouped:
-    """Global batches as a pure function of (seed, epoch, step); each row once an epoch.
+class Grouped(Sampler):
+    """Each row once an epoch. Memory: what ``kinds`` hold, and one mega-batch of each."""
 
-    Memory: what ``kinds`` hold, and one mega-batch of each.
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        batch_size: int,
-        seed: int,
-        kinds: Sequence[Kind],
-        lengths: Sequence[np.ndarray],
-        answers: Sequence[np.ndarray] | None = None,
-    ) -> None:
-        Spans(sum(sizes), batch_size)  # raises UserError for less than one batch
-        self._seed, self._kinds, self._lengths = seed, kinds, [*lengths, *(answers or ())]
+    def __init__(self, inputs: SamplerInputs, kinds: Sequence[Kind], texts: TextLengths) -> None:
+        Spans(sum(inputs.sizes), inputs.batch_size)  # raises UserError for less than one batch
+        self._seed, self._kinds, self._texts = inputs.seed, kinds, texts
         self._drawn: tuple[tuple[int, int], Indices, Indices] | None = None
         self._full = np.array([kind.full for kind in kinds])
         last = [(size, number, place) for number, kind in enumerate(kinds)
@@ -167,24 +160,18 @@ class Grouped:
         if mixed := sum(kind.lent for kind in kinds):
             last.append((mixed, _MIXED, 0))
         self._last = sorted(last, key=lambda each: -each[0])
-        self._steps = int(self._full.sum()) + len(self._last)
+        self.steps = int(self._full.sum()) + len(self._last)
 
     @cached_property
     def lengths_digest(self) -> str:
-        """Equal for samplers over rows of the same lengths and kinds."""
         found = hashlib.blake2b(digest_size=8)
-        for lengths in self._lengths:
+        for lengths in [*self._texts.lengths, *(self._texts.answers or ())]:
             found.update(np.ascontiguousarray(lengths, np.int32).data)
         return found.hexdigest()
 
-    def steps(self, epoch: int) -> int:
-        """Batches in an epoch, every one the same number."""
-        return self._steps
-
     def batch(self, epoch: int, step: int) -> Indices:
-        """The global batch as int64 ``[n, 2]`` of (dataset, row)."""
-        if not 0 <= step < self._steps:
-            raise IndexError(f"step {step} is outside an epoch of {self._steps} steps")
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} is outside an epoch of {self.steps} steps")
         full = int(self._full.sum())
         if step >= full:
             _, kind, place = self._last[step - full]

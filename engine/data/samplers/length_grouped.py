@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
-from engine.config.schema import DebiasSampling
 from engine.data.samplers.grouped import Grouped, Kind
+from engine.data.samplers.pool import SamplerInputs
 
 
-def build(
-    sizes: Sequence[int],
-    batch_size: int,
-    seed: int,
-    options: DebiasSampling | None = None,
-    names: Sequence[str] = (),
-    *,
-    lengths: Sequence[np.ndarray],
-    answers: Sequence[np.ndarray] | None = None,
-) -> Grouped:
-    """A sampler over datasets of the given sizes; ``lengths[d]`` are those of dataset d's rows,
-    ``answers[d]`` of their answers where these are padded apart.
-
-    Raises UserError for less than one batch.
-    """
-    everything = Kind(0, [None] * len(sizes), lengths, batch_size, answers=answers)
-    return Grouped(sizes, batch_size, seed, [everything], lengths, answers)
+def build(inputs: SamplerInputs) -> Grouped:
+    """Raises UserError for less than one batch."""
+    texts = inputs.texts()
+    everything = Kind(0, [None] * len(inputs.sizes), texts, inputs.batch_size)
+    return Grouped(inputs, [everything], texts)

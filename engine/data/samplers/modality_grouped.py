@@ -9,39 +9,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.config.schema import DebiasSampling
 from engine.data.samplers.grouped import Grouped, Kind
-from engine.data.samplers.spans import Spans
+from engine.data.samplers.pool import SamplerInputs, Spans
 
 
-def build(
-    sizes: Sequence[int],
-    batch_size: int,
-    seed: int,
-    options: DebiasSampling | None = None,
-    names: Sequence[str] = (),
-    *,
-    lengths: Sequence[np.ndarray],
-    answers: Sequence[np.ndarray] | None = None,
-) -> Grouped:
-    """A sampler over datasets of the given sizes; ``lengths[d]`` are those of dataset d's rows,
-    negative for those without an image, ``answers[d]`` of their answers where these are padded
-    apart.
-
-    Raises UserError for less than one batch.
-    """
-    sides = [[_rows(length, text_alone) for length in lengths] for text_alone in (False, True)]
-    totals = [
-        sum(len(length if own is None else own) for own, length in zip(side, lengths, strict=True))
-        for side in sides
-    ]
+def build(inputs: SamplerInputs) -> Grouped:
+    """Raises UserError for less than one batch."""
+    texts, batch_size = inputs.texts(), inputs.batch_size
+    rows = [[_rows(own, text_alone) for own in texts.lengths] for text_alone in (False, True)]
+    alone = sum(int((own < 0).sum()) for own in texts.lengths)
+    totals = [sum(inputs.sizes) - alone, alone]
     lent = _lent(totals, batch_size)
     kinds = [
-        Kind(number, sides[number], lengths, batch_size, lent[number], answers)
+        Kind(number, rows[number], texts, batch_size, lent[number])
         for number in range(2)
         if totals[number]
     ]
-    return Grouped(sizes, batch_size, seed, kinds, lengths, answers)
+    return Grouped(inputs, kinds, texts)
 
 
 def _rows(lengths: np.ndarray, text_alone: bool) -> np.ndarray | None:

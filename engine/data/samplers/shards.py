@@ -12,68 +12,39 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.config.schema import DebiasSampling
 from engine.data.permutation import Indices, Permutation
-from engine.data.samplers.spans import Spans
+from engine.data.samplers.pool import PoolSampler, SamplerInputs
 
 NAMES = ("shards+window",)
-_BLOCK_ROWS = 8192  # of a dataset that does not lie in shards
+_BLOCK_ROWS = 8192  # of a dataset that is not stored in shards
 
 
-def build(
-    sizes: Sequence[int],
-    batch_size: int,
-    seed: int,
-    options: DebiasSampling | None = None,
-    names: Sequence[str] = (),
-    *,
-    blocks: Sequence[Sequence[int] | None] = (),
-    window: int = 16,
-) -> Shards:
-    """A sampler over datasets of the given sizes, cut into shards of ``blocks`` rows where known.
-
-    ``window`` shards are mixed at a time. Raises UserError for less than one batch.
-    """
-    blocks = [*blocks, *[None] * (len(sizes) - len(blocks))]
-    return Shards(sizes, batch_size, seed, blocks, window)
+def build(inputs: SamplerInputs) -> Shards:
+    """Raises UserError for less than one batch."""
+    return Shards(inputs)
 
 
-class Shards:
-    """Global batches as a pure function of (seed, epoch, step); each row once an epoch.
+class Shards(PoolSampler):
+    """Each row once an epoch. Memory: some 50 bytes a shard."""
 
-    Memory: some 50 bytes a shard.
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        batch_size: int,
-        seed: int,
-        blocks: Sequence[Sequence[int] | None],
-        window: int,
-    ) -> None:
-        self._seed, self._window = seed, window
-        self._spans = Spans(sum(sizes), batch_size)
-        cuts = [_cut(*each) for each in zip(sizes, blocks, strict=True)]
+    def __init__(self, inputs: SamplerInputs) -> None:
+        super().__init__(inputs)
+        self._window = inputs.window
+        blocks = inputs.blocks() or [None] * len(inputs.sizes)
+        cuts = [_cut(*each) for each in zip(inputs.sizes, blocks, strict=True)]
         self._rows = np.concatenate(cuts)  # of each shard
         self._dataset = np.repeat(np.arange(len(cuts)), [len(cut) for cut in cuts])
         # The first row of each shard in its dataset.
         self._first = np.concatenate([np.cumsum(cut) - cut for cut in cuts])
-        self._laid: tuple[int, Indices, Indices] | None = None
+        self._order: tuple[int, Indices, Indices] | None = None
 
     @property
     def identity(self) -> str:
-        """Equal for samplers with the same order, where sizes and seed are."""
         cuts = hashlib.blake2b(self._rows.tobytes(), digest_size=8).hexdigest()
         return f"{self._window} of {len(self._rows)} ({cuts})"
 
-    def steps(self, epoch: int) -> int:
-        """Batches in an epoch, every one the same number."""
-        return self._spans.steps
-
     def batch(self, epoch: int, step: int) -> Indices:
-        """The global batch as int64 ``[n, 2]`` of (dataset, row)."""
-        order, ends = self._lay(epoch)
+        order, ends = self._order_of(epoch)
         positions = np.arange(*self._spans[step])
         windows = np.searchsorted(ends[self._window - 1 :: self._window], positions, side="right")
         for window in np.unique(windows).tolist():
@@ -87,15 +58,15 @@ class Shards:
         rows = positions - (ends[places] - self._rows[shards]) + self._first[shards]
         return np.stack((self._dataset[shards], rows), axis=1)
 
-    def _lay(self, epoch: int) -> tuple[Indices, Indices]:
+    def _order_of(self, epoch: int) -> tuple[Indices, Indices]:
         """The shards in an epoch's order, and the position at which each one's rows end."""
-        if self._laid is None or self._laid[0] != epoch:
+        if self._order is None or self._order[0] != epoch:
             order = Permutation(len(self._rows), self._seed, 4, epoch)(np.arange(len(self._rows)))
-            self._laid = epoch, order, np.cumsum(self._rows[order])
-        return self._laid[1:]
+            self._order = epoch, order, np.cumsum(self._rows[order])
+        return self._order[1:]
 
 
-def _cut(size: int, blocks: Sequence[int] | None) -> Indices:
+def _cut(size: int, blocks: Sequence[int] | np.ndarray | None) -> Indices:
     """Rows of each shard of a dataset; of one without shards, of equal parts."""
     if blocks is not None:
         return np.asarray(blocks, np.int64)
