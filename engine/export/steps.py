@@ -20,6 +20,7 @@ from transformers import DynamicCache, EncoderDecoderCache  # isort: skip
 from engine import masks
 from engine.errors import UserError
 from engine.export.graphs import Argument
+from engine.models.decoders import t5_family
 from engine.models.decoders.language_model import Decoder
 from engine.models.decoders.prefix import PrefixDecoder
 from engine.models.decoders.t5_cross import T5CrossDecoder
@@ -152,8 +153,7 @@ class T5CrossStep(nn.Module):
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        if self.model.config.scale_decoder_outputs:  # where the head is the table of tokens
-            hidden_BTD = hidden_BTD * self.model.config.d_model**-0.5
+        hidden_BTD = t5_family.scaled(self.model, hidden_BTD)
         logits_BTV = self.model.get_output_embeddings()(hidden_BTD)
         return logits_BTV, *_flat(own), *_flat(image)
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.models.towers import ImageModel
 from engine.types import Batch, Mix
 
 Bounds = Mapping[str, tuple[float | None, float | None]]
 
 
-class DualEncoder(nn.Module):
+class DualEncoder(ImageModel):
     """Images and texts to L2-normalised features of one width, beside the loss's shared scalars.
 
     Args:
@@ -25,9 +26,6 @@ class DualEncoder(nn.Module):
         mean, std: of the image channels, for values in 0…1.
     """
 
-    mean_C11: Tensor
-    std_C11: Tensor
-
     def __init__(
         self,
         image_encoder: nn.Module,
@@ -38,7 +36,7 @@ class DualEncoder(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
-        super().__init__()
+        super().__init__(mean, std)
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.image_projection = _projection(image_encoder, projection_dim)
@@ -51,9 +49,6 @@ class DualEncoder(nn.Module):
                 self.register_parameter(name, nn.Parameter(scalar))
             else:
                 self.register_buffer(name, scalar)
-        # in units of uint8, and not saved: they are the configuration's
-        self.register_buffer("mean_C11", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std_C11", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, batch: Batch, mix: Mix | None = None) -> dict[str, Tensor]:
         """Features of what ``batch`` holds, in fp32 or wider, and the shared scalars.
@@ -83,14 +78,6 @@ class DualEncoder(nn.Module):
                 feature_BD = _blend(feature_BD, partner_B, mix.lam)
             outputs["text_BD"] = F.normalize(feature_BD, dim=-1)
         return outputs
-
-    def normalise(self, image_BCHW: Tensor) -> Tensor:
-        """Images as the encoder takes them: less the mean, over the standard deviation."""
-        if image_BCHW.is_floating_point():
-            return image_BCHW
-        # The loader's memory is BHWC; which convolution is chosen would hang on that.
-        image_BCHW = image_BCHW.to(self.mean_C11.dtype, memory_format=torch.contiguous_format)
-        return image_BCHW.sub_(self.mean_C11).div_(self.std_C11)
 
     @torch.no_grad()
     def constrain(self) -> None:

@@ -1,4 +1,4 @@
-"""Image encoders of any kind: images of a wrong size, and layers that no token depends on."""
+"""Around image encoders: normalised images, images of a wrong size, layers without a use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,34 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
+
+
+class ImageModel(nn.Module):
+    """A model of images that come as uint8.
+
+    Args:
+        mean, std: of the image channels, for values in 0…1.
+    """
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        # in units of uint8, and not saved: they are the configuration's
+        self.register_buffer("mean_C11", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std_C11", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def normalise(self, image_BCHW: Tensor) -> Tensor:
+        """Images as an encoder takes them: less the mean, over the standard deviation.
+
+        Floating point is taken as normalised already.
+        """
+        if image_BCHW.is_floating_point():
+            return image_BCHW
+        # The loader's memory is BHWC; which convolution is chosen would depend on that.
+        image_BCHW = image_BCHW.to(self.mean_C11.dtype, memory_format=torch.contiguous_format)
+        return image_BCHW.sub_(self.mean_C11).div_(self.std_C11)
 
 
 def wrong_size(image_BCHW: Tensor, size: Sequence[int]) -> UserError:

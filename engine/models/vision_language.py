@@ -12,10 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.models.decoders.language_model import Decoder
 from engine.models.decoders.prefix import PrefixDecoder
+from engine.models.towers import ImageModel
 from engine.types import Batch
 
 
-class VisionLanguage(nn.Module):
+class VisionLanguage(ImageModel):
     """Images to tokens to text.
 
     Args:
@@ -29,9 +30,6 @@ class VisionLanguage(nn.Module):
         mean, std: of the image channels, for values in 0…1.
     """
 
-    mean_C11: Tensor
-    std_C11: Tensor
-
     def __init__(
         self,
         image_encoder: nn.Module,
@@ -44,22 +42,15 @@ class VisionLanguage(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
-        super().__init__()
+        super().__init__(mean, std)
         self.image_encoder, self.connector, self.decoder = image_encoder, connector, decoder
         self.layer, self.keep_prefix = layer, keep_prefix
         self.label_smoothing = label_smoothing
-        # in units of uint8, and not saved: they are the configuration's
-        self.register_buffer("mean_C11", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std_C11", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def image_tokens(self, image_BCHW: Tensor) -> Tensor:
         """Images (uint8, or normalised floats) as the decoder takes them, [B, N, decoder.width]."""
-        if not image_BCHW.is_floating_point():
-            dtype, memory = self.mean_C11.dtype, torch.contiguous_format  # whatever came in
-            image_BCHW = image_BCHW.to(dtype, memory_format=memory)
-            image_BCHW = (image_BCHW - self.mean_C11) / self.std_C11
         encoder: Any = self.image_encoder
-        tokens_BND = encoder.tokens(image_BCHW, self.layer)
+        tokens_BND = encoder.tokens(self.normalise(image_BCHW), self.layer)
         if not self.keep_prefix:
             tokens_BND = tokens_BND[:, encoder.num_prefix_tokens :]
         return self.connector(tokens_BND)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from engine import registry
@@ -17,27 +16,20 @@ from engine.data.batch_memory import stack_images
 from engine.data.transforms.geometry import square
 from engine.data.transforms.pipeline import output_size
 from engine.errors import UserError
+from engine.models.towers import ImageModel
 from engine.types import Batch, Sample
 
 
-class FrozenTower(nn.Module):
+class FrozenTower(ImageModel):
     """An image encoder that takes uint8 images and normalises them on the device."""
 
-    mean_C11: Tensor
-    std_C11: Tensor
-
     def __init__(self, image_encoder: nn.Module, mean: Any, std: Any) -> None:
-        super().__init__()
+        super().__init__(mean, std)
         self.image_encoder = image_encoder.requires_grad_(False)
-        self.register_buffer("mean_C11", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std_C11", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
         """Features [B, D] of ``image_BCHW``."""
-        image_BCHW = batch["image_BCHW"].to(
-            self.mean_C11.dtype, memory_format=torch.contiguous_format
-        )
-        return self.image_encoder(image_BCHW.sub_(self.mean_C11).div_(self.std_C11))
+        return self.image_encoder(self.normalise(batch["image_BCHW"]))
 
 
 class LinearProbeTask:

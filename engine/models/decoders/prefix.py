@@ -185,7 +185,12 @@ class PrefixDecoder(TextDecoder, AnsweringDecoder):
         if embeds_BSD.shape[1]:
             mask = masks.additive(masks.visible(causal_BS, valid_BT=valid_BS), embeds_BSD.dtype)
             found = self.run(
-                embeds_BSD, mask, position_BS, num_image_B, cache, key_position=position_BS
+                embeds_BSD,
+                mask,
+                position_BS,
+                num_image_B,
+                cache,
+                key_position=self._keys(position_BS),
             )
             cache, last_BD = found.past_key_values, found.last_hidden_state[:, -1]
         segment_BS, num_image = torch.zeros_like(valid_BS), image_BN.shape[1]
@@ -209,7 +214,7 @@ class PrefixDecoder(TextDecoder, AnsweringDecoder):
         embeds_BKD = self.model.get_input_embeddings()(ids_BK)
         found = self.run(
             embeds_BKD, masks.additive(sees_BKS, embeds_BKD.dtype), ahead_BK, state.num_image_B,
-            state.cache, key_position=position_BS, **more,
+            state.cache, key_position=self._keys(position_BS), **more,
         )  # fmt: skip
         state.valid_BS, state.segment_BS, state.position_BS = valid_BS, segment_BS, position_BS
         return found if more else found.last_hidden_state
@@ -261,6 +266,10 @@ class PrefixDecoder(TextDecoder, AnsweringDecoder):
             image_BND, image_BN = side_by_side(image_MND, num_images_B)
         return torch.cat([image_BND.to(text_BTD.dtype), text_BTD], dim=1), image_BN
 
+    def _keys(self, position_BS: Tensor) -> Tensor | None:
+        """What MPT's ALiBi is given: in a text it counts places, and gets the same."""
+        return position_BS if self.label_mask else None
+
     def run(
         self,
         embeds_BKD: Tensor,
@@ -274,11 +283,11 @@ class PrefixDecoder(TextDecoder, AnsweringDecoder):
     ) -> Any:
         """transformers' output for embeddings at their positions, behind what ``cache`` holds.
 
-        ``key_position`` [B, S], of all keys, is used with ``label_mask`` alone.
+        ``key_position`` [B, S] is that of all keys, for MPT; without it MPT counts places.
         """
         if self.positions.takes_ids:
             more["position_ids"] = position_BK
-        with self.positions.at(num_image_B, key_position if self.label_mask else None):
+        with self.positions.at(num_image_B, key_position):
             return self.base[0](
                 inputs_embeds=embeds_BKD,
                 attention_mask=mask_B1KS,

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput  # isort: skip
 from engine.config.schema import Decoder as Section
 from engine.losses.language_model import row_losses
 from engine.models.decoders import language_model as lm
-from engine.models.decoders import t5_answers, t5_family
+from engine.models.decoders import t5_family
 from engine.models.decoders.language_model import AnsweringDecoder
 from engine.models.decoders.splice import IMAGE_ID, splice
 
@@ -38,7 +38,7 @@ class Encoded(NamedTuple):
 
 
 class T5Decoder(AnsweringDecoder):
-    """Both halves of T5. Where images stand is told by the marks; ``num_images_B`` is not asked."""
+    """Both halves of T5. The marks say where images stand; ``num_images_B`` is not used."""
 
     def prefill(
         self,
@@ -63,13 +63,12 @@ class T5Decoder(AnsweringDecoder):
         labels_RL: Tensor,
     ) -> Tensor:
         """Σ −log p [R] of answers, padded with −100; ``rows_R`` are their rows of ``known``."""
-        said_RL = self._said(labels_RL)
-        if t5_answers.fits(self.model):
-            hidden_RLD = t5_answers.decode(self.model, said_RL, *known, rows_R)
-            hidden_RLD = t5_family.scaled(self.model, hidden_RLD)
+        ids_RL = self._shifted(labels_RL)
+        if t5_family.shares_memory(self.model):
+            hidden_RLD = t5_family.decode_answers(self.model, ids_RL, *known, rows_R)
         else:
             memory = known.states_BSD[rows_R], known.mask_BS[rows_R]
-            hidden_RLD = t5_family.decode(self.model, said_RL, None, *memory)
+            hidden_RLD = t5_family.decode(self.model, ids_RL, None, *memory)
         return self.answer_losses(hidden_RLD, labels_RL)
 
     def nll(
@@ -83,11 +82,11 @@ class T5Decoder(AnsweringDecoder):
     ) -> Tensor:
         """Σ −log p [B] of each row's answer, ``labels`` [B, L], in fp32 or wider."""
         known = self.prefill(image_MND, input_ids_BT, attention_mask_BT)
-        hidden_BLD = t5_family.decode(self.model, self._said(labels), None, *known)
+        hidden_BLD = t5_family.decode(self.model, self._shifted(labels), None, *known)
         return row_losses(hidden_BLD, labels, *self.head(), label_smoothing=label_smoothing)
 
-    def _said(self, labels_BL: Tensor) -> Tensor:
-        """What the decoder reads: behind an answer's end any token will do, as none looks at it."""
+    def _shifted(self, labels_BL: Tensor) -> Tensor:
+        """Decoder inputs; behind an answer's end any token will do, as no learned one sees it."""
         start_B1 = torch.full_like(labels_BL[:, :1], self.start_id)
         return torch.cat([start_B1, labels_BL[:, :-1].clamp_min(0)], dim=1)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from engine.config.schema import Decoder as Section
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
-from engine.models.decoders import t5_answers
+from engine.models.decoders import t5_family
 from engine.models.decoders.splice import IMAGE_ID, side_by_side, splice
 from engine.registry import find
 
@@ -183,10 +183,10 @@ def test_answers_weighed_after_one_encoding_equal_single_ones(kind, answers, pro
 def test_weights_that_lie_elsewhere_are_left_to_transformers() -> None:
     """Adapted ones are asked; those in parts on other ranks, and in training, go the plain way."""
     decoder = make()
-    assert t5_answers.fits(decoder.model)
-    assert not t5_answers.fits(decoder.train().model)
+    assert t5_family.shares_memory(decoder.model)
+    assert not t5_family.shares_memory(decoder.train().model)
     decoder.eval().model.decoder.block[0].layer[1].EncDecAttention.v.weight.data = torch.empty(0)
-    assert not t5_answers.fits(decoder.model)
+    assert not t5_family.shares_memory(decoder.model)
 
 
 def test_the_fused_activation_is_transformers_own() -> None:
