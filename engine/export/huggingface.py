@@ -1,17 +1,20 @@
-"""Folders that transformers' own classes read, and a README whose code uses them.
+"""Folders that transformers' own classes read, and a file beside them that uses them.
 
     image_encoder/            AutoModel, AutoImageProcessor: timm's models are TimmWrapperModel
     clip                      text_encoder/ (AutoModel, AutoTokenizer), projections.safetensors
     caption, recognize, vqa   connector.safetensors, with model.connector.positions also
                               positions.safetensors, language_model/ (AutoModelForCausalLM or
                               AutoModelForSeq2SeqLM, AutoTokenizer)
+    exported_model.py, .json  puts them together: the engine's own ``exported_model``, as it is
 
-No class of transformers is such a model as a whole, and the README's code puts the parts together;
-but a clip run with CLIP's own text encoder pooled by its last token is VisionTextDualEncoderModel.
+No class of transformers is such a model as a whole; but a clip run with CLIP's own text encoder
+pooled by its last token is VisionTextDualEncoderModel. LlavaForConditionalGeneration lets image
+tokens see only those before them, and its connector is always an MLP.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -19,28 +22,37 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 import engine.torchvision_ops  # before transformers, which imports torchvision
 
 import transformers  # isort: skip
-from engine.config.schema import Config, Export
+from engine.config.schema import Config, Export, ImageEncoder
 from engine.errors import UserError
-from engine.export import huggingface_code as code
-from engine.export import huggingface_parts as parts
+from engine.export import exported_model
 from engine.export.folder import new_folder, write_manifest
+from engine.export.preprocessing import image_section
 from engine.export.trained import Trained
 from engine.generate.labels import label_room
 from engine.models import pretrained
+from engine.models.connectors import Positions
+from engine.models.decoders.language_model import Decoder
+from engine.models.decoders.prefix import PrefixDecoder
 from engine.models.decoders.t5 import T5Decoder
 from engine.models.decoders.t5_cross import T5CrossDecoder
 from engine.models.dual_encoder import DualEncoder
+from engine.models.image.huggingface import HuggingfaceImageEncoder
+from engine.models.image.timm import TimmImageEncoder
+from engine.models.token_rows import TokenRows
 from engine.models.vision_language import VisionLanguage
 from engine.tasks.recognize import RecognizeTask
 from engine.tasks.vqa import VqaTask
 
 NAMES = ("hf",)
 
-_TASKS = ("clip", "caption", "recognize", "vqa")
+_IMAGE = "model.image_encoder"
+_PILLOWS = {"bilinear": 2, "bicubic": 3}
+_NEAR = 1e-4  # by how much a model that was read back may differ, of its greatest output
 _README = """# {title}
 
 Written by the vision-language engine {version} from `{origin}` (step {step}), task `{task}`. Every
@@ -52,57 +64,103 @@ folder is read by `from_pretrained` of transformers; in this folder runs
 Where its import fails for a torchvision that is built for another torch ("Could not import module
 'AutoImageProcessor'"), install torch's own torchvision, or import `engine.torchvision_ops` first.
 """
+_CODE = {  # of the README
+    "clip": """from exported_model import load
+
+model = load(".")
+texts = ["a photo of a dog", "a photo of a cat"]
+image, text = model.image_features(["a.jpg"]), model.text_features(texts)
+logits = model.logits(["a.jpg"], texts)
+print(texts, logits.tolist())
+""",
+    "caption": """from exported_model import load
+
+model = load(".")
+print(model.answer("a.jpg"))
+""",
+    "vqa": """from exported_model import load
+
+model = load(".")
+print(model.answer("a.jpg", "What is it?"))
+""",
+    "recognize": """from exported_model import load
+
+model = load(".")
+for label, prob in model.labels("a.jpg").items():
+    print(f"{prob:.3f}  {label}")
+""",
+}
+_WHOLE_CODE = """import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, VisionTextDualEncoderModel
+
+torch.set_grad_enabled(False)
+model = VisionTextDualEncoderModel.from_pretrained(".").eval()
+processor = AutoImageProcessor.from_pretrained(".", backend="pil")
+pixels = processor(Image.open("a.jpg").convert("RGB"), return_tensors="pt").pixel_values
+tokenizer = AutoTokenizer.from_pretrained(".")
+texts = ["a photo of a dog", "a photo of a cat"]
+given = tokenizer(texts, padding=True, truncation=True, max_length={max_length},
+                  return_token_type_ids=False, return_tensors="pt")
+out = model(pixel_values=pixels, **given)
+image, text, logits = out.image_embeds, out.text_embeds, out.logits_per_image
+print(texts, logits.tolist())
+"""
 
 
 def build(trained: Trained, folder: Path, section: Export, key: str) -> None:
-    """Write ``folder``. Raises UserError: another task, parts transformers has not, other content
-    there."""
-    if trained.task_name not in _TASKS:
+    """Write ``folder``. Raises UserError: another task, parts that transformers does not have,
+    other content there."""
+    if trained.task_name not in _CODE:
         raise UserError(
-            f"--task={trained.task_name} has no form in transformers; {', '.join(_TASKS)} have one",
+            f"--task={trained.task_name} has no form in transformers; {', '.join(_CODE)} have one",
             key="export.format",
         )
-    processor = parts.processor(trained.config)
+    processor = _processor(trained.config)
     with new_folder(folder, key) as made, pretrained.only_errors():
-        (made / "image_encoder").mkdir()
-        (made / "image_encoder" / "preprocessor_config.json").write_text(
-            json.dumps(processor, indent=1) + "\n", encoding="utf8"
-        )
+        _write_json(made / "image_encoder" / "preprocessor_config.json", processor)
         write = _clip if isinstance(trained.model, DualEncoder) else _language
-        program = write(trained, made)
-        told = {
-            "version": engine.__version__, "origin": trained.origin, "step": trained.step,
-            "task": trained.task_name, "code": program,
-            "title": trained.config.data.exp_name or trained.task_name,
-        }  # fmt: skip
-        (made / "README.md").write_text(_README.format(**told), encoding="utf8")
+        settings = write(trained, made)
+        if settings is not None:
+            _write_json(made / "exported_model.json", settings)
+            shutil.copyfile(exported_model.__file__, made / "exported_model.py")
+        code = _CODE[trained.task_name]
+        if settings is None:
+            max_length = trained.config.model.text_encoder.max_length
+            code = _WHOLE_CODE.format(max_length=max_length)
+        values = {"origin": trained.origin, "step": trained.step, "task": trained.task_name}
+        title = trained.config.data.exp_name or trained.task_name
+        readme = _README.format(version=engine.__version__, code=code, title=title, **values)
+        (made / "README.md").write_text(readme, encoding="utf8")
         write_manifest(made, {"format": "huggingface", "task": trained.task_name,
                               "engine": engine.__version__, "origin": trained.origin,
                               "step": trained.step})  # fmt: skip
 
 
-def _clip(trained: Trained, folder: Path) -> str:
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+
+
+# --- dual encoders
+
+
+def _clip(trained: Trained, folder: Path) -> dict[str, Any] | None:
+    """Write both towers; returns the settings of ``exported_model``, None where it is not needed:
+    all is a VisionTextDualEncoderModel."""
     model: Any = trained.model
     section = trained.config.model.text_encoder
-    pooled = parts.save_image_encoder(model.image_encoder, trained.config, folder / "image_encoder")
+    image = _save_image_encoder(model.image_encoder, trained.config, folder / "image_encoder")
     model.text_encoder.model.save_pretrained(folder / "text_encoder")
     trained.task.tokenizer.save(folder / "text_encoder")
-    _check_texts(trained, folder / "text_encoder")
-    if pooled == parts.POOLED and _joined(trained, folder):
-        return code.DUAL.substitute(max_length=section.max_length)
+    text = {"pool": section.pool, "max_length": section.max_length}
+    _check_texts(trained, folder / "text_encoder", text)
+    if image["pool"] == "model" and _joined(trained, folder):
+        return None
     names = ["image_projection.weight", "text_projection.weight", *model.scalar_names]
     state = model.state_dict()
     save_file({name: state[name].clone() for name in names}, folder / "projections.safetensors")
-    logits = "image @ text.T"
-    if "logit_scale" in model.scalar_names:
-        logits = f'more["logit_scale"].exp() * {logits}'
-    if "logit_bias" in model.scalar_names:
-        logits += ' + more["logit_bias"]'
-    text = code.POOLED[section.pool]
-    return code.START.substitute() + code.CLIP.substitute(
-        image=pooled, text=f"({text})" if " / " in text else text, logits=logits,
-        max_length=section.max_length,
-    )  # fmt: skip
+    return {"kind": "clip", "image": image, "text": text}
 
 
 def _joined(trained: Trained, folder: Path) -> bool:
@@ -131,50 +189,70 @@ def _joined(trained: Trained, folder: Path) -> bool:
     return True
 
 
-def _check_texts(trained: Trained, folder: Path) -> None:
+def _check_texts(trained: Trained, folder: Path, settings: dict[str, Any]) -> None:
     """Raises UserError where AutoModel reads another model than was written."""
     encoder: Any = trained.model.text_encoder
     ids_BT, mask_BT = trained.task.tokenizer(["an example", "another one"], 8)
     try:
-        theirs = transformers.AutoModel.from_pretrained(folder).eval()
-        with torch.no_grad():
-            found = theirs(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
-            error = (found - encoder.tokens(ids_BT, mask_BT)).abs().max()
+        theirs = exported_model.TextEncoder(folder, **settings)
+        error = (theirs.pooled(ids_BT, mask_BT) - encoder(ids_BT, mask_BT)).abs().max()
     except (ValueError, TypeError, AttributeError, RuntimeError) as problem:
-        error, told = torch.inf, str(problem).splitlines()[0]
+        error, why = torch.inf, str(problem).splitlines()[0]
     else:
-        told = f"its states differ by {float(error):.1e}"
-    if not error < 1e-4:
+        why = f"its features differ by {float(error):.1e}"
+    if not error < _NEAR:
         raise UserError(
             f"AutoModel does not read a {encoder.model.config.model_type!r} text encoder back "
-            f"({told}); export.format=onnx takes any",
+            f"({why}); export.format=onnx takes any",
             key="model.text_encoder",
         )
 
 
-def _language(trained: Trained, folder: Path) -> str:
+# --- models that speak
+
+
+def _language(trained: Trained, folder: Path) -> dict[str, Any]:
+    """Write all parts; returns the settings of ``exported_model``."""
     model, task = trained.model, trained.task
     assert isinstance(model, VisionLanguage)
-    decoder = model.decoder
-    states = parts.save_image_encoder(
-        model.image_encoder, trained.config, folder / "image_encoder", layer=model.layer
+    decoder, encoder = model.decoder, model.image_encoder
+    image = _save_image_encoder(
+        encoder, trained.config, folder / "image_encoder", layer=model.layer
     )
     save_file(
         {name: tensor.contiguous() for name, tensor in model.connector.state_dict().items()},
         folder / "connector.safetensors",
     )
-    positions = parts.save_positions(model, trained.config, folder / "positions.safetensors")
-    none = parts.save_language_model(decoder, folder / "language_model")
+    _save_positions(model, trained.config, folder / "positions.safetensors")
+    none = _save_language_model(decoder, folder / "language_model")
     task.tokenizer.save(folder / "language_model")
-    encoder: Any = model.image_encoder
-    kept = "" if model.keep_prefix else f"[:, {encoder.num_prefix_tokens} :]"
-    of_t5 = isinstance(decoder, T5Decoder | T5CrossDecoder)
-    auto = "AutoModelForSeq2SeqLM" if of_t5 else "AutoModelForCausalLM"
-    image = code.IMAGE.substitute(
-        states=states, connector=code.expression(model.connector), kept=kept, positions=positions
-    )
-    program = code.START.substitute() + image + code.MODEL.substitute(auto=auto)
-    return program + _said(trained, decoder, none)
+    settings: dict[str, Any] = {
+        "kind": "prefix", "image": image, "num_dropped": 0 if model.keep_prefix else
+        image["num_prefix"], "connector": _layers(model.connector),
+        "prompt": _prompt(trained.config, task), "start": [decoder.start_id], "end": task.eos_id,
+        "max_length": task.max_length,
+    }  # fmt: skip
+    if isinstance(decoder, T5Decoder):
+        return settings | {"kind": "t5", "ends_chunks": task.ends_chunks}
+    if isinstance(decoder, T5CrossDecoder):
+        return settings | {"kind": "cross"}
+    assert isinstance(decoder, PrefixDecoder)
+    settings |= {"none": none, "takes_positions": decoder.positions.takes_ids}
+    if isinstance(task, RecognizeTask):
+        settings |= _labels(task, trained.config, decoder.start_id)
+    return settings
+
+
+def _labels(task: RecognizeTask, config: Config, start_id: int) -> dict[str, Any]:
+    ids, section = task.prompt_ids().tolist(), config.generate
+    return {
+        "start": ids[: ids.index(start_id) + 1],  # the image's mark with it
+        "labels": {
+            "separator": task.separator_id, "room": label_room(task, section),
+            "num_labels": section.num_labels,
+            "first_tokens": section.first_tokens or section.num_labels,
+        },
+    }  # fmt: skip
 
 
 def _prompt(config: Config, task: Any) -> str:
@@ -185,31 +263,185 @@ def _prompt(config: Config, task: Any) -> str:
     return task.template.alone(config.data.prompt.instruction)
 
 
-def _said(trained: Trained, decoder: Any, none: int | None) -> str:
-    """The code that asks the language model."""
-    task = trained.task
-    given = {"prompt": repr(_prompt(trained.config, task)), "max_length": task.max_length,
-             "start": decoder.start_id, "end": task.eos_id}  # fmt: skip
-    if trained.task_name == "vqa":
-        given["prompt"] += '.replace("{question}", "What is it?")'
-    if isinstance(decoder, T5Decoder):
-        ended = f" + [{task.eos_id}]" if task.ends_chunks else ""
-        return code.QUESTION.substitute(given, ended=ended)
-    if isinstance(decoder, T5CrossDecoder):
-        return code.CROSS.substitute(given)
-    positions = code.POSITIONS if none is None else code.POSITIONS_OF_TEXT.substitute(none=none)
-    following = code.NEXT
-    if not decoder.positions.takes_ids:
-        positions = following = ""
-    if trained.task_name != "recognize":
-        told = code.CAPTION.substitute(given, next=following)
-    else:
-        ids = task.prompt_ids().tolist()
-        mark = ids[: ids.index(decoder.start_id) + 1]
-        given["start"] = ", ".join(map(str, mark))
-        section = trained.config.generate
-        told = code.LABELS.substitute(
-            next=following, separator=task.separator_id, room=label_room(task, section),
-            num_labels=section.num_labels, first_tokens=section.first_tokens or section.num_labels,
-        )  # fmt: skip
-    return code.PREFIX.substitute(given, positions=positions) + told
+def _layers(connector: nn.Module) -> list[list[Any]]:
+    """Names and sizes of the connector's layers; positions that it adds are none."""
+    layers = list(connector) if isinstance(connector, nn.Sequential) else [connector]
+    found: list[list[Any]] = []
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            found.append(["Linear", layer.in_features, layer.out_features, layer.bias is not None])
+        elif isinstance(layer, nn.LayerNorm):
+            found.append(["LayerNorm", layer.normalized_shape[0]])
+        elif not isinstance(layer, Positions):
+            found.append([type(layer).__name__])
+    return found
+
+
+def _save_positions(model: VisionLanguage, config: Config, path: Path) -> None:
+    """Write what the connector adds to the tokens of an image, if it adds anything."""
+    for layer in model.connector.children():
+        if isinstance(layer, Positions):
+            with torch.no_grad():
+                tokens_1ND = model.image_tokens(torch.zeros(1, 3, *image_section(config)["size"]))
+            save_file({"positions": layer(torch.zeros_like(tokens_1ND))}, path)
+
+
+# --- images
+
+
+def _processor(config: Config) -> dict[str, Any]:
+    """Settings of AutoImageProcessor. Raises UserError for a pipeline that it cannot repeat."""
+    section = image_section(config)
+    settings: dict[str, Any] = {
+        "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_rescale": True,
+        "do_normalize": True, "image_mean": section["mean"], "image_std": section["std"],
+        "do_resize": False, "do_center_crop": False,
+    }  # fmt: skip
+    for number, step in enumerate(section["steps"]):
+        how = step.get("how")
+        if (number and step["step"] != "center_crop") or how == "crop":
+            raise UserError(
+                "transformers resizes, then crops about the middle; let there be a resize, or a "
+                "resize and center_crop, with image_aspect_ratio: pad, resize or none",
+                key="transforms.image_aspect_ratio" if how else "transforms.valid_transforms",
+            )
+        if step["step"] == "center_crop":
+            settings |= {"do_center_crop": True, "crop_size": _size(step["size"])}
+            continue
+        settings |= {"do_resize": True, "size": _size(step["size"])}
+        settings["resample"] = _PILLOWS[step["interpolation"]]
+        if how == "pad":
+            settings |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+    return settings
+
+
+def _size(size: int | list[int]) -> dict[str, int]:
+    if isinstance(size, int):
+        return {"shortest_edge": size}
+    return {"height": size[0], "width": size[1]}
+
+
+def _save_image_encoder(
+    encoder: Any, config: Config, folder: Path, layer: int | None = None
+) -> dict[str, Any]:
+    """Write the folder; returns the settings of ``exported_model.ImageEncoder``.
+
+    That gives pooled features [B, D], or with ``layer`` tokens [B, N, D]. Raises UserError where
+    transformers would build another model.
+    """
+    section = config.model.image_encoder
+    of_timm = isinstance(encoder, TimmImageEncoder)
+    if not (of_timm or isinstance(encoder, HuggingfaceImageEncoder)):
+        raise UserError(
+            f"transformers has no {section.name!r} image encoder; timm and huggingface have a form "
+            "there",
+            key=f"{_IMAGE}.name",
+        )
+    pixels = torch.randn(2, 3, *image_section(config)["size"])
+    theirs = _wrapped(encoder.model, section, pixels, layer is None) if of_timm else encoder.model
+    theirs.save_pretrained(folder)
+    settings = {
+        "pool": _pooling(encoder, pixels) if layer is None else None,
+        "layer": layer, "num_prefix": encoder.num_prefix_tokens,
+    }  # fmt: skip
+    with torch.no_grad():
+        ours = encoder(pixels) if layer is None else encoder.tokens(pixels, layer)
+        found = exported_model.ImageEncoder(folder, **settings)(pixels)
+    same = ours.shape == found.shape
+    if not (same and (ours - found).abs().max() <= _NEAR * ours.abs().max().clamp_min(1)):
+        raise _another(section)
+    return settings
+
+
+def _pooling(encoder: TimmImageEncoder | HuggingfaceImageEncoder, pixels: Tensor) -> str:
+    """``model``: transformers' pooler_output; ``mean`` or ``first`` of its states."""
+    if isinstance(encoder, TimmImageEncoder):
+        return "model"
+    if encoder.pool == "mean":
+        return "mean"
+    with torch.no_grad():  # AutoModel may add a pooling of random weights
+        pooled = getattr(encoder.model(pixel_values=pixels), "pooler_output", None)
+    return "first" if pooled is None else "model"
+
+
+def _another(section: ImageEncoder) -> UserError:
+    return UserError(
+        f"transformers builds another model of {section.tag!r} with {section.param}; "
+        "export.format=onnx takes any",
+        key=f"{_IMAGE}.tag",
+    )
+
+
+def _wrapped(model: Any, section: ImageEncoder, pixels: Tensor, pooled: bool) -> Any:
+    """transformers' wrapper about a timm model of the same weights. Raises UserError."""
+    options: dict[str, Any] = {**section.param, "img_size": list(pixels.shape[2:])}
+    width = int(getattr(model, "head_hidden_size", None) or model.num_features)
+    tag = section.tag if ":" not in section.tag else model.pretrained_cfg["architecture"]
+
+    def made() -> Any:
+        settings: dict[str, Any] = {
+            "architecture": tag,
+            "model_args": options,
+            "do_pooling": pooled,
+        }
+        settings["hidden_size"] = width  # which other classes of transformers ask for
+        return transformers.TimmWrapperModel(transformers.TimmWrapperConfig(**settings))
+
+    try:
+        try:
+            theirs = made()
+        except TypeError:  # positions of any size
+            del options["img_size"]
+            theirs = made()
+        if pooled and _pool(theirs.timm_model) != _pool(model):
+            options["global_pool"] = _pool(model)
+            if hasattr(model, "fc_norm"):  # its norms stay where they are
+                options["fc_norm"] = not isinstance(model.fc_norm, nn.Identity)
+            theirs = made()
+        theirs.timm_model.load_state_dict(model.state_dict())
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise _another(section) from error
+    return theirs.eval()
+
+
+def _pool(model: Any) -> Any:
+    pool = getattr(model, "global_pool", None)
+    return getattr(pool, "pool_type", pool)
+
+
+# --- language models
+
+
+def _save_language_model(decoder: Decoder, folder: Path) -> int | None:
+    """Write the folder; rows of single tokens stand in their table again.
+
+    Where positions are learned, and the text's alone, one of zeros is added for the image's tokens:
+    returns its number, else None.
+    """
+    model: Any = decoder.model
+    state = dict(model.state_dict())
+    tied, none, more = True, None, 0
+    tables = decoder.positions.tables if isinstance(decoder, PrefixDecoder) else []
+    for name, module in model.named_modules():
+        if isinstance(module, TokenRows):
+            table = f"{name.removesuffix('.token_rows')}.weight"
+            state[table] = state[table].index_copy(0, module.ids_R, state.pop(f"{name}.rows_RD"))
+            tied = False  # the output layer keeps the row that it had
+        elif module in tables:
+            none, more, state[f"{name}.weight"] = _with_none(module)
+    model.save_pretrained(folder, state_dict=state)
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = tied and config.tie_word_embeddings
+    if more:
+        config.max_position_embeddings += more
+    config.save_pretrained(folder)
+    return none
+
+
+def _with_none(table: Any) -> tuple[int, int, Tensor]:
+    """The number of a position of zeros, how many rows it takes, and the table with it."""
+    weight_PD, offset = table.weight.detach().clone(), getattr(table, "offset", 0)
+    if offset:  # rows before the first, which padding alone has
+        weight_PD[offset - 1] = 0
+        return -1, 0, weight_PD
+    return len(weight_PD), 1, torch.cat([weight_PD, torch.zeros_like(weight_PD[:1])])

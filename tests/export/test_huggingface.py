@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.modeling_outputs import BaseModelOutput
 
 from engine.config import schema
 from engine.config.schema import Crop, Export, Generate, Resize, Transforms
 from engine.errors import UserError
-from engine.export import huggingface
+from engine.export import exported_model, huggingface
 from engine.export.images import Preprocess
 from engine.export.preprocessing import image_section
 from engine.export.trained import Trained
@@ -30,7 +33,8 @@ TEXTS = ["a photo of a dog", "a photo of a cat"]  # of the README
 def run_readme(
     trained: Trained, tmp_path: Path, monkeypatch
 ) -> tuple[dict[str, Any], torch.Tensor]:
-    """What the README's code leaves behind, and the pixels of the same image as we have them."""
+    """What the README's code leaves behind, with pixels and image tokens as its model has them,
+    and the pixels of the same image as we have them."""
     folder = tmp_path / "out"
     huggingface.build(trained, folder, Export(), "export.output")
     pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
@@ -40,10 +44,18 @@ def run_readme(
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
     assert "engine" not in code
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "exported_model", raising=False)
     told: dict[str, Any] = {}
     with torch.no_grad():
         exec(code, told)  # what a reader would run
     torch.set_grad_enabled(True)
+    encoder = getattr(told["model"], "image_encoder", None)
+    if encoder is not None:
+        assert sys.modules["exported_model"].__file__ == str(folder / "exported_model.py")
+        told["processor"], told["pixels"] = encoder.processor, encoder.pixels(["a.jpg"])
+    if hasattr(told["model"], "image_tokens"):
+        told["tokens"] = told["model"].image_tokens(told["pixels"])
     preprocess = Preprocess(image_section(trained.config))
     seen = preprocess(["a.jpg"])
     assert np.abs(told["pixels"].numpy() - seen).max() < 1e-5
@@ -104,7 +116,7 @@ def speaking(task: str, kind: str, **data: Any) -> Trained:
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_what_is_said_of_an_image(kind: str, tmp_path, monkeypatch) -> None:
+def test_what_is_said_of_an_image(kind: str, tmp_path, monkeypatch, capsys) -> None:
     if kind in ("t5", "gpt2"):
         own = "ask {images}{question} [so {instruction}]"
         cut = "reference" if kind == "t5" else "clean"
@@ -116,28 +128,36 @@ def test_what_is_said_of_an_image(kind: str, tmp_path, monkeypatch) -> None:
     told, image_1CHW = run_readme(trained, tmp_path, monkeypatch)
     task, model = trained.task, trained.model
     (want,) = generate_texts(task, model, image_1CHW, [said], Generate())
-    assert len(told["said"]) > 9 and told["tokenizer"].decode(told["said"]).strip() == want[0]
+    theirs, image = told["model"], told["tokens"]
+    assert capsys.readouterr().out.rstrip("\n") == want[0]
+    outputs, next_token = [], getattr(theirs, "next", None)
+    theirs.next = lambda *given: outputs.append(next_token(*given)) or outputs[-1]
     with torch.no_grad():
+        found = theirs.say(image, theirs.prompt(said))
+        assert len(found) > 9 and theirs.tokenizer.decode(found).strip() == want[0]
         image_1ND = model.image_tokens(image_1CHW)
-        assert near(image_1ND, told["image"])
+        assert near(image_1ND, image)
         ids_1T, mask_1T = task.prompts([said])
-        labels = torch.tensor([told["said"][:8]])
+        labels = torch.tensor([found[:8]])
         if kind == "t5":
             own_nll = model.decoder.nll(image_1ND, ids_1T, mask_1T, labels)
-            theirs = told["model"](inputs_embeds=told["given"], labels=labels).loss
+            embeds = theirs.encoded(image, theirs.prompt(said))
+            loss = theirs.model(inputs_embeds=embeds, labels=labels).loss
         elif kind == "t5_cross":
             own_nll = model.decoder.nll(image_1ND, ids_1T, mask_1T, ids_1T)
-            memory = told["BaseModelOutput"](last_hidden_state=told["image"])
-            theirs = told["model"](encoder_outputs=memory, decoder_input_ids=ids_1T, labels=ids_1T)
-            labels, theirs = ids_1T, theirs.loss
+            memory = BaseModelOutput(last_hidden_state=image)
+            loss = theirs.model(
+                encoder_outputs=memory, decoder_input_ids=ids_1T, labels=ids_1T
+            ).loss
+            labels = ids_1T
         else:  # the states behind all that was said, read at once
-            assert torch.equal(ids_1T, told["text"])
-            whole = torch.cat([ids_1T, torch.tensor([told["said"]])], dim=1)
+            assert torch.equal(ids_1T, theirs.text_ids(theirs.prompt(said)))
+            whole = torch.cat([ids_1T, torch.tensor([found])], dim=1)
             hidden = model.decoder.hidden(image_1ND, whole, torch.ones_like(whole))[:, -1]
             weight, bias = model.decoder.head()
-            assert near(torch.nn.functional.linear(hidden, weight, bias), told["out"].logits[:, -1])
+            assert near(torch.nn.functional.linear(hidden, weight, bias), outputs[-1].logits[:, -1])
             return
-        assert abs(float(own_nll) - float(theirs) * labels.numel()) < 1e-4
+        assert abs(float(own_nll) - float(loss) * labels.numel()) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -145,7 +165,7 @@ def test_what_is_said_of_an_image(kind: str, tmp_path, monkeypatch) -> None:
     [(LLAMA | {"num_hidden_layers": 3}, {"keep": [0, 2]}),
      (GPT2 | {"n_positions": 64}, {"image_token": "<|image|>"}), (SIZES["mpt"], {"num_blocks": 1})],
 )  # fmt: skip
-def test_labels_and_their_probabilities(sizes, decoder, tmp_path, monkeypatch) -> None:
+def test_labels_and_their_probabilities(sizes, decoder, tmp_path, monkeypatch, capsys) -> None:
     more = {"decoder": schema.Decoder(name="truncated", config=sizes, max_length=16, **decoder)}
     mark = decoder.get("image_token")
     group = {"pattern": "wte", "train": "rows", "tokens": [mark]}
@@ -168,7 +188,18 @@ def test_labels_and_their_probabilities(sizes, decoder, tmp_path, monkeypatch) -
         (want,) = recognise(task, model, encoded, trained.config.generate)
     assert len(want) > 9 and any(len(one.ids) > 1 for one in want)
     probs = {one.text: one.prob for one in want}
-    assert told["found"] == pytest.approx(probs, rel=1e-3, abs=1e-15)
+    assert len(capsys.readouterr().out.splitlines()) == 9
+    told["model"].settings["labels"]["num_labels"] = 30
+    assert told["model"].labels("a.jpg") == pytest.approx(probs, rel=1e-3, abs=1e-15)
+
+
+def test_the_file_in_the_folder_needs_transformers_alone() -> None:
+    tree = ast.parse(Path(exported_model.__file__).read_text())
+    names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names += [one.name for node in ast.walk(tree) if isinstance(node, ast.Import)
+              for one in node.names]  # fmt: skip
+    own = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+    assert own == {"torch", "transformers", "PIL", "safetensors"}
 
 
 # --- what has no form there

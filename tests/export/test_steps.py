@@ -170,3 +170,19 @@ def test_a_decoder_without_a_form_is_told() -> None:
     with pytest.raises(UserError, match="Decoder has no form in ONNX") as caught:
         steps.step_of(Decoder(nn.Identity(), 4, 0), 3)
     assert caught.value.key == "model.decoder.name"
+
+
+@pytest.mark.parametrize("family", ["mt5", "umt5"])
+@torch.no_grad()
+def test_other_families_of_t5_scale_their_states_by_their_own_rule(family: str) -> None:
+    sizes = SIZES["t5_cross"] | {"model_type": family}
+    section = Section(name="t5_cross", config=sizes, max_length=20)
+    decoder = find("models/decoders", "t5_cross").build(
+        section, vocab_size=VOCABULARY, pad_id=0, eos_id=1
+    )
+    step = steps.step_of(decoder.eval(), IMAGE)
+    image_BND, ids_BT = make_texts(2)
+    past = [torch.zeros(2, 2, 0, 8)] * len(step.cached(image_BND))
+    logits = step(ids_BT, torch.ones_like(ids_BT), image_BND, past)[0]
+    want = logits_of(decoder, image_BND, ids_BT, torch.ones_like(ids_BT))
+    assert np.abs(logits.numpy() - want).max() < 1e-5 < np.abs(want).max()
