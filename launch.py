@@ -1,6 +1,6 @@
 """Start a run: python launch.py --task=clip --cfg=configs/clip/shapes.yaml [section.key=value …].
 
-Exit codes: 0 done, 1 a fault, 2 a mistake to mend, 130 stopped by a second Ctrl-C.
+Exit codes: 0 done, 1 a fault, 2 a user error, 130 stopped by a second Ctrl-C.
 """
 
 import os
@@ -10,17 +10,25 @@ from pathlib import Path
 
 from engine.dist.workers import end_with_launcher, first_to_report, is_worker, run_workers
 from engine.errors import FaultError, UserError
-from engine.flags import Arguments, parse
+from engine.flags import parse
 from engine.registry import names
 
 
 def main(argv: list[str]) -> int:
     try:
-        arguments = parse(argv, tasks=list(names("tasks")))
+        arguments = parse(argv, tasks=list(names("tasks")), modes=list(names("modes")))
         several = arguments.nproc_per_node * arguments.nnodes > 1
         if several and not is_worker():
             return run_workers(Path(__file__).resolve(), argv, arguments)
-        return work(arguments)
+        end_with_launcher()
+        # Threads that spin between two operations take the data workers' cores: on two cores this
+        # has cost a run five sixths of its speed. Read when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        from engine.cli import opened  # imports torch
+
+        with opened(arguments) as work:
+            work()
+        return 0
     except UserError as error:
         return report(str(error), code=2)
     except FaultError as error:
@@ -29,17 +37,6 @@ def main(argv: list[str]) -> int:
         return 130
     except Exception:
         return report(traceback.format_exc(), code=1)
-
-
-def work(arguments: Arguments) -> int:
-    """One process's part of the run."""
-    end_with_launcher()
-    # Threads that spin between two operations take the data workers' cores: on two cores this has
-    # cost a run five sixths of its speed. Read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from engine.cli import main as run  # imports torch
-
-    return run(arguments)
 
 
 def report(message: str, code: int) -> int:

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, told apart from faults of the engine."""
+"""User errors, which the user can correct, and faults, which stop a run."""
 
 import os
 import sys
@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: printed as one message without a traceback, exit code 2.
+    """An error that the user can correct: printed as one message without a traceback, exit code 2.
 
     The message names the thing, its value, the place and the remedy. ``key`` is the dotted
-    configuration path that it hangs on, where there is one: the command line then adds the file
+    configuration path that it is about, where there is one: the command line then adds the file
     and line in which the user wrote it.
     """
 
@@ -20,14 +20,14 @@ class UserError(Exception):
 
 
 class FaultError(RuntimeError):
-    """Training cannot go on for a reason outside the configuration (a NaN loss, say): exit code 1.
+    """A run cannot continue for a reason outside its configuration (a NaN loss, say): exit code 1.
 
     Printed without a traceback, because the message holds all that is known.
     """
 
 
 def exit_code(work: Callable[[], int]) -> int:
-    """What ``work`` returns; 2 for a user's mistake and 1 for a fault, told in one message."""
+    """What ``work`` returns; 2 for a user error and 1 for a fault, printed as one message."""
     try:
         code = work()
         sys.stdout.flush()
@@ -39,7 +39,7 @@ def exit_code(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of what is printed has seen enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tells at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports it
         return 128 + 13
     except Exception:
         message, code = traceback.format_exc(), 1

@@ -7,11 +7,10 @@ import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from engine.errors import UserError
-
-MODES = ("train", "eval", "generate", "export", "check")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +34,17 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"command line: {message}; see {self.prog} --help")
 
 
-def parse(argv: Sequence[str], tasks: Sequence[str] = ()) -> Arguments:
-    """Read a command line (without the program's name); ``tasks`` are named in the help.
+def parse(
+    argv: Sequence[str], tasks: Sequence[str] = (), modes: Sequence[str] = ()
+) -> Arguments:
+    """Read a command line (without the program's name).
+
+    ``tasks`` are named in the help; a mode is one of ``modes``, where they are given, or a
+    module's dotted name.
 
     Raises UserError for what cannot be read, SystemExit(0) after ``--help``.
     """
-    parser = _parser(tasks)
+    parser = _parser(tasks, modes)
     values, unknown = parser.parse_known_intermixed_args(argv)
     flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
     if unknown:
@@ -52,11 +56,11 @@ def parse(argv: Sequence[str], tasks: Sequence[str] = ()) -> Arguments:
     return arguments
 
 
-def _parser(tasks: Sequence[str]) -> _Parser:
+def _parser(tasks: Sequence[str], modes: Sequence[str]) -> _Parser:
     parser = _Parser(
         prog="launch.py",
         description="Pretrain, evaluate or check a vision-language model described by one YAML.",
-        epilog="Exit codes: 0 done, 1 a fault, 2 a mistake to mend, 130 a second Ctrl-C.",
+        epilog="Exit codes: 0 done, 1 a fault, 2 a user error, 130 a second Ctrl-C.",
         allow_abbrev=False,
     )
     known = ": " + ", ".join(tasks) if tasks else ""
@@ -64,11 +68,12 @@ def _parser(tasks: Sequence[str]) -> _Parser:
     parser.add_argument("--cfg", required=True, type=Path, metavar="FILE", help="the run's YAML")
     parser.add_argument(
         "--mode",
-        choices=MODES,
+        type=partial(_mode, modes),
+        metavar="{" + ",".join(modes) + "}",
         default="train",
         help="train (default); eval: score a checkpoint; generate: texts for a "
         "folder of images (input=DIR) or a file of questions (input=FILE); export: weights for "
-        "other programs; check: show the resolved run and stop",
+        "other programs; check: show the resolved run and stop; or a module's dotted name",
     )
     parser.add_argument("--exp_name", help="name of the run's folder, instead of data.exp_name")
     nodes = parser.add_argument_group("processes (torchrun sets these itself)")
@@ -83,9 +88,16 @@ def _parser(tasks: Sequence[str]) -> _Parser:
     return parser
 
 
+def _mode(known: Sequence[str], text: str) -> str:
+    if known and text not in known and "." not in text:
+        choices = ", ".join(map(repr, known))
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {choices})")
+    return text
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes; give 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes; give 1 or more")
     return int(text)
 
 

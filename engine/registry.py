@@ -3,6 +3,7 @@
 ``find("losses", "nce")`` imports ``engine/losses/nce.py``. A file may state further names that it
 answers to in ``NAMES = ("NCE",)``; those are read from its source without importing it, so that a
 look-up costs one import. A dotted name (``my_project.losses.triplet``) loads a module from outside.
+A part defines ``build``; a mode defines ``run``.
 """
 
 import ast
@@ -15,14 +16,16 @@ from types import ModuleType
 from engine.errors import UserError
 
 _ROOT = Path(__file__).parent
+_ENTRIES = {"modes": "run"}  # the function that makes a file a part, where it is not ``build``
 
 
 @functools.cache
 def names(folder: str) -> dict[str, str]:
     """All names that a folder of parts answers to, each with its file's stem."""
     known: dict[str, str] = {}
+    entry = _ENTRIES.get(folder, "build")
     for path in sorted((_ROOT / folder).glob("*.py")):
-        if path.stem.startswith("_") or "build" not in (defined := _top_level(path)):
+        if path.stem.startswith("_") or entry not in (defined := _top_level(path)):
             continue
         known[path.stem] = path.stem
         known.update(dict.fromkeys(defined.get("NAMES", ()), path.stem))
@@ -48,7 +51,7 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def find(folder: str, name: str, *, key: str | None = None) -> ModuleType:
-    """The module that builds ``name``. Raises UserError for a name that is none, at ``key``."""
+    """The module called ``name``. Raises UserError at ``key`` for a name that no part has."""
     known = names(folder)
     if name in known:
         return importlib.import_module(f"engine.{folder.replace('/', '.')}.{known[name]}")
@@ -57,8 +60,9 @@ def find(folder: str, name: str, *, key: str | None = None) -> ModuleType:
             module = importlib.import_module(name)
         except ImportError as error:
             raise UserError(f"cannot import {name!r}: {error}", key=key) from error
-        if not hasattr(module, "build"):
-            raise UserError(f"module {name!r} has no function 'build'", key=key)
+        entry = _ENTRIES.get(folder, "build")
+        if entry not in vars(module):
+            raise UserError(f"module {name!r} has no function {entry!r}", key=key)
         return module
     kind = folder.rstrip("s").replace("/", " ")
     raise UserError(f"no {kind} is called {name!r}; {nearest(name, list(known))}", key=key)

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
+
+    from engine.config.schema import Config
+    from engine.data.text.tokenizer import TextTokenizer
 
 Batch = dict[str, Any]
 """A collated batch: tensors of the same first dimension, and plain scalars (``step``)."""
@@ -164,22 +167,81 @@ class Mix:
     seed: int = 0
 
 
-class Task(Protocol):
-    """A task is four short methods; steps, loop and evaluations know it by these alone.
+class Task:
+    """What a run trains: its model, how samples become batches, and the losses.
 
-    ``rows_interact``: a row's features hang on the other rows of its sub-batch (mixup), so that a
-    step may not put the rows into another order.
+    A task's file derives a class from this one and ends with ``build = ThatClass``. Four methods
+    make it train: ``build_model``, ``batch``, ``features``, ``losses``. The others have defaults.
     """
 
-    rows_interact: bool
+    text_part: ClassVar[str | None] = None
+    """The section of ``model`` whose tokenizer the task takes: ``text_encoder`` or ``decoder``."""
+    trains: ClassVar[bool] = True
+    """False: there is no loss, and ``train`` only scores the model."""
+    modalities: tuple[str, ...] = ("image",)
+    """What the model relates: ``image``, and ``text``, ``caption``, ``answer`` or ``labels``."""
+    rows_interact: bool = False
+    """Features of a row depend on the other rows of its sub-batch (mixup), so that a step may not
+    put the rows into another order."""
+    text_alone: bool = False
+    """A sample without an image is of use."""
+    tokenizer: TextTokenizer | None = None
 
-    def build_model(self) -> nn.Module: ...
+    def __init__(self, config: Config, tokenizer: TextTokenizer | None = None) -> None:
+        self.config, self.tokenizer = config, tokenizer
 
-    def batch(self, samples: list[Sample]) -> Batch: ...
+    @classmethod
+    def more_texts(cls, config: Config) -> list[str]:
+        """What a tokenizer is trained on beside the captions."""
+        return []
 
-    def features(self, model: Callable[..., Any], batch: Batch) -> Features: ...
+    # --- training
 
-    def losses(self, features: Features) -> dict[str, Tensor]: ...
+    def build_model(self) -> nn.Module:
+        """The model, on the CPU."""
+        raise NotImplementedError
+
+    def batch(self, samples: list[Sample]) -> Batch:
+        """Collate; ``dataset_B`` and ``index_B`` say where the samples come from."""
+        raise NotImplementedError
+
+    def features(self, model: Callable[..., Any], batch: Batch) -> Features:
+        """What the losses are made of, by a forward pass of ``model``."""
+        raise NotImplementedError
+
+    def losses(self, features: Features) -> dict[str, Tensor]:
+        """``loss``, which is trained on, and any parts of it to be logged.
+
+        The mean over ranks of ``loss``, and of its gradient, is the global batch's.
+        """
+        raise NotImplementedError
+
+    def usable(self, row: Row) -> None:
+        """Raises BadSample for a row that cannot be learned from."""
+
+    def blank(self, batch: Batch) -> Batch | None:
+        """The batch with nothing to learn in it, for a rank without a usable sample.
+
+        None: a rank cannot take part without a sample.
+        """
+        return None
+
+    def describe(self, sample: Sample) -> tuple[str, str] | None:
+        """A sample's prompt, and the text that is learned after it; None where there are none."""
+        return None
+
+    # --- evaluation and use
+
+    def askable(self, row: Row) -> None:
+        """Raises BadSample for a row whose question cannot be answered."""
+
+    def tokenize(self, texts: list[str]) -> Batch:
+        """``input_ids_BT`` and ``attention_mask_BT`` of texts to be encoded."""
+        raise NotImplementedError
+
+    def encode(self, model: Any, batch: Batch, modality: str) -> Tensor:
+        """Features [B, D] of one modality, ``image`` or ``text``."""
+        raise NotImplementedError
 
 
 Metrics = Mapping[str, float | str]

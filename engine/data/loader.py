@@ -47,7 +47,7 @@ class _Steps(Dataset):
         reader: Reader,
         collate: Collate,
         rows_of: Callable[[int], tuple[int, Indices]],
-        blank: Callable[[Batch], Batch] | None = None,
+        blank: Callable[[Batch], Batch | None] | None = None,
     ) -> None:
         self.reader, self.collate, self.rows_of, self.blank = reader, collate, rows_of, blank
         self.workers = Workers()
@@ -88,7 +88,7 @@ class _Steps(Dataset):
                 read = self.reader.read(step, epoch, dataset, row)
                 if isinstance(read, Sample):
                     place = self.reader.seed or 0, epoch, step
-                    return self.blank(seeded(self.collate, [read], *place))
+                    return self.blank(seeded(self.collate, [read], *place)) or {}
         return {}
 
     def _fetched(self, step: int, epoch: int, rows: Indices) -> Iterator[Fetched | BadRecord]:
@@ -166,14 +166,14 @@ def train_batches(
     num_workers: int | None = None,
     pin: bool = False,
     limits: Limits = Limits(),  # noqa: B008  frozen
-    blank: Callable[[Batch], Batch] | None = None,
+    blank: Callable[[Batch], Batch | None] | None = None,
 ) -> Iterator[Loaded]:
     """(step, batch, bad records) of this rank for steps ``first_step`` … ``total_steps - 1``.
 
     A bad sample is left out of its batch. A rank that has none left takes part with another rank's
-    by ``blank``, which makes a batch of which nothing is learned. Raises UserError for batches with
-    fewer samples than ranks, FaultError when none of a step's samples can be used, without
-    ``blank`` none of a rank's, or a worker dies.
+    by ``blank``, which makes a batch of which nothing is learned, or None where it cannot. Raises
+    UserError for batches with fewer samples than ranks, FaultError when none of a step's samples
+    can be used, without ``blank`` none of a rank's, or a worker dies.
     """
     last = len(sampler.batch(0, steps_per_epoch - 1))  # no batch of an epoch is smaller
     if last < world:

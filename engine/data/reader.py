@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from engine.data.image_files import read_image
 from engine.data.permutation import hash64
 from engine.data.transforms.pipeline import Pipeline
 from engine.data.views.rows import Draw, origin
-from engine.types import BadSample, Row, Sample, Source
+from engine.types import BadSample, Row, Sample, Source, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ class Limits:
             self.usable(record)
 
 
-def limits_of(data: Data, task: Any) -> Limits:
-    """What training on ``data`` asks of a sample; a task may have ``usable`` and ``text_alone``."""
+def limits_of(data: Data, task: Task) -> Limits:
+    """What training on ``data`` asks of a sample."""
     return Limits(
         data.max_image_pixels,
         data.max_caption_chars,
-        text_alone=getattr(task, "text_alone", False),
-        usable=getattr(task, "usable", None),
+        text_alone=task.text_alone,
+        usable=task.usable,
         max_images=data.max_images,
     )
 

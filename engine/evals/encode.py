@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +18,7 @@ from engine.data.reader import Limits
 from engine.data.share import rank_slice
 from engine.data.transforms import pipeline
 from engine.dist import collectives
-from engine.types import Batch, Sample, Source
-
-
-class EncodingTask(Protocol):
-    """What an evaluation asks of a task: batches, texts as batches, features of one modality."""
-
-    def batch(self, samples: list[Sample]) -> Batch: ...
-
-    def tokenize(self, texts: list[str]) -> Batch: ...
-
-    def encode(self, model: Any, batch: Batch, modality: str) -> Tensor: ...
+from engine.types import Batch, Sample, Source, Task
 
 
 @dataclass
@@ -49,7 +39,7 @@ class Encoder:
     is put into eval mode for the call, and each of its modules back as it was.
     """
 
-    task: EncodingTask
+    task: Task
     model: nn.Module
     transform: Transform
     device: torch.device

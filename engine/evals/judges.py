@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from engine.config.schema import Config
 from engine.errors import UserError
+from engine.run import Run
 
 _ENCODER = "eval.recognition.encoder"
 
 
 @dataclass
 class Judges:
-    """``open_judge`` opens a contrastive model by its name and the key that names it."""
+    """The judges that a run's configuration names."""
 
-    config: Config
-    device: torch.device
-    open_judge: Callable[[str, str], Any] | None
+    run: Run
     opened: dict[str, Any] = field(default_factory=dict)
 
     def contrast(self, role: str) -> Any:
@@ -28,7 +24,7 @@ class Judges:
 
         A ranker is asked for by best_of_n alone, and by rank: clip of labels. Raises UserError.
         """
-        chosen = self.config.generate
+        chosen = self.run.config.generate
         name, key = getattr(chosen, role).model, f"generate.{role}.model"
         asks = {"rank: clip": chosen.rank == "clip", "best_of_n": chosen.method == "best_of_n"}
         asking = next((by for by, asks_for_one in asks.items() if asks_for_one), None)
@@ -36,10 +32,12 @@ class Judges:
             return None
         if name is None and role == "ranker":
             raise UserError(f"{asking} needs a model that chooses: a clip run or a CLIP", key=key)
-        if name is None or self.open_judge is None:
+        if name is None:
             return None
         if name not in self.opened:
-            self.opened[name] = self.open_judge(name, key)
+            from engine.evals.clip_scorer import open_scorer  # with transformers
+
+            self.opened[name] = open_scorer(name, key=key, run=self.run)
         return self.opened[name]
 
     def of_labels(self, task: Any, k: Sequence[int] = ()) -> tuple[Any, Any]:
@@ -51,17 +49,15 @@ class Judges:
         from engine.evals.sentences import open_sentences  # with transformers
         from engine.generate import labels
 
-        labels.check(self.config.generate, task.tokenizer.vocab_size)
-        number = self.config.generate.num_labels
+        labels.check(self.run.config.generate, task.tokenizer.vocab_size)
+        number = self.run.config.generate.num_labels
         if max(k, default=0) > number:
             raise UserError(
                 f"figures at k {max(k)} are asked for, of {number} labels an image; raise "
                 "generate.num_labels or leave that k out",
                 key="eval.recognition.k",
             )
-        name = self.config.eval.recognition.encoder
+        name = self.run.config.eval.recognition.encoder
         if k and name is not None and _ENCODER not in self.opened:
-            self.opened[_ENCODER] = open_sentences(
-                name, key=_ENCODER, device=self.device, open_judge=self.open_judge
-            )
+            self.opened[_ENCODER] = open_sentences(name, key=_ENCODER, run=self.run)
         return self.contrast("ranker"), self.opened.get(_ENCODER)

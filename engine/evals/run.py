@@ -3,52 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import nn
 
-from engine.config.schema import Config
 from engine.data.bad_samples import BadRecord, summary
-from engine.data.reader import Limits
 from engine.data.sources import open_source
-from engine.data.transforms import pipeline
+from engine.dist import collectives
 from engine.errors import UserError
 from engine.evals import answers, linear_probe, prompts, retrieval, zero_shot
 from engine.evals.encode import Encoder
 from engine.evals.gallery import retrieved, spoken
 from engine.evals.judges import Judges
 from engine.logs.gallery import Example
+from engine.run import Run
 from engine.types import Metrics, Source
 
 _NUM_EXAMPLES = 8  # images of a retrieval's gallery
 
 
-@dataclass
 class Evaluations:
-    """What scores a model of a run; every rank takes part and gets the same figures.
+    """What scores a model of a run; every rank takes part and gets the same figures."""
 
-    ``probe_optimizer`` makes the optimizer of a linear probe by steps from parameters and a rate;
-    ``stopped`` is asked between two evaluations whether to leave out the rest.
-    """
+    def __init__(self, run: Run) -> None:
+        self.run, self.config, self.task = run, run.config, run.task
+        self.judges = Judges(run)
+        self.galleries: dict[str, list[Example]] = {}  # of the latest call
+        self.predictions: dict[str, Sequence[Any]] = {}
+        self.pictures: dict[str, Image.Image] = {}  # precision-recall curves
 
-    config: Config
-    task: Any
-    device: torch.device
-    autocast: Callable[[], Any]
-    warn: Callable[[str], None]
-    probe_optimizer: Callable[..., torch.optim.Optimizer] | None = None
-    stopped: Callable[[], bool] = lambda: False
-    galleries: dict[str, list[Example]] = field(default_factory=dict)  # of the latest call
-    predictions: dict[str, Sequence[Any]] = field(default_factory=dict)
-    pictures: dict[str, Image.Image] = field(default_factory=dict)  # precision-recall curves
-    open_judge: Callable[[str, str], Any] | None = None  # (model, key) → a judge of captions
-
-    def __post_init__(self) -> None:
-        self.judges = Judges(self.config, self.device, self.open_judge)
+    def warn(self, text: str) -> None:
+        """A warning, once for all ranks."""
+        if collectives.rank() == 0:
+            self.run.warn(text)
 
     def __call__(self, model: nn.Module) -> Metrics:
         """``DATASET/metric`` → value, in percent; nothing where it was stopped on the way."""
@@ -56,7 +45,7 @@ class Evaluations:
         self.galleries, self.predictions, self.pictures = {}, {}, {}
         encoder = self.encoder(model)
         for name, evaluation in self._wanted():
-            if self.stopped():
+            if collectives.any_true(self.run.stop.requested):
                 self.galleries, self.predictions = {}, {}
                 return {}
             metrics, bad = evaluation(encoder)
@@ -112,19 +101,16 @@ class Evaluations:
 
     def encoder(self, model: nn.Module) -> Encoder:
         """The model with all that it takes to run it over a validation set."""
-        data, transforms = self.config.data, self.config.transforms
-        key = "transforms.valid_transforms"
+        run, data = self.run, self.config.data
         return Encoder(
-            self.task,
+            run.task,
             model,
-            pipeline.build(transforms.valid_transforms, transforms, key, data.decoder),
-            self.device,
+            run.transform("valid"),
+            run.device,
             batch_size=data.batch_size_val,
             num_workers=data.num_workers,
-            limits=Limits(
-                data.max_image_pixels, data.max_caption_chars, max_images=data.max_images
-            ),
-            autocast=self.autocast,
+            limits=run.limits,
+            autocast=run.precision.autocast,
         )
 
     def _num_rows(self) -> int | None:
@@ -219,13 +205,15 @@ class Evaluations:
         return source, texts
 
     def _linear_probe(self, encoder: Encoder) -> tuple[Metrics, list[BadRecord]]:
+        from engine.train.lars import LARS
+
         probe = self.config.eval.linear_probe
         found = linear_probe.evaluate(
             encoder,
             self._labelled(probe.train, "train"),
             self._labelled(probe.valid or probe.train, "valid"),
             probe,
-            optimizer=self.probe_optimizer,
+            optimizer=LARS if probe.method == "lars" else None,
             seed=self.config.runner.seed,
         )
         return found.metrics, found.bad

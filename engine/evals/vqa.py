@@ -68,8 +68,8 @@ def answer(
     bad: list[BadRecord] = []
     limits = replace(
         encoder.limits,
-        text_alone=getattr(task, "text_alone", False),
-        usable=getattr(task, "askable", None),
+        text_alone=task.text_alone,
+        usable=task.askable,
     )
     batches = valid_batches(
         source,

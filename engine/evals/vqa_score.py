@@ -25,10 +25,9 @@ from engine.evals.encode import evaluating
 from engine.evals.pictures import Picture, Pictures
 from engine.evals.vqa_score_texts import Asking
 from engine.generate.likelihood import log_likelihoods
+from engine.run import Run, warn_on_stderr
 from engine.tools.jobs import count
-from engine.train.precision import Precision
 from engine.train.signals import StopRequest
-from engine.train.trained_run import find_device, open_run
 from engine.types import BadSample
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
@@ -69,11 +68,9 @@ class VQAScore:
                 raise ValueError("a model needs the task that made it, for its prompts and tokens")
             found: nn.Module = model
         else:
-            run = open_run(Path(model), "vqa", key="model", warn=_warn)
-            place = find_device(device)
-            precision = Precision.choose(run.config.dist, place)
-            self.autocast, task = precision.autocast, run.task
-            found = run.model.to(place, precision.weights).requires_grad_(False)
+            run = Run.open(Path(model), "vqa", key="model", device=device, warn=warn_on_stderr)
+            self.autocast, task = run.precision.autocast, run.task
+            found = run.model.to(run.precision.weights).requires_grad_(False)
         self.model: Any = found
         self.task = task
         usual = 32 if next(found.parameters()).device.type == "cpu" else 64  # by what caches hold
@@ -190,10 +187,6 @@ class VQAScore:
         return torch.cat(parts)
 
 
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
-
-
 def main(argv: Sequence[str]) -> int:
     """Score a CSV, print its figures as JSON; returns the exit code. Raises UserError."""
     parser = argparse.ArgumentParser(
@@ -227,11 +220,13 @@ def main(argv: Sequence[str]) -> int:
     num_scored = sum(not math.isnan(score) for score in scores)
     if num_scored:
         for thing, why in list(bad.items())[:_MOST_TOLD]:
-            _warn(f"{thing[-200:]} is left out: {why}")
+            warn_on_stderr(f"{thing[-200:]} is left out: {why}")
         if (more := len(bad) - _MOST_TOLD) > 0:
-            _warn(f"and {more} more are left out")
+            warn_on_stderr(f"and {more} more are left out")
     if stop.requested:
-        _warn(f"{stop.name}: {num_scored} of {len(scores)} pairs are scored; the rest is left out")
+        warn_on_stderr(
+            f"{stop.name}: {num_scored} of {len(scores)} pairs are scored; the rest is left out"
+        )
         if not num_scored:
             return 130
     elif not num_scored:

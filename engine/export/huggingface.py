@@ -32,7 +32,6 @@ from engine.errors import UserError
 from engine.export import exported_model
 from engine.export.folder import new_folder, write_manifest
 from engine.export.preprocessing import image_section
-from engine.export.trained import Trained
 from engine.generate.labels import label_room
 from engine.models import pretrained
 from engine.models.connectors import Positions
@@ -45,6 +44,7 @@ from engine.models.image.huggingface import HuggingfaceImageEncoder
 from engine.models.image.timm import TimmImageEncoder
 from engine.models.token_rows import TokenRows
 from engine.models.vision_language import VisionLanguage
+from engine.run import Run
 from engine.tasks.recognize import RecognizeTask
 from engine.tasks.vqa import VqaTask
 
@@ -108,7 +108,7 @@ print(texts, logits.tolist())
 """
 
 
-def build(trained: Trained, folder: Path, section: Export, key: str) -> None:
+def build(trained: Run, folder: Path, section: Export, key: str) -> None:
     """Write ``folder``. Raises UserError: another task, parts that transformers does not have,
     other content there."""
     if trained.task_name not in _CODE:
@@ -145,7 +145,7 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 # --- dual encoders
 
 
-def _clip(trained: Trained, folder: Path) -> dict[str, Any] | None:
+def _clip(trained: Run, folder: Path) -> dict[str, Any] | None:
     """Write both towers; returns the settings of ``exported_model``, None where it is not needed:
     all is a VisionTextDualEncoderModel."""
     model: Any = trained.model
@@ -163,7 +163,7 @@ def _clip(trained: Trained, folder: Path) -> dict[str, Any] | None:
     return {"kind": "clip", "image": image, "text": text}
 
 
-def _joined(trained: Trained, folder: Path) -> bool:
+def _joined(trained: Run, folder: Path) -> bool:
     """Put both encoders into VisionTextDualEncoderModel, where its features would be ours."""
     model: Any = trained.model
     text = trained.config.model.text_encoder
@@ -189,7 +189,7 @@ def _joined(trained: Trained, folder: Path) -> bool:
     return True
 
 
-def _check_texts(trained: Trained, folder: Path, settings: dict[str, Any]) -> None:
+def _check_texts(trained: Run, folder: Path, settings: dict[str, Any]) -> None:
     """Raises UserError where AutoModel reads another model than was written."""
     encoder: Any = trained.model.text_encoder
     ids_BT, mask_BT = trained.task.tokenizer(["an example", "another one"], 8)
@@ -211,7 +211,7 @@ def _check_texts(trained: Trained, folder: Path, settings: dict[str, Any]) -> No
 # --- models that speak
 
 
-def _language(trained: Trained, folder: Path) -> dict[str, Any]:
+def _language(trained: Run, folder: Path) -> dict[str, Any]:
     """Write all parts; returns the settings of ``exported_model``."""
     model, task = trained.model, trained.task
     assert isinstance(model, VisionLanguage)

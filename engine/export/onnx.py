@@ -26,10 +26,10 @@ from engine.export import graphs, steps
 from engine.export.folder import new_folder, write_manifest
 from engine.export.graphs import Argument
 from engine.export.preprocessing import image_section
-from engine.export.trained import Trained
 from engine.generate.labels import label_room
 from engine.models.dual_encoder import DualEncoder
 from engine.models.vision_language import VisionLanguage
+from engine.run import Run
 
 _README = """# {title}
 
@@ -46,7 +46,7 @@ Without torch, with numpy, pillow, tokenizers and onnxruntime, in this folder:
 """
 
 
-def build(trained: Trained, folder: Path, section: Export, key: str) -> None:
+def build(trained: Run, folder: Path, section: Export, key: str) -> None:
     """Write ``folder``. Raises UserError: another task, no ONNX here, other content there."""
     for package in ("onnx", "onnxscript"):
         try:
@@ -104,7 +104,7 @@ class _Writer:
             return part(image_BCHW)
 
 
-def _clip(trained: Trained, write: _Writer) -> dict[str, Any]:
+def _clip(trained: Run, write: _Writer) -> dict[str, Any]:
     model, tokenizer = trained.model, trained.task.tokenizer
     assert isinstance(model, DualEncoder)
     write.image(graphs.ImageFeatures(model), "image_features")
@@ -122,11 +122,11 @@ def _clip(trained: Trained, write: _Writer) -> dict[str, Any]:
     return {"text": {"tokenizer": TOKENIZER_FOLDER, **text}, "logits": logits}
 
 
-def _max_length(trained: Trained) -> int:
+def _max_length(trained: Run) -> int:
     return trained.config.model.text_encoder.max_length
 
 
-def _decoder(trained: Trained, write: _Writer) -> dict[str, Any]:
+def _decoder(trained: Run, write: _Writer) -> dict[str, Any]:
     """Both graphs of a model that speaks; what its text side is to be told in every task."""
     model, task = trained.model, trained.task
     assert isinstance(model, VisionLanguage)
@@ -142,7 +142,7 @@ def _decoder(trained: Trained, write: _Writer) -> dict[str, Any]:
     }
 
 
-def _caption(trained: Trained, write: _Writer) -> dict[str, Any]:
+def _caption(trained: Run, write: _Writer) -> dict[str, Any]:
     prompt, task = trained.config.data.prompt, trained.task
     text = _decoder(trained, write)
     ids_BP, _ = task.prompts([prompt.instruction])
@@ -157,7 +157,7 @@ def _caption(trained: Trained, write: _Writer) -> dict[str, Any]:
     }
 
 
-def _recognize(trained: Trained, write: _Writer) -> dict[str, Any]:
+def _recognize(trained: Run, write: _Writer) -> dict[str, Any]:
     task, section = trained.task, trained.config.generate
     text = _decoder(trained, write)
     return {
@@ -175,7 +175,7 @@ def _recognize(trained: Trained, write: _Writer) -> dict[str, Any]:
     }
 
 
-_TASKS: dict[str, Callable[[Trained, _Writer], dict[str, Any]]] = {
+_TASKS: dict[str, Callable[[Run, _Writer], dict[str, Any]]] = {
     "clip": _clip,
     "caption": _caption,
     "recognize": _recognize,

@@ -23,15 +23,15 @@ from engine.config.schema import Config, Export
 from engine.errors import UserError
 from engine.export.folder import new_folder, write_manifest
 from engine.export.preprocessing import image_section
-from engine.export.trained import Trained
 from engine.models.dual_encoder import DualEncoder
+from engine.run import Run
 
 _TEXTS = ("bert", "roberta", "xlm-roberta")
 _POOLERS = {"first": "cls_last_hidden_state_pooler", "mean": "mean_pooler"}
 _CONFIG, _WEIGHTS, _TEXT = "open_clip_config.json", "open_clip_model.safetensors", "text"
 
 
-def build(trained: Trained, folder: Path, section: Export, key: str) -> None:
+def build(trained: Run, folder: Path, section: Export, key: str) -> None:
     """Write ``folder``. Raises UserError: another task, parts open_clip has not, other content."""
     model, config = trained.model, trained.config
     if trained.task_name != "clip" or not isinstance(model, DualEncoder):

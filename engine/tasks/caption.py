@@ -6,8 +6,6 @@ A batch holds prompt and caption as one text: the start token, the prompt, the c
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from engine.config.schema import Config
@@ -16,8 +14,6 @@ from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
 from engine.tasks.language import LanguageTask, Tokens, places
 from engine.types import BadSample, Batch, Row, Sample
-
-TEXT_PART = "decoder"  # the part of the model whose tokenizer the task takes
 
 
 class CaptionTask(LanguageTask):
@@ -66,9 +62,9 @@ class CaptionTask(LanguageTask):
         after = self.tokenizer.raw(self.tokenizer.clean(caption))
         return [self.start_id, *self._prompt_ids(prompt)], after
 
-    def usable(self, record: Row) -> None:
+    def usable(self, row: Row) -> None:
         """Raises BadSample where no token of the caption could be learned."""
-        before, after = self._halves(record)
+        before, after = self._halves(row)
         if not after:
             raise BadSample("no caption", "it has no tokens")
         if len(before) >= self.max_length:
@@ -84,8 +80,8 @@ class CaptionTask(LanguageTask):
                 return said.replace("<image>", "").strip(), answer
         return self.config.data.prompt.instruction, row.caption
 
-    def told(self, sample: Sample) -> tuple[str, str]:
-        """A sample's prompt, and what is learned of it."""
+    def describe(self, sample: Sample) -> tuple[str, str]:
+        """A sample's prompt, and the text that is learned after it."""
         prompt, caption = self.pair(sample.row)
         return self.template.alone(prompt), self.tokenizer.clean(caption)
 
@@ -102,6 +98,4 @@ class CaptionTask(LanguageTask):
         return self.max_length - ids_BP.shape[1]
 
 
-def build(config: Config, tokenizer: Callable[[], TextTokenizer]) -> CaptionTask:
-    """The task of ``--task=caption``."""
-    return CaptionTask(config, tokenizer())
+build = CaptionTask

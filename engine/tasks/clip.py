@@ -17,17 +17,18 @@ from engine.data.transforms.geometry import square
 from engine.data.transforms.pipeline import output_size
 from engine.metrics.retrieval import batch_recall
 from engine.models.dual_encoder import DualEncoder
-from engine.types import Batch, Features, Sample
+from engine.types import Batch, Features, Sample, Task
 
 
-class ClipTask:
+class ClipTask(Task):
     """Image and text towers pulled together by a contrastive loss."""
 
+    text_part = "text_encoder"
     modalities = ("image", "text")
+    tokenizer: TextTokenizer
 
     def __init__(self, config: Config, tokenizer: TextTokenizer) -> None:
-        self.config = config
-        self.tokenizer = tokenizer
+        super().__init__(config, tokenizer)
         self.loss = registry.find("losses", config.loss.name, key="loss.name").build(config.loss)
         self.augment = TextAugmenter(config.transforms.text_augment, tokenizer)
         # Mixup pairs rows inside a sub-batch, so their order may not be changed for speed.
@@ -90,6 +91,4 @@ class ClipTask:
         return model({name: batch[name] for name in wanted})[f"{modality}_BD"]
 
 
-def build(config: Config, tokenizer: Callable[[], TextTokenizer]) -> ClipTask:
-    """The task of ``--task=clip``."""
-    return ClipTask(config, tokenizer())
+build = ClipTask

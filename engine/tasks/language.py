@@ -21,22 +21,23 @@ from engine.losses.language_model import IGNORED
 from engine.models import connectors
 from engine.models.towers import freeze_unused
 from engine.models.vision_language import VisionLanguage
-from engine.types import Batch, Features, Sample
+from engine.types import Batch, Features, Sample, Task
 
 Tokens = tuple[list[int], list[int]]
 """Ids of what stands before a text to learn, and of that text with its end."""
 
 
-class LanguageTask:
+class LanguageTask(Task):
     """A task whose model is an image encoder, a connector and a decoder."""
 
-    rows_interact = False
+    text_part = "decoder"
+    tokenizer: TextTokenizer
     decoders: tuple[str, ...] = ()  # those of the engine's that the task can take
     other_task = ""  # what to do where another one is asked for
     model_class: type[VisionLanguage] = VisionLanguage
 
     def __init__(self, config: Config, tokenizer: TextTokenizer) -> None:
-        self.config, self.tokenizer = config, tokenizer
+        super().__init__(config, tokenizer)
         self.max_length = config.model.decoder.max_length
         prompt = config.data.prompt
         self.template = template(
@@ -48,7 +49,7 @@ class LanguageTask:
         own = registry.names("models/decoders").get(name)
         if own is not None and own not in self.decoders:
             raise UserError(
-                f"decoder {name!r} is none for this task; take {' or '.join(self.decoders)}"
+                f"decoder {name!r} is not for this task; take {' or '.join(self.decoders)}"
                 + self.other_task,
                 key="model.decoder.name",
             )

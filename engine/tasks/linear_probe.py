@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from engine import registry
 from engine.config.schema import Config
 from engine.data.batch_memory import stack_images
+from engine.data.text.tokenizer import TextTokenizer
 from engine.data.transforms.geometry import square
 from engine.data.transforms.pipeline import output_size
 from engine.errors import UserError
 from engine.models.towers import ImageModel
-from engine.types import Batch, Sample
+from engine.types import Batch, Sample, Task
 
 
 class FrozenTower(ImageModel):
@@ -32,18 +33,18 @@ class FrozenTower(ImageModel):
         return self.image_encoder(self.normalise(batch["image_BCHW"]))
 
 
-class LinearProbeTask:
+class LinearProbeTask(Task):
     """Features of images only; there is no loss to train."""
 
-    modalities = ("image",)
+    trains = False
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, tokenizer: TextTokenizer | None = None) -> None:
+        super().__init__(config)
         if not config.eval.linear_probe.train:
             raise UserError(
                 "name the labelled images to probe on, e.g. eval.linear_probe.train=cifar10",
                 key="eval.linear_probe.train",
             )
-        self.config = config
 
     def build_model(self) -> FrozenTower:
         """The image tower that ``model.image_encoder`` describes."""
@@ -63,6 +64,4 @@ class LinearProbeTask:
         return model(batch)
 
 
-def build(config: Config, tokenizer: Any) -> LinearProbeTask:
-    """The task of ``--task=linear_probe``."""
-    return LinearProbeTask(config)
+build = LinearProbeTask

@@ -8,8 +8,6 @@ independent``); ``nxtp`` is the rule of the paper's code. Labels that do not fit
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -23,8 +21,6 @@ from engine.models.vision_language import Recognizer
 from engine.tasks.language import LanguageTask, places
 from engine.types import BadSample, Batch, Row, Sample
 
-TEXT_PART = "decoder"  # the part of the model whose tokenizer the task takes
-
 
 class RecognizeTask(LanguageTask):
     """Labels after images, learned token by token."""
@@ -32,6 +28,11 @@ class RecognizeTask(LanguageTask):
     modalities = ("image", "labels")
     decoders = ("truncated",)
     model_class = Recognizer
+
+    @classmethod
+    def more_texts(cls, config: Config) -> list[str]:
+        """The prompts, often enough to be noticed."""
+        return 2 * [config.data.labels.prompt, *config.data.labels.train_prompts]
 
     def __init__(self, config: Config, tokenizer: TextTokenizer) -> None:
         super().__init__(config, tokenizer)
@@ -80,9 +81,9 @@ class RecognizeTask(LanguageTask):
     def _before(self, prompt: str) -> list[int]:
         return [*self.image_ids, self.start_id, *self.tokenizer.raw(prompt)]
 
-    def usable(self, record: Row) -> None:
+    def usable(self, row: Row) -> None:
         """Raises BadSample where no label can be learned, or one holds the separator."""
-        labels = label_text.labels_of(record, self.section)
+        labels = label_text.labels_of(row, self.section)
         if not labels:
             what = "it has none; data.labels.source: nouns takes those of captions"
             if self.section.source == "nouns":
@@ -96,8 +97,8 @@ class RecognizeTask(LanguageTask):
                 f"{self.longest_prompt}; model.decoder.max_length is {self.max_length}",
             )
 
-    def told(self, sample: Sample) -> tuple[str, str]:
-        """A sample's prompt, and what is learned of it."""
+    def describe(self, sample: Sample) -> tuple[str, str]:
+        """A sample's prompt, and the text that is learned after it."""
         labels = self.text.order(label_text.labels_of(sample.row, self.section), sample.seed)
         mark = f"{self.section.separator} "
         return self.text.train_prompt(sample.seed), mark.join(labels) + self.section.separator
@@ -111,11 +112,4 @@ class RecognizeTask(LanguageTask):
         return self.max_length - len(self._before(self.section.prompt))
 
 
-def more_texts(config: Config) -> list[str]:
-    """What a tokenizer learns from beside captions: the prompts, often enough to be noticed."""
-    return 2 * [config.data.labels.prompt, *config.data.labels.train_prompts]
-
-
-def build(config: Config, tokenizer: Callable[[], TextTokenizer]) -> RecognizeTask:
-    """The task of ``--task=recognize``."""
-    return RecognizeTask(config, tokenizer())
+build = RecognizeTask

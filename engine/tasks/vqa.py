@@ -9,7 +9,7 @@ question (``data.conversations: flatten`` makes each question a row of its own).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,8 +24,6 @@ from engine.losses.language_model import IGNORED
 from engine.models.decoders.splice import IMAGE_ID
 from engine.tasks.language import LanguageTask, Tokens, places
 from engine.types import BadSample, Batch, Row, Sample
-
-TEXT_PART = "decoder"  # the part of the model whose tokenizer the task takes
 
 
 class VqaTask(LanguageTask):
@@ -111,12 +109,12 @@ class VqaTask(LanguageTask):
 
     # --- what cannot be used
 
-    def usable(self, record: Row) -> None:
+    def usable(self, row: Row) -> None:
         """Raises BadSample for what cannot be learned from."""
-        if record.turns and record.turns[-1][0] != "gpt":
+        if row.turns and row.turns[-1][0] != "gpt":
             raise BadSample("no answer", "the conversation ends with a question")
-        prompt = self._askable(record)
-        answer = self.answer_ids(self.template.learned(record))
+        prompt = self._askable(row)
+        answer = self.answer_ids(self.template.learned(row))
         if len(answer) == 1:
             raise BadSample("no answer", "it has no tokens")
         # behind a text that is gone on with, the end is no input
@@ -128,12 +126,12 @@ class VqaTask(LanguageTask):
                 + f", model.decoder.max_length {self.max_length}",
             )  # fmt: skip
 
-    def askable(self, record: Row) -> None:
+    def askable(self, row: Row) -> None:
         """Raises BadSample for what cannot be answered."""
-        self._askable(record)
+        self._askable(row)
 
-    def _askable(self, record: Row) -> list[int]:
-        prompt = self._prompt_ids(self._prompt(record))
+    def _askable(self, row: Row) -> list[int]:
+        prompt = self._prompt_ids(self._prompt(row))
         room = self.max_length - (0 if self.encodes_prompt else 1)
         if len(prompt) > room:
             raise BadSample(
@@ -169,11 +167,9 @@ class VqaTask(LanguageTask):
         """Tokens that an answer to such prompts may have."""
         return self.max_length - (0 if self.encodes_prompt else ids_BP.shape[1])
 
-    def told(self, sample: Sample) -> tuple[str, str]:
-        """A sample's prompt, and what is learned of it."""
+    def describe(self, sample: Sample) -> tuple[str, str]:
+        """A sample's prompt, and the text that is learned after it."""
         return self._prompt(sample), self.template.learned(sample)
 
 
-def build(config: Config, tokenizer: Callable[[], TextTokenizer]) -> VqaTask:
-    """The task of ``--task=vqa``."""
-    return VqaTask(config, tokenizer())
+build = VqaTask

@@ -125,7 +125,7 @@ class Training:
             transform,
             self.task.batch,
             steps_per_epoch=plan.steps_per_epoch,
-            blank=getattr(self.task, "blank", None),
+            blank=self.task.blank,
             **options,
         )
 

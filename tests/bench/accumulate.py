@@ -30,7 +30,7 @@ from engine.train.precision import Precision
 from engine.train.steps import dga
 from tests.bench.generation import configured, make_coca, with_decoder
 from tests.bench.peer import CPU, Limited
-from tests.bench.runs import make_setup
+from tests.bench.runs import make_run
 from tests.bench.table import Line, Options
 from tests.bench.text import make_batch, padded
 from tests.train.tiny import replicas
@@ -78,15 +78,15 @@ def held(work: Callable[[], Any], model: nn.Module, parts: int) -> int:
 
 def ours(config: schema.Config, rows: int, parts: int, size: int) -> tuple[Callable, nn.Module]:
     """The accumulation step over captions in ``parts`` sub-batches of ``rows``."""
-    setup = make_setup(config, "caption")
-    model, vocabulary = setup.build_model(), setup.tokenizer.vocab_size
+    run = make_run(config, "caption")
+    model, vocabulary = run.build_model(), run.tokenizer.vocab_size
     batch = make_batch(rows * parts, size, vocabulary)
     ids_BT, mask_BT = batch["input_ids_BT"], batch["attention_mask_BT"]
     batch["labels_BT"] = ids_BT.masked_fill(mask_BT == 0, IGNORED)
     step = dga.build(
         schema.Runner(keep_graphs=0),
         schema.Data(batch_size_train=rows),
-        task=setup.task,
+        task=run.task,
         model=replicas(model),
         precision=Precision("fp32", CPU),
         device=CPU,

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import engine.torchvision_ops  # noqa: F401
 from engine.config.schema import Config
 from engine.losses.language_model import IGNORED
-from engine.setup import Setup
+from engine.run import Run
 from engine.train.loop import Training
 from engine.types import Batch, Metrics
 from tests.bench import caption_peer
@@ -37,7 +37,7 @@ from tests.bench.runs import (
     ROOT,
     configuration,
     high_water_kib,
-    make_setup,
+    make_run,
     make_training,
     run_process,
     settings,
@@ -66,9 +66,9 @@ class Replay(Training):
         """Nothing: both sides are timed without."""
 
 
-def replay(setup: Setup, batches: list[Batch], folder: Path) -> Work:
+def replay(run: Run, batches: list[Batch], folder: Path) -> Work:
     """A training over the batches, ready to begin."""
-    training = make_training(Replay, setup, folder)
+    training = make_training(Replay, run, folder)
     training.given = batches
 
     def work() -> float:
@@ -89,8 +89,8 @@ class Case:
 
     def __init__(self, config: Config, folder: Path) -> None:
         self.config, self.folder = config, folder
-        self.setup = make_setup(config, "caption")
-        drawing = make_training(Training, self.setup, folder / "draw")
+        self.run = make_run(config, "caption")
+        drawing = make_training(Training, self.run, folder / "draw")
         steps = config.data.train_steps or 1
         with drawing.log:
             drawn = [b for _, b, _ in itertools.islice(drawing._batches(), steps * SPAN // STEPS)]
@@ -102,10 +102,10 @@ class Case:
         self.columns = config.model.decoder.max_length
 
     def ours(self) -> Work:
-        return replay(self.setup, self.batches, self.folder / "ours")
+        return replay(self.run, self.batches, self.folder / "ours")
 
     def peer_model(self) -> Any:
-        vocabulary = self.setup.tokenizer.vocab_size
+        vocabulary = self.run.tokenizer.vocab_size
         return caption_peer.make_model(self.config, vocabulary, self.image_size)
 
     def peer(self, *, shuffled: bool = True, length: int | None = None) -> Work:
@@ -122,7 +122,7 @@ class Case:
 
 def assert_same_size(case: Case) -> None:
     """As many parameters, to 2 %; as many FLOPs, to 5 %, for a batch that needs no padding."""
-    mine, theirs = case.setup.build_model(), case.peer_model()
+    mine, theirs = case.run.build_model(), case.peer_model()
     counts = [sum(p.numel() for p in model.parameters()) for model in (mine, theirs)]
     assert 0.98 < counts[0] / counts[1] < 1.02, counts
     batch = dict(case.batches[0])

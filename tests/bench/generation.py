@@ -27,11 +27,12 @@ from transformers.modeling_outputs import BaseModelOutput  # isort: skip
 from engine.config.schema import Config, Decoder, Generate
 from engine.data.sources import open_source
 from engine.evals.captions import speak
+from engine.evals.clip_scorer import ClipScorer
+from engine.evals.run import Evaluations
 from engine.generate import texts
-from engine.ranking import Contrast
 from tests.bench.caption import CONFIG
 from tests.bench.runs import CONFIG as CLIP_CONFIG
-from tests.bench.runs import configuration, make_setup, settings
+from tests.bench.runs import configuration, make_run, settings
 from tests.bench.table import Line, Options
 from tests.bench.timing import in_turns, ratio
 
@@ -58,9 +59,9 @@ class Speaker:
     """A task and its model from random weights, and images to speak about."""
 
     def __init__(self, config: Config, rows: int) -> None:
-        self.setup = make_setup(config, "caption")
-        self.task: Any = self.setup.task
-        self.model: Any = self.setup.build_model().eval()
+        self.run = make_run(config, "caption")
+        self.task: Any = self.run.task
+        self.model: Any = self.run.build_model().eval()
         size = config.transforms.resize.size
         generator = torch.Generator().manual_seed(0)
         shape = (rows, 3, *size) if isinstance(size, tuple | list) else (rows, 3, size, size)
@@ -174,13 +175,13 @@ def best_of_ten(
     speaker: Speaker, config: Config, options: Options, folder: Path, images: int | None
 ) -> dict[str, Work]:
     """Ten ranked samples of each image, and one, from images on."""
-    encoder = speaker.setup.evaluate.encoder(speaker.model)
+    encoder = Evaluations(speaker.run).encoder(speaker.model)
     source = open_source("drawn", "valid", config.data, key="data.valid_name")
-    judging = make_setup(configured(options, folder, CLIP_CONFIG))
-    ranker = Contrast("clip", judging.evaluate.encoder(judging.build_model()))
+    judging = make_run(configured(options, folder, CLIP_CONFIG))
+    ranker = ClipScorer("clip", Evaluations(judging).encoder(judging.build_model()))
     rows = np.arange(len(source))[:images]
 
-    def run(section: Generate, judge: Contrast | None) -> Work:
+    def run(section: Generate, judge: ClipScorer | None) -> Work:
         return lambda: speak(encoder, source, rows, section, "", judge)
 
     return {
@@ -224,7 +225,7 @@ def rows(options: Options) -> Iterator[Line]:
 
         for speaker, family in ((t5, "t5_cross"), (causal, "causal")):
             for images, of in ((1, "of one image"), (None, f"of {count} images at once")):
-                ten = best_of_ten(speaker, speaker.setup.config, options, Path(name), images)
+                ten = best_of_ten(speaker, speaker.run.config, options, Path(name), images)
                 seconds = in_turns(ten, repeats)
                 ms = [1e3 * statistics.median(seconds[which]) for which in ("ten", "one")]
                 yield Line(f"{family}, best of ten ÷ one sample, {of}", *ms, mark="≤ 3", unit="ms",

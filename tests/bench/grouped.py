@@ -32,7 +32,7 @@ from engine.tools.shapes import folder as shapes
 from engine.train.loop import Training
 from engine.types import Batch
 from tests.bench.caption import Work, replay
-from tests.bench.runs import ROOT, as_overrides, make_setup, make_training
+from tests.bench.runs import ROOT, as_overrides, make_run, make_training
 from tests.bench.table import Line, Options
 from tests.bench.timing import ratio
 
@@ -127,15 +127,15 @@ class Side:
             "model.image_encoder.init": None, "model.decoder.max_length": 512,
         }  # fmt: skip
         self.folder = folder / f"{data}.{kind}"
-        self.setup = make_setup(load(CONFIG, as_overrides(own | values)), "vqa")
-        drawing = make_training(Training, self.setup, self.folder / "draw")
+        self.run = make_run(load(CONFIG, as_overrides(own | values)), "vqa")
+        drawing = make_training(Training, self.run, self.folder / "draw")
         with drawing.log:
             self.batches = [batch for _, batch, _ in drawing._batches()]
         self.samples = sum(len(batch["index_B"]) for batch in self.batches)
 
     def work(self) -> Work:
         """A training, ready to begin: processor seconds of all its steps."""
-        return replay(self.setup, self.batches, self.folder / "run")
+        return replay(self.run, self.batches, self.folder / "run")
 
     def padding(self, image_tokens: int) -> tuple[float, float]:
         """Shares of what the encoder and the decoder take that are padding."""
@@ -200,9 +200,9 @@ def lines(
     what: str, mark: str, sides: dict[str, Side], found: dict[str, list[float]]
 ) -> Iterator[Line]:
     """Speed and padding of a comparison."""
-    setup = sides["shuffle"].setup
-    blank = torch.zeros(1, 3, *setup.task.image_size)
-    image_tokens = setup.build_model().image_tokens(blank).shape[1]
+    run = sides["shuffle"].run
+    blank = torch.zeros(1, 3, *run.task.image_size)
+    image_tokens = run.build_model().image_tokens(blank).shape[1]
     before = sides["shuffle"].padding(image_tokens)
     for kind in SIDES[1:]:
         own, peer = (

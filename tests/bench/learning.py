@@ -35,7 +35,7 @@ from tests.bench.runs import (
     as_overrides,
     configuration,
     launch,
-    make_setup,
+    make_run,
     make_training,
     parse_overrides,
     run_process,
@@ -50,7 +50,7 @@ PEER_BATCH = 256
 def ours_flop(config: Config) -> tuple[float, int]:
     """FLOPs of one of our steps (mean of a few: captions differ in length), steps of an epoch."""
     with tempfile.TemporaryDirectory() as folder:
-        training = make_training(Training, make_setup(config), Path(folder))
+        training = make_training(Training, make_run(config), Path(folder))
         gradients, found = training._build_step(), []
         with training.log:
             for step, batch, _ in itertools.islice(training._batches(), BATCHES):

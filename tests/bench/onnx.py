@@ -23,12 +23,13 @@ from engine.config.schema import Export, Generate, Resize, Transforms
 from engine.data.text import bytes as byte_tokenizer
 from engine.export import onnx
 from engine.export.onnx_runner import open_folder
-from engine.export.trained import Trained
 from engine.generate.labels import look, recognise
 from engine.generate.texts import generate_texts
 from engine.registry import find
+from engine.run import Run
 from tests.bench.dga import in_turns
 from tests.bench.table import Line, Options
+from tests.export.models import opened
 
 LABELS, TOKENS = 20, 24
 UNSAID = 8191  # a token of none of the texts
@@ -59,7 +60,7 @@ def settings(quick: bool) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def make(task_name: str, sections: Mapping[str, Any], quick: bool) -> Trained:
+def make(task_name: str, sections: Mapping[str, Any], quick: bool) -> Run:
     """A model of random weights, in whose texts no end comes but a label's separator does."""
     size, width, layers = (32, 32, 1) if quick else (224, 384, 6)
     encoder = {"tag": "vit_tiny_patch16_224",
@@ -72,15 +73,15 @@ def make(task_name: str, sections: Mapping[str, Any], quick: bool) -> Trained:
         model=schema.Model.model_validate({"image_encoder": encoder, **sections}),
     )  # fmt: skip
     tokenizer = byte_tokenizer.build(schema.Tokenizer(name="bytes"))
-    task = find("tasks", task_name).build(config, lambda: tokenizer)
+    task = find("tasks", task_name).build(config, tokenizer)
     torch.manual_seed(0)
     model = task.build_model().eval().requires_grad_(False)
     if task_name == "recognize":
         model.decoder.head()[0][task.separator_id] *= 2
-    return Trained(task_name, config, task, model, "random weights", None)
+    return opened(task_name, config, task, model)
 
 
-def sides(trained: Trained, ours: Any, image_BCHW: Tensor) -> Sides:
+def sides(trained: Run, ours: Any, image_BCHW: Tensor) -> Sides:
     """The same work in onnxruntime and in torch; both return what came out of it."""
     task, model = trained.task, trained.model
     values = image_BCHW.numpy()

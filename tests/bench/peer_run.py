@@ -27,21 +27,21 @@ from engine.data.transforms.pipeline import output_size
 from engine.evals import retrieval
 from engine.evals.encode import Encoder
 from engine.train.precision import Precision
-from engine.types import Batch, Sample
+from engine.types import Batch, Sample, Task
 from tests.bench.peer import CPU, Trainer
 
 
-class PeerTask:
+class PeerTask(Task):
     """Its model and tokenizer for our evaluation."""
 
     def __init__(self) -> None:
-        self.tokenizer: Callable[..., Tensor] = open_clip.get_tokenizer("ViT-B-32")
+        self.words: Callable[..., Tensor] = open_clip.get_tokenizer("ViT-B-32")
 
     def batch(self, samples: list[Sample]) -> Batch:
         return {"image_BCHW": torch.stack([s.image for s in samples if s.image is not None])}
 
     def tokenize(self, texts: list[str]) -> Batch:
-        return {"text": self.tokenizer(texts)}
+        return {"text": self.words(texts)}
 
     def encode(self, model: Any, batch: Batch, modality: str) -> Tensor:
         if modality == "image":

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine import modes
 from engine.config.dump import resolved_yaml
 from engine.config.load import load
 from engine.config.schema import Config
@@ -24,10 +23,11 @@ from engine.logs.jsonl import read
 from engine.logs.progress import Output, Progress
 from engine.logs.run_log import METRICS_FILE, RunLog
 from engine.logs.tensorboard import TensorBoard
+from engine.modes.state import build_state
+from engine.run import Run
 from engine.train.checkpoint import CheckpointStore
 from engine.train.loop import Training
 from engine.train.plan import make_plan
-from engine.train.signals import StopRequest
 from tests.bench.table import Options
 
 ROOT = Path(__file__).parents[2]
@@ -75,33 +75,33 @@ def configuration(path: Path, values: dict[str, Any]) -> Config:
     return load(path, as_overrides(values))
 
 
-def make_training(kind: type[Loop], setup: modes.Setup, folder: Path) -> Loop:
+def make_training(kind: type[Loop], run: Run, folder: Path) -> Loop:
     """The engine's loop, put together as a run does it, with all its logs; no evaluations."""
-    config = setup.config
+    config = run.config
     plan = make_plan(config, 1)
-    state = modes.build_state(setup, plan)
+    state = build_state(run, plan.total_steps)
     folder.mkdir(parents=True, exist_ok=True)
     progress = Progress(plan.total_steps, console=Output(file=io.StringIO()))
     return kind(
         config,
         resolved_yaml(config),
-        setup.task,
+        run.task,
         plan,
         state,
         CheckpointStore(folder / "checkpoints", 1),
         BadSamples(folder / "bad_samples.jsonl", config.data.max_bad_fraction),
         RunLog(folder, [TensorBoard(folder)], progress=progress),
-        setup.stop,
-        setup.device,
+        run.stop,
+        run.device,
         evaluate=dict,
     )
 
 
-def make_setup(config: Config, task: str = "clip") -> modes.Setup:
+def make_run(config: Config, task: str = "clip") -> Run:
     """One process on the CPU."""
     import torch
 
-    return modes.Setup(task, config, torch.device("cpu"), StopRequest())
+    return Run(task, config, torch.device("cpu"))
 
 
 @dataclass(frozen=True, slots=True)

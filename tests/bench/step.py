@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import engine.torchvision_ops  # noqa: F401
 from engine.train.loop import Training
 from engine.types import Batch, Metrics
-from tests.bench.runs import configuration, make_setup, make_training, settings
+from tests.bench.runs import configuration, make_run, make_training, settings
 from tests.bench.table import Line, Options
 
 Seconds = tuple[float, float]  # of the processor, of the wall clock
@@ -108,7 +108,7 @@ def rows(options: Options) -> Iterator[Line]:
             "data.num_workers": 0,
         }
         training = make_training(
-            Alternating, make_setup(configuration(path, values)), folder / "run"
+            Alternating, make_run(configuration(path, values)), folder / "run"
         )
         _, batch, _ = next(iter(Training._batches(training)))
         batch["step"] = 0

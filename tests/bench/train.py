@@ -21,14 +21,14 @@ from pathlib import Path
 import torch
 
 import engine.torchvision_ops  # noqa: F401
-from engine import modes
 from engine.config import schema
 from engine.config.schema import Config
 from engine.registry import find
+from engine.run import Run
 from engine.train.loop import Training
 from engine.types import Features
 from tests.bench.peer import Trainer
-from tests.bench.runs import configuration, make_setup, make_training, settings
+from tests.bench.runs import configuration, make_run, make_training, settings
 from tests.bench.table import Line, Options
 
 STEPS = 24  # of each run
@@ -41,9 +41,9 @@ def processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def ours(setup: modes.Setup, folder: Path) -> Callable[[], int]:
+def ours(run: Run, folder: Path) -> Callable[[], int]:
     """A run of the engine's loop that is ready to start; it returns the samples seen."""
-    training = make_training(Training, setup, folder)
+    training = make_training(Training, run, folder)
 
     def work() -> int:
         with training.log:
@@ -61,7 +61,7 @@ def theirs(config: Config) -> Callable[[], int]:
 def assert_equal(config: Config) -> None:
     """Same towers: as many parameters but for the table of tokens; and the same loss of them."""
     trainer = Trainer(config, 1, config.data.batch_size)
-    module = make_setup(config).build_model()
+    module = make_run(config).build_model()
     counts = [
         {n: p.numel() for n, p in m.named_parameters() if not _TOKENS.search(n)}
         for m in (module, trainer.model.towers)
@@ -78,12 +78,12 @@ def assert_equal(config: Config) -> None:
 
 def measure(config: Config, folder: Path, repeats: int) -> dict[str, list[tuple[float, float]]]:
     """(samples a second of wall time, of processor time) of each run, in turns A B B A."""
-    setup = make_setup(config)
+    run = make_run(config)
     found: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
     for number in range(-1, 2 * repeats):
         for name in ("ours", "peer")[:: 1 if number % 2 else -1]:
             folder_n = folder / f"run{number}"
-            work = ours(setup, folder_n) if name == "ours" else theirs(config)
+            work = ours(run, folder_n) if name == "ours" else theirs(config)
             start = time.perf_counter(), processor_seconds()
             samples = work()
             seconds = time.perf_counter() - start[0], processor_seconds() - start[1]

@@ -21,7 +21,7 @@ from torch import Tensor
 from engine.config.load import load
 from engine.data.sources import open_source
 from engine.evals.vqa_score import VQAScore
-from tests.bench.runs import ROOT, as_overrides, make_setup
+from tests.bench.runs import ROOT, as_overrides, make_run
 from tests.bench.table import Line, Options
 from tests.bench.timing import in_turns, ratio
 
@@ -49,10 +49,10 @@ def scorer(folder: Path, changed: dict[str, Any]) -> tuple[VQAScore, tuple[int, 
         tower = config.model.image_encoder.model_copy(update=LARGE_TOWER)
         model = config.model.model_copy(update={"image_encoder": tower})
         config = config.model_copy(update={"model": model})
-    setup = make_setup(config, "vqa")
+    run = make_run(config, "vqa")
     source = open_source("shapes", "valid", config.data, key="data.valid_name")
     said = [source[row].caption for row in range(len(source))]
-    return VQAScore(setup.build_model().eval(), setup.task), setup.task.image_size, said
+    return VQAScore(run.build_model().eval(), run.task), run.task.image_size, said
 
 
 def rows(options: Options) -> Iterator[Line]:

@@ -57,7 +57,7 @@ def make(decoder="t5", template="vqa_plain", *, dtype=torch.float64, **sections)
     """(task, model): weights large enough that the model looks at what it is shown."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer.build(schema.Tokenizer(name="bytes"))
-    task = find("tasks", "vqa").build(config(decoder, template, **sections), lambda: tokenizer)
+    task = find("tasks", "vqa").build(config(decoder, template, **sections), tokenizer)
     speaker = find("models/decoders", decoder).build(
         task.config.model.decoder, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id,
         eos_id=task.eos_id,

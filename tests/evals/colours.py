@@ -14,7 +14,7 @@ from torch import nn
 
 from engine.data.transforms.pipeline import to_tensor
 from engine.evals.encode import Encoder
-from engine.types import BadSample, Row, Source
+from engine.types import BadSample, Row, Source, Task
 
 
 def png(colour, size=4):
@@ -55,7 +55,7 @@ class ColourSource(Source):
         return np.array([str(row[2]) for row in self.rows])
 
 
-class ColourTask:
+class ColourTask(Task):
     """Counts its batches, so that tests can see what was encoded."""
 
     def __init__(self):

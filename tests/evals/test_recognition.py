@@ -10,20 +10,22 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.config.schema import Generate, RecognitionEval
+from engine.config.schema import Config, Generate, RecognitionEval
 from engine.data.transforms.pipeline import to_tensor
 from engine.errors import FaultError, UserError
-from engine.evals import recognition
+from engine.evals import recognition, sentences
 from engine.evals.encode import Encoder
 from engine.evals.recognised import Recognised, score
 from engine.evals.recognition import evaluate, recognise
 from engine.evals.sentences import open_sentences
 from engine.generate.labels import Label, encode_prompt, log_probs
+from engine.run import Run
 from engine.types import Row, Source
 from tests import distributed
 from tests.generate.labeller import labeller
 
 CPU = torch.device("cpu")
+RUN = Run("recognize", Config(), CPU)
 ONE_SHOT = {"method": "one_shot", "num_labels": 6, "first_tokens": 30, "seed": 3}
 OWN = [("Q", "dog"), ("cat",), ("Q",), (), ("tree", "P"), ("2", "Q"), ("dog",)]
 
@@ -196,7 +198,7 @@ def test_the_sentence_encoder_of_a_package_knows_what_is_alike() -> None:
     import transformers
 
     texts = ["dog", "puppy", "traffic light", "a much longer text about nothing at all"]
-    vectors = open_sentences("all-MiniLM-L6-v2", key="k", device=CPU, open_judge=None)(texts)
+    vectors = open_sentences("all-MiniLM-L6-v2", key="k", run=RUN)(texts)
     tokenizer = transformers.AutoTokenizer.from_pretrained(package.get_model_path())
     model = transformers.AutoModel.from_pretrained(package.get_model_path())
     for text, vector in zip(texts, vectors, strict=True):  # each alone: no padding
@@ -206,24 +208,22 @@ def test_the_sentence_encoder_of_a_package_knows_what_is_alike() -> None:
     assert vectors[0] @ vectors[1] > 0.7 > vectors[0] @ vectors[2]
 
 
-def test_a_clips_text_tower_is_opened_as_a_judge(tmp_path) -> None:
+def test_a_clips_text_tower_is_opened_as_a_scorer(tmp_path, monkeypatch) -> None:
     (tmp_path / "config.yaml").write_text("")
 
-    class Contrast:
-        class encoder:  # noqa: N801  as the judge has it
+    class Scorer:
+        class encoder:  # noqa: N801  as the scorer has it
             @staticmethod
             def texts(texts):
                 return torch.tensor([[3.0, 4.0]] * len(texts))
 
     opened = []
-    embed = open_sentences(
-        str(tmp_path), key="k", device=CPU,
-        open_judge=lambda name, key: opened.append((name, key)) or Contrast,
-    )  # fmt: skip
-    assert opened == [(str(tmp_path), "k")]
+    monkeypatch.setattr(sentences, "open_scorer", lambda *a, **k: opened.append((a, k)) or Scorer)
+    embed = open_sentences(str(tmp_path), key="k", run=RUN)
+    assert opened == [((str(tmp_path),), {"key": "k", "run": RUN})]
     np.testing.assert_allclose(embed(["a", "b"]), [[0.6, 0.8]] * 2, rtol=1e-6)
 
 
 def test_an_encoder_that_is_none_is_named(tmp_path) -> None:
     with pytest.raises(UserError, match="is neither the folder of a clip run nor a model"):
-        open_sentences(str(tmp_path / "no"), key="k", device=CPU, open_judge=None)
+        open_sentences(str(tmp_path / "no"), key="k", run=RUN)

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.config import schema
 from engine.config.schema import Export, Resize, Transforms
 from engine.data.text import bytes as byte_tokenizer
 from engine.export import onnx
-from engine.export.trained import Trained
 from engine.registry import find
+from engine.run import Run
+from engine.train.checkpoint import Checkpoint
+from engine.types import Task
 
 SIZE = 32
 IMAGE = schema.ImageEncoder(
@@ -43,20 +45,27 @@ def configuration(task: str, **sections: Any) -> schema.Config:
     return schema.Config(transforms=transforms, model=model, **sections)
 
 
-def make(task_name: str, **sections: Any) -> Trained:
+def opened(task_name: str, config: schema.Config, task: Task, model: nn.Module) -> Run:
+    """A run that a checkpoint of step 7 was left by."""
+    run = Run(task_name, config, torch.device("cpu"))
+    run.task, run.model, run.checkpoint = task, model, Checkpoint(Path("a run"), 7)
+    return run
+
+
+def make(task_name: str, **sections: Any) -> Run:
     """A model that tells one image from another, from random weights."""
     config = configuration(task_name, **sections)
     tokenizer = byte_tokenizer.build(schema.Tokenizer(name="bytes"))
-    task = find("tasks", task_name).build(config, lambda: tokenizer)
+    task = find("tasks", task_name).build(config, tokenizer)
     torch.manual_seed(0)
     model = task.build_model().eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and not name.startswith("image_encoder.model.pos"):
             parameter.mul_(4)
-    return Trained(task_name, config, task, model, "a run", 7)
+    return opened(task_name, config, task, model)
 
 
-def export(trained: Trained, folder: Path, **options: Any) -> Path:
+def export(trained: Run, folder: Path, **options: Any) -> Path:
     onnx.build(trained, folder, Export(**options), "export.output")
     return folder
 

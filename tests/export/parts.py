@@ -10,9 +10,9 @@ from tokenizers import AddedToken, processors
 from engine.config import schema
 from engine.config.schema import Resize, Transforms
 from engine.data.text.tokenizer import BYTE_TOKENS, TextTokenizer, byte_level
-from engine.export.trained import Trained
 from engine.models.token_rows import add_token_rows
 from engine.registry import find
+from tests.export.models import opened
 
 VIT = {"tag": "vit_tiny_patch16_224",
        "param": {"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}}  # fmt: skip
@@ -50,7 +50,7 @@ def make(
         "model": schema.Model(image_encoder=schema.ImageEncoder(**image), **(more or {})),
     } | sections)  # fmt: skip
     tokenizer = bytes_with_another_end()
-    task = find("tasks", task_name).build(config, lambda: tokenizer)
+    task = find("tasks", task_name).build(config, tokenizer)
     torch.manual_seed(0)
     model = task.build_model()
     add_token_rows(model, config.optim.groups, tokenizer.token_id)
@@ -58,4 +58,4 @@ def make(
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and not name.startswith("image_encoder.model.pos"):
             parameter.mul_(4)
-    return Trained(task_name, config, task, model, "a run", 7)
+    return opened(task_name, config, task, model)

@@ -20,10 +20,10 @@ from engine.errors import UserError
 from engine.export import exported_model, huggingface
 from engine.export.images import Preprocess
 from engine.export.preprocessing import image_section
-from engine.export.trained import Trained
 from engine.generate.labels import encode_prompt, recognise
 from engine.generate.texts import generate_texts
-from tests.export.models import GPT2, LLAMA, TEXT, uint8
+from engine.run import Run
+from tests.export.models import GPT2, LLAMA, TEXT, opened, uint8
 from tests.export.parts import CLIP_TEXT, CLIP_VISION, RESNET, T5, VIT, VIT_HF, make
 from tests.models.decoders.test_decoders import SIZES
 
@@ -31,7 +31,7 @@ TEXTS = ["a photo of a dog", "a photo of a cat"]  # of the README
 
 
 def run_readme(
-    trained: Trained, tmp_path: Path, monkeypatch
+    trained: Run, tmp_path: Path, monkeypatch
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """What the README's code leaves behind, with pixels and image tokens as its model has them,
     and the pixels of the same image as we have them."""
@@ -107,7 +107,7 @@ CONNECTED = {
 }  # fmt: skip
 
 
-def speaking(task: str, kind: str, **data: Any) -> Trained:
+def speaking(task: str, kind: str, **data: Any) -> Run:
     name, sizes = DECODERS[kind]
     image, connector = CONNECTED[kind]
     more = {"decoder": schema.Decoder(name=name, config=sizes, max_length=64),
@@ -205,7 +205,7 @@ def test_the_file_in_the_folder_needs_transformers_alone() -> None:
 # --- what has no form there
 
 
-def small(task: str = "caption", image: dict[str, Any] | None = None, **sections: Any) -> Trained:
+def small(task: str = "caption", image: dict[str, Any] | None = None, **sections: Any) -> Run:
     more = {"decoder": schema.Decoder(name="causal", config=LLAMA, max_length=24)}
     return make(task, image or RESNET, more, **sections)
 
@@ -247,7 +247,7 @@ def test_what_transformers_would_build_otherwise_is_refused(fault: str, tmp_path
     if fault == "weights":  # a layer that the model's name says nothing of
         trained.model.image_encoder.model.act1 = torch.nn.Tanh()
     if fault == "task":
-        trained = Trained("linear_probe", trained.config, trained.task, trained.model, "x", 1)
+        trained = opened("linear_probe", trained.config, trained.task, trained.model)
     with pytest.raises(UserError) as caught:
         huggingface.build(trained, tmp_path / "out", Export(), "export.output")
     assert caught.value.key == keys[fault]

@@ -19,9 +19,9 @@ from engine.errors import UserError
 from engine.export import run
 from engine.export.folder import MANIFEST
 from engine.export.onnx_runner import OnnxCaptioner, OnnxClip, OnnxRecognizer, open_folder
-from engine.export.trained import Trained
 from engine.generate.labels import encode_prompt, recognise
 from engine.generate.texts import generate_texts
+from engine.run import Run
 from tests.export.models import SIZE, export, make, uint8
 from tests.layers.test_layers import ROOT
 
@@ -50,7 +50,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [*found, *photographs]
 
 
-Exported = tuple[Trained, Any, Path]
+Exported = tuple[Run, Any, Path]
 
 
 def exported(name: str, tmp_path_factory: pytest.TempPathFactory, **sections: Any) -> Exported:

@@ -18,8 +18,9 @@ from engine.config.schema import Export, Resize, Transforms
 from engine.data.text import bytes as byte_tokenizer
 from engine.errors import UserError
 from engine.export import open_clip
-from engine.export.trained import Trained
 from engine.registry import find
+from engine.run import Run
+from tests.export.models import opened
 
 BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
         "intermediate_size": 48}  # fmt: skip
@@ -31,7 +32,7 @@ def make(
     pool: str = "mean",
     loss: str = "NCE",
     transforms: dict[str, Any] | None = None,
-) -> Trained:
+) -> Run:
     encoder = schema.ImageEncoder(**{"tag": "resnet10t"} | (image or {}))
     text = schema.TextEncoder(config=BERT, pool=pool, max_length=20)
     resize = {"resize": Resize(size=(64, 64), interpolation="bicubic")}
@@ -43,9 +44,9 @@ def make(
                               **resize | (transforms or {})),
     )  # fmt: skip
     tokenizer = byte_tokenizer.build(schema.Tokenizer(name="bytes"))
-    task = find("tasks", "clip").build(config, lambda: tokenizer)
+    task = find("tasks", "clip").build(config, tokenizer)
     torch.manual_seed(0)
-    return Trained("clip", config, task, task.build_model().eval().requires_grad_(False), "x", 1)
+    return opened("clip", config, task, task.build_model().eval().requires_grad_(False))
 
 
 @pytest.mark.parametrize(("pool", "loss"), [("mean", "NCE"), ("first", "sigmoid")])
@@ -91,6 +92,6 @@ def test_what_open_clip_would_build_otherwise_is_refused(
 
 def test_another_task_is_refused(tmp_path: Path) -> None:
     trained = make()
-    other = Trained("caption", trained.config, trained.task, trained.model, "x", 1)
+    other = opened("caption", trained.config, trained.task, trained.model)
     with pytest.raises(UserError, match="--task=caption has no form in open_clip"):
         open_clip.build(other, tmp_path / "out", Export(), "export.output")

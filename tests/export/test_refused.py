@@ -11,15 +11,14 @@ import pytest
 from engine.config.schema import Export
 from engine.errors import UserError
 from engine.export import onnx, run
-from engine.export.trained import Trained
 from tests.export.models import make
 
 
 def test_what_cannot_be_exported_is_told_before_it_is_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = Trained("linear_probe", *(getattr(make("clip"), name) for name in
-                      ("config", "task", "model", "origin", "step")))  # fmt: skip
+    trained = make("clip")
+    trained.task_name = "linear_probe"
     with pytest.raises(UserError, match="--task=linear_probe has no form in ONNX") as caught:
         onnx.build(trained, tmp_path / "x", Export(), "export.output")
     assert caught.value.key == "export.format"

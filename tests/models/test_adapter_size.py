@@ -36,7 +36,7 @@ def make(config: schema.Config) -> nn.Module:
     config = config.model_copy(update={"model": config.model.model_copy(update=changed)})
     tokenizer = byte_tokenizer.build(schema.Tokenizer(name="bytes"))
     with torch.device("meta"):
-        return find("tasks", "caption").build(config, lambda: tokenizer).build_model()
+        return find("tasks", "caption").build(config, tokenizer).build_model()
 
 
 def num_bytes(tensors) -> int:

@@ -145,7 +145,7 @@ def test_prompts_that_leave_no_room_are_refused() -> None:
 
 
 def test_a_decoder_of_texts_is_refused() -> None:
-    with pytest.raises(UserError, match="'causal' is none for this task; take truncated"):
+    with pytest.raises(UserError, match="'causal' is not for this task; take truncated"):
         make_task(name="causal")
 
 

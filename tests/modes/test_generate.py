@@ -6,10 +6,10 @@ import pytest
 
 from engine.data.bad_samples import BadRecord
 from engine.errors import UserError
-from engine.generated import Output, heading
+from engine.modes.generate import Output, heading
 
 
-def setup(folder, *, stop="", batch_size=4):
+def run(folder, *, stop="", batch_size=4):
     warned = []
     config = types.SimpleNamespace(
         generate=types.SimpleNamespace(output=None, batch_size=batch_size)
@@ -22,7 +22,7 @@ def setup(folder, *, stop="", batch_size=4):
 
 def test_it_tells_now_and_then_how_far_it_is(tmp_path, capsys):
     now = iter([0.0, 100.0, 102.0, 110.0, 111.0, 130.0])
-    output = Output(setup(tmp_path), "captions", 17, "image", clock=lambda: next(now))
+    output = Output(run(tmp_path), "captions", 17, "image", clock=lambda: next(now))
     output.prepare()  # at 100: what came before is not part of it
     assert [output.after_batch() for _ in range(4)] == [False] * 4
     assert capsys.readouterr().out.splitlines() == [
@@ -32,7 +32,7 @@ def test_it_tells_now_and_then_how_far_it_is(tmp_path, capsys):
 
 
 def test_what_is_done_when_it_is_stopped_lies_apart(tmp_path):
-    made = setup(tmp_path, stop="SIGINT")
+    made = run(tmp_path, stop="SIGINT")
     output = Output(made, "labels", 3, "image")
     output.prepare()
     assert output.after_batch()
@@ -44,7 +44,7 @@ def test_what_is_done_when_it_is_stopped_lies_apart(tmp_path):
 
 
 def test_what_is_left_out_is_named_and_nothing_at_all_is_an_error(tmp_path):
-    made, bad = setup(tmp_path), [BadRecord(0, "in", 1, "b.png", "corrupt", "")]
+    made, bad = run(tmp_path), [BadRecord(0, "in", 1, "b.png", "corrupt", "")]
     output = Output(made, "labels", 2, "image")
     output.prepare()
     assert output.settle([1], bad, "nothing") == tmp_path / "labels"

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine import check
+from engine.config import schema
 from engine.data.samplers import sequential
 from engine.data.samplers.pool import SamplerInputs
-from engine.types import Row, Sample
+from engine.modes import check
+from engine.types import Row, Sample, Task
 
 
 class Product(torch.nn.Module):
@@ -42,13 +43,13 @@ def test_the_steps_looked_at_lie_all_over_the_epoch():
 
 
 def test_the_sample_shown_has_an_image_if_any_has():
-    class Setup:
-        class task:  # noqa: N801  as a run has it
-            @staticmethod
-            def told(sample):
-                return sample.row.caption, "said"
+    class Speaking(Task):
+        def describe(self, sample):
+            return sample.row.caption, "said"
 
+    task = Speaking(schema.Config())
     alone = Sample(Row("k", caption="alone"), (), 0, 0)
     seen = Sample(Row("k", caption="seen"), (torch.zeros(3, 2, 2, dtype=torch.uint8),), 0, 1)
-    assert "prompt: 'seen'" in check.told_sample(Setup(), [alone, seen])  # type: ignore[arg-type]
-    assert "prompt: 'alone'" in check.told_sample(Setup(), [alone])  # type: ignore[arg-type]
+    assert "prompt: 'seen'" in check.described_sample(task, [alone, seen])
+    assert "prompt: 'alone'" in check.described_sample(task, [alone])
+    assert check.described_sample(Task(schema.Config()), [alone]) == []

@@ -6,7 +6,7 @@ Each image is encoded once, however many captions are judged; the model reads im
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,19 +23,18 @@ import transformers  # isort: skip
 from engine.config import schema
 from engine.data.bad_samples import summary
 from engine.data.batch_memory import stack_images
-from engine.data.reader import Limits
 from engine.data.share import rank_slice
 from engine.data.transforms import pipeline
 from engine.dist import collectives
 from engine.errors import FaultError, UserError
 from engine.evals.encode import Encoder
 from engine.models.pretrained import cached_first, only_errors
-from engine.train.trained_run import is_run, open_run
-from engine.types import Batch, Sample, Source
+from engine.run import Run, is_run
+from engine.types import Batch, Sample, Source, Task
 
 
 @dataclass
-class Contrast:
+class ClipScorer:
     """A contrastive model over a source's images; ``name`` is what the configuration calls it."""
 
     name: str
@@ -80,35 +79,24 @@ class Contrast:
         return nn.functional.normalize(image_ND, dim=-1), nn.functional.normalize(text_MD, dim=-1)
 
 
-def open_contrast(
-    name: str,
-    *,
-    key: str,
-    device: torch.device,
-    batch_size: int,
-    num_workers: int | None,
-    autocast: Callable[[], Any],
-    warn: Callable[[str], None],
-    limits: Limits = Limits(),  # noqa: B008  frozen
-) -> Contrast:
+def open_scorer(name: str, *, key: str, run: Run) -> ClipScorer:
     """The model called ``name``: a run's folder, or one of its checkpoints, else a hub id or folder
-    of a CLIP. Raises UserError."""
-    parts = _of_run(Path(name), key, warn) if is_run(Path(name)) else _of_hub(name, key)
-    task, model, transform = parts
-    model = model.to(device).eval().requires_grad_(False)
+    of a CLIP. It is used as ``run`` uses its own model. Raises UserError."""
+    if is_run(Path(name)):
+        opened = Run.open(Path(name), "clip", key=key, device=run.device, warn=run.warn)
+        task, model, transform = opened.task, opened.model, opened.transform("valid")
+    else:
+        task, model, transform = _of_hub(name, key)
+    model = model.to(run.device).eval().requires_grad_(False)
+    data = run.config.data
     encoder = Encoder(
-        task, model, transform, device, batch_size=batch_size, num_workers=num_workers,
-        autocast=autocast, limits=limits,
+        task, model, transform, run.device, batch_size=data.batch_size_val,
+        num_workers=data.num_workers, autocast=run.precision.autocast, limits=run.limits,
     )  # fmt: skip
-    return Contrast(name, encoder)
+    return ClipScorer(name, encoder)
 
 
-def _of_run(path: Path, key: str, warn: Callable[[str], None]) -> tuple[Any, nn.Module, Any]:
-    run = open_run(path, "clip", key=key, warn=warn)
-    return run.task, run.model, run.transform
-
-
-def _of_hub(name: str, key: str) -> tuple[Any, nn.Module, Any]:
+def _of_hub(name: str, key: str) -> tuple[Task, nn.Module, pipeline.Pipeline]:
     try:
         with only_errors():
             model = cached_first(transformers.AutoModel, name, dtype=torch.float32)
@@ -121,7 +109,7 @@ def _of_hub(name: str, key: str) -> tuple[Any, nn.Module, Any]:
             key=key,
         ) from error
     if not hasattr(model, "get_image_features"):
-        raise UserError(f"{name!r} is a {model.config.model_type!r} model, no CLIP", key=key)
+        raise UserError(f"{name!r} is a {model.config.model_type!r} model, not a CLIP", key=key)
     size = model.config.vision_config.image_size
     form = schema.Transforms(
         resize=schema.Resize(size=size, interpolation="bicubic"),
@@ -134,20 +122,22 @@ def _of_hub(name: str, key: str) -> tuple[Any, nn.Module, Any]:
     )
 
 
-class HubTask:
-    """A CLIP of transformers, spoken to as evaluations speak to a task."""
+class HubTask(Task):
+    """A CLIP of transformers as a task that encodes."""
 
-    def __init__(self, tokenizer: Any, mean: list[float], std: list[float]) -> None:
-        self.tokenizer = tokenizer
+    modalities = ("image", "text")
+
+    def __init__(self, words: Any, mean: list[float], std: list[float]) -> None:
+        self.words = words  # its tokenizer
         self.mean, self.std = (255 * torch.tensor(x).view(-1, 1, 1) for x in (mean, std))
 
     def batch(self, samples: list[Sample]) -> Batch:
-        """uint8 images; the texts are not asked for."""
+        """uint8 images; texts are not needed."""
         return {"image_BCHW": stack_images(samples)}
 
     def tokenize(self, texts: list[str]) -> Batch:
         """Ids and mask, cut at the model's longest."""
-        found = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        found = self.words(texts, padding=True, truncation=True, return_tensors="pt")
         return {"input_ids_BT": found["input_ids"], "attention_mask_BT": found["attention_mask"]}
 
     def encode(self, model: Any, batch: Batch, modality: str) -> Tensor:

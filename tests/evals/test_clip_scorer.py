@@ -1,7 +1,6 @@
 """Judges of captions: a clip run of ours, a CLIP of transformers, and what is neither."""
 
 import shutil
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,14 +11,16 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import launch as launcher
+from engine.config import schema
 from engine.config.load import load
 from engine.data.text.tokenizer import load as load_tokenizer
 from engine.data.transforms.pipeline import build as build_transform
 from engine.errors import FaultError, UserError
 from engine.evals import captions
+from engine.evals.clip_scorer import open_scorer
 from engine.evals.input_images import Folder
-from engine.ranking import open_contrast
 from engine.registry import find
+from engine.run import Run
 from engine.train.checkpoint import load_model, open_checkpoint
 from tests.data.formats.folders import image
 from tests.end_to_end.conftest import TINY
@@ -32,10 +33,9 @@ TEXTS = [["a red dot", "two blue cats"], ["nothing"], ["two", "a red dot", "two"
 
 
 def judge(name):
-    return open_contrast(
-        str(name), key=KEY, device=torch.device("cpu"), batch_size=2, num_workers=0,
-        autocast=nullcontext, warn=lambda text: None,
-    )  # fmt: skip
+    data = schema.Data(batch_size_val=2, num_workers=0)
+    config = schema.Config(data=data, dist=schema.Dist(precision="fp32"))
+    return open_scorer(str(name), key=KEY, run=Run("caption", config, torch.device("cpu")))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def assert_cosines(got, image_ND, text_of):
 def test_a_run_of_ours_gives_its_models_cosines(run, images):
     config = load(run / "config.yaml")
     tokenizer = load_tokenizer(run / "tokenizer")
-    task = find("tasks", "clip").build(config, lambda: tokenizer)
+    task = find("tasks", "clip").build(config, tokenizer)
     model = task.build_model().eval()
     load_model(model, open_checkpoint(run, key=KEY, warn=print).model(), key=KEY)
     transform = build_transform(
@@ -217,4 +217,4 @@ def test_what_is_no_judge_is_told_in_one_line(tmp_path, run, hub):
     caption = tmp_path / "caption"
     caption.mkdir()
     (caption / "config.yaml").write_text((run / "config.yaml").read_text())
-    assert "no run of --task=clip" in told(caption)
+    assert "not a run of --task=clip" in told(caption)

@@ -11,58 +11,56 @@ import torch
 from engine import registry
 from engine.config.dump import resolved_yaml
 from engine.data.loader import train_batches
-from engine.data.reader import limits_of
 from engine.data.stream.loader import StreamLoader
-from engine.data.transforms import pipeline
 from engine.dist import collectives
 from engine.models.memory import Memory, count_flops, estimate_memory
 from engine.models.parameters import format_table
-from engine.modes import build_state, check_dist
-from engine.setup import Setup
+from engine.modes.state import build_state, check_dist
+from engine.run import Run
 from engine.train.plan import Plan, make_plan
-from engine.types import Batch, Sample
+from engine.types import Batch, Sample, Task
 
 _SAMPLED, _STEPS = 32, 12  # samples of each of so many steps, that the estimates are made from
 _COUNTED = 10**12  # FLOPs: a large model's are counted over fewer steps
 _GIB = 2**30
 
 
-def check(setup: Setup) -> None:
+def run(run: Run) -> None:
     """Print the resolved configuration, parameters, data plan, and what a step will cost."""
-    config = setup.config
-    check_dist(setup)
+    config = run.config
+    check_dist(run)
     plan = make_plan(config, collectives.world())
-    state = build_state(setup, plan, shares=False)
-    seen = _Seen(setup.task.batch)
-    batches = sample_batches(setup, plan, seen)
+    state = build_state(run, plan.total_steps, sharded=False)
+    seen = _Seen(run.task.batch)
+    batches = sample_batches(run, plan, seen)
     lines = [
         resolved_yaml(config),
         "# parameters",
         format_table(state.parameters),
         "\n# data",
-        *data_plan(setup, plan),
-        *told_sample(setup, seen.samples),
+        *data_plan(run, plan),
+        *described_sample(run.task, seen.samples),
         "\n# cost",
-        *cost(setup, plan, state, batches),
+        *cost(run, plan, state, batches),
     ]
     if collectives.rank() == 0:
         print("\n".join(lines))
 
 
-def data_plan(setup: Setup, plan: Plan) -> list[str]:
+def data_plan(run: Run, plan: Plan) -> list[str]:
     """What is read, in which portions, for how long."""
-    data = setup.config.data
+    data = run.config.data
     world = collectives.world()
     sets = [f"{source.name}: {len(source):,} samples" for source in plan.sources]
     sub = f", {data.batch_size_train} at a time" if data.batch_size_train else ""
     return [
         *sets,
-        f"order: {data.train_type}, seed {setup.config.runner.seed}",
+        f"order: {data.train_type}, seed {run.config.runner.seed}",
         f"batch: {data.batch_size} over {world} process(es){sub}",
         f"steps: {plan.steps_per_epoch} an epoch × {plan.epochs} = {plan.total_steps}",
         f"evaluated on: {', '.join(data.valid_name) or 'nothing'}",
-        f"run folder: {setup.run_dir}"
-        + (f", goes on from {setup.checkpoint.path}" if setup.checkpoint else ""),
+        f"run folder: {run.run_dir}"
+        + (f", continues from {run.checkpoint.path}" if run.checkpoint else ""),
     ]
 
 
@@ -78,32 +76,26 @@ class _Seen:
         return self.collate(samples)
 
 
-def told_sample(setup: Setup, samples: Sequence[Sample]) -> list[str]:
-    """What a task that speaks makes of a sample, the first with an image if there is one: what it
-    is given, and what it learns to say."""
-    told = getattr(setup.task, "told", None)
-    if told is None:
-        return []
+def described_sample(task: Task, samples: Sequence[Sample]) -> list[str]:
+    """A sample's prompt and target, where the task has them: the first one with an image if there
+    is one."""
     sample = next((one for one in samples if one.images), samples[0])
-    prompt, target = told(sample)
+    described = task.describe(sample)
+    if described is None:
+        return []
+    prompt, target = described
     images = len(sample.images)
     return [f"\n# a sample, with {images} image(s)", f"prompt: {prompt!r}", f"target: {target!r}"]
 
 
-def sample_batches(setup: Setup, plan: Plan, collate: _Seen) -> list[Batch]:
+def sample_batches(run: Run, plan: Plan, collate: _Seen) -> list[Batch]:
     """The first few samples of some steps all over the first epoch, as batches on the CPU.
 
     Steps differ, where datasets with texts of other lengths are mixed or take turns.
     """
-    transforms = setup.config.transforms
-    transform = pipeline.build(
-        transforms.train_transforms,
-        transforms,
-        key="transforms.train_transforms",
-        decoder=setup.config.data.decoder,
-    )
+    transform = run.transform("train")
     if plan.streamed:
-        return [streamed_batch(setup, plan, transform, collate)]
+        return [streamed_batch(run, plan, transform, collate)]
     number = min(_STEPS, plan.steps_per_epoch)
     steps = [plan.steps_per_epoch * place // number for place in range(number)]
     found = train_batches(
@@ -116,14 +108,14 @@ def sample_batches(setup: Setup, plan: Plan, collate: _Seen) -> list[Batch]:
         steps_per_epoch=number,
         rank=0,
         world=1,
-        seed=setup.config.runner.seed,
+        seed=run.config.runner.seed,
         num_workers=0,
-        limits=limits_of(setup.config.data, setup.task),
+        limits=run.train_limits,
     )
     return [batch for _, batch, _ in found]
 
 
-def streamed_batch(setup: Setup, plan: Plan, transform: Any, collate: _Seen) -> Batch:
+def streamed_batch(run: Run, plan: Plan, transform: Any, collate: _Seen) -> Batch:
     """A few samples that are not waited for until a whole shuffle window has come."""
     loader = StreamLoader(
         [replace(source, window=_SAMPLED) for source in plan.streamed],
@@ -134,8 +126,8 @@ def streamed_batch(setup: Setup, plan: Plan, transform: Any, collate: _Seen) -> 
         total_steps=1,
         rank=0,
         world=1,
-        seed=setup.config.runner.seed,
-        limits=limits_of(setup.config.data, setup.task),
+        seed=run.config.runner.seed,
+        limits=run.train_limits,
         num_workers=0,
     )
     return next(batch for _, batch, _ in loader)
@@ -151,9 +143,9 @@ class _First:
         return self.sampler.batch(epoch, self.chosen[step])[: self.rows]
 
 
-def cost(setup: Setup, plan: Plan, state: Any, batches: Sequence[Batch]) -> list[str]:
+def cost(run: Run, plan: Plan, state: Any, batches: Sequence[Batch]) -> list[str]:
     """Floating-point operations of the run, and bytes of a step on one device."""
-    data, world = setup.config.data, collectives.world()
+    data, world = run.config.data, collectives.world()
     module = state.module.cpu()
     rows = -(-(data.batch_size_train or data.batch_size) // world)
     pair = mean_flops(module, batches)
@@ -163,17 +155,17 @@ def cost(setup: Setup, plan: Plan, state: Any, batches: Sequence[Batch]) -> list
         module,
         batches[0],
         rows,
-        dtype=names.get(setup.precision.name, torch.float32),
+        dtype=names.get(run.precision.name, torch.float32),
         global_rows=data.batch_size,
-        dim=setup.config.model.projection.dim,
+        dim=run.config.model.projection.dim,
     )
-    memory = shared_out(setup, memory)
+    memory = sharded(run, memory)
     parts = ("weights", "gradients", "optimizer", "activations", "loss")
-    told = ", ".join(f"{part} {getattr(memory, part) / _GIB:.2f}" for part in parts)
+    parts_of = ", ".join(f"{part} {getattr(memory, part) / _GIB:.2f}" for part in parts)
     return [
         f"training compute: {pair / 1e6:.1f} MFLOP a pair (forward and backward), "
         f"{pair * samples * plan.epochs / 1e12:.2f} TFLOP in all",
-        f"memory of a device, estimated: {memory.total / _GIB:.2f} GiB ({told})",
+        f"memory of a device, estimated: {memory.total / _GIB:.2f} GiB ({parts_of})",
     ]
 
 
@@ -187,10 +179,10 @@ def mean_flops(module: Any, batches: Sequence[Batch]) -> float:
     return sum(counts) / sum(len(batch["index_B"]) for batch in batches[: len(counts)])
 
 
-def shared_out(setup: Setup, memory: Memory) -> Memory:
-    """What of ``memory`` is left on one device where ``dist.name`` divides it among the ranks."""
-    dist = setup.config.dist
+def sharded(run: Run, memory: Memory) -> Memory:
+    """The share of ``memory`` that one device holds where ``dist.name`` divides it among ranks."""
+    dist = run.config.dist
     part = registry.find("dist", dist.name, key="dist.name")
     whole = {name: getattr(memory, name) for name in ("weights", "gradients", "optimizer")}
-    world, precision = collectives.world(), setup.precision.name
-    return replace(memory, **part.device_bytes(setup.config, precision, world, whole))
+    world, precision = collectives.world(), run.precision.name
+    return replace(memory, **part.device_bytes(run.config, precision, world, whole))

@@ -3,17 +3,17 @@
 import pytest
 
 from engine.errors import UserError
-from engine.train.trained_run import is_run, open_run
+from engine.run import Run, is_run
 
 
 def test_what_is_no_run(tmp_path):
     with pytest.raises(UserError, match=r"no does not exist: there is no config\.yaml") as raised:
-        open_run(tmp_path / "no", "vqa", key="here", warn=print)
+        Run.open(tmp_path / "no", "vqa", key="here")
     assert raised.value.key == "here"
     with pytest.raises(UserError, match="is not the folder of a run"):
-        open_run(tmp_path, "vqa", key="here", warn=print)
+        Run.open(tmp_path, "vqa", key="here")
     assert not is_run(tmp_path)
     (tmp_path / "config.yaml").write_text("epoch: 1\n", encoding="utf8")
     assert is_run(tmp_path)
-    with pytest.raises(UserError, match="no tokenizer: it is no run of --task=vqa"):
-        open_run(tmp_path, "vqa", key="here", warn=print)
+    with pytest.raises(UserError, match="no tokenizer: it is not a run of --task=vqa"):
+        Run.open(tmp_path, "vqa", key="here")

@@ -1,0 +1,12 @@
+"""``--mode=eval``: score a checkpoint on every ``data.valid_name`` and labelled set."""
+
+from __future__ import annotations
+
+from engine.evals.run import Evaluations
+from engine.evals.scoring import score_model
+from engine.run import Run
+
+
+def run(run: Run) -> None:
+    """Print the table of figures, and add it to the run folder's ``evaluations.jsonl``."""
+    score_model(run, Evaluations(run))

@@ -1,0 +1,39 @@
+"""``--mode=export``: a run's weights in a form that other programs read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from engine import registry
+from engine.dist import collectives
+from engine.logs.progress import Progress
+from engine.models.parameters import is_adapter
+from engine.run import Run
+
+
+def run(run: Run) -> None:
+    """Write ``export.output`` with the run's checkpoint, in ``export.format``. Raises UserError."""
+    section = run.config.export
+    form = registry.find("export", section.format, key="export.format")
+    runner = run.config.runner.model_copy(update={"compile": False})
+    plain = replace(run, config=run.config.model_copy(update={"runner": runner}))
+    model = plain.model
+    if collectives.rank() != 0:
+        return
+    plain.model = merged(model).cpu().float().eval().requires_grad_(False)
+    name = section.format.rpartition(".")[2]
+    folder = Path(section.output) if section.output else run.run_dir / "export" / name
+    form.build(plain, folder, section, "export.output")
+    Progress().message(f"{section.format}: {folder}")
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """The model with its adapters put into the weights that they are for."""
+    if any(is_adapter(name) for name, _ in model.named_parameters()):
+        from engine.models.adapters import merge  # with peft, which takes a while to import
+
+        merge(model)
+    return model
