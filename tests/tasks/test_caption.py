@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine.config import schema
 from engine.data.text import bytes as byte_tokenizer
-from engine.dist import collectives, ddp
+from engine.dist import collectives
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
 from engine.models.vision_language import VisionLanguage
@@ -197,12 +197,12 @@ def test_a_decoder_that_reads_questions_is_refused() -> None:
     assert error.value.key == "model.decoder.name"
 
 
-def test_a_sample_is_told_as_it_is_learned() -> None:
+def test_a_sample_is_described_as_it_is_learned() -> None:
     task = make_task(prompt={"template": "[{instruction}: ]", "instruction": "say"})
     sample = samples(["a  dog"])[0]
-    assert task.told(sample) == ("say: ", "a dog")
+    assert task.describe(sample) == ("say: ", "a dog")
     asked = record("a", (("human", "hm"), ("gpt", "x")))
-    assert task.told(replace(sample, row=asked)) == ("hm: ", "x")
+    assert task.describe(replace(sample, row=asked)) == ("hm: ", "x")
 
 
 # --- loss and gradients
@@ -268,7 +268,7 @@ def gradients_of_all(counts: Sequence[int]) -> list[tuple[float, dict[str, Tenso
     found = []
     for name in DECODERS:
         task = make_task(name)
-        model = ddp.build(make_model(task), schema.Dist(), tiny.CPU)
+        model = tiny.replicas(make_model(task))
         for keep in KEEPS:
             batch = make_batch(task, counts, collectives.rank()) | {"step": tiny.STEP}
             step = tiny.make_step(task, model, None if keep is None else ROWS, keep or 0)

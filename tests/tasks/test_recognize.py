@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from engine.config import schema
 from engine.data.text import bytes as byte_tokenizer
 from engine.data.text.labels import lay_out, stack
-from engine.dist import collectives, ddp
+from engine.dist import collectives
 from engine.errors import UserError
 from engine.models.vision_language import Recognizer
 from engine.registry import find
@@ -87,7 +87,7 @@ def test_a_row_is_the_drawn_prompt_and_the_shuffled_labels() -> None:
         assert batch["attention_mask_BT"][row].sum() == length
     prompts = {task.text.train_prompt(sample.seed) for sample in samples()}
     assert len(prompts) > 1
-    assert task.told(samples()[0])[1].endswith(",")
+    assert task.describe(samples()[0])[1].endswith(",")
     plain = task.batch([replace(sample, seed=None) for sample in samples()])
     head = [task.start_id, *task.tokenizer.raw("It has")]
     assert (plain["input_ids_BT"][:, : len(head)] == torch.tensor(head)).all()
@@ -169,7 +169,7 @@ def gradients_of_all(counts: Sequence[int]) -> list[tuple[float, dict[str, Tenso
     found = []
     for mask in MASKS:
         task = make_task(mask=mask)
-        model = ddp.build(make_model(task), schema.Dist(), tiny.CPU)
+        model = tiny.replicas(make_model(task))
         for keep in KEEPS:
             batch = make_batch(task, counts, collectives.rank()) | {"step": tiny.STEP}
             step = tiny.make_step(task, model, None if keep is None else ROWS, keep or 0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from engine.config import schema
 from engine.config.schema import Decoder
 from engine.data.text import bytes as byte_tokenizer
-from engine.dist import collectives, ddp
+from engine.dist import collectives
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
 from engine.models.decoders.splice import IMAGE_ID
@@ -159,7 +159,7 @@ def test_earlier_turns_are_part_of_the_question() -> None:
     sample = replace(sample, row=replace(sample.row, turns=turns[:4]))
     for name in DECODERS:
         task = make_task(name)
-        prompt, learned = task.told(sample)
+        prompt, learned = task.describe(sample)
         assert prompt.replace("<image>\n", "") == "a? b c? " and learned == "d"
         open_end = task.prompt_batch([replace(sample, row=replace(sample.row, turns=turns))])[
             "input_ids_BT"
@@ -336,7 +336,7 @@ def gradients_of_all(counts: list[list[int]]) -> list[tuple[float, dict[str, Ten
     found = []
     for name in DECODERS:
         task = make_task(name)
-        model = ddp.build(make_model(task), schema.Dist(), tiny.CPU)
+        model = tiny.replicas(make_model(task))
         for keep in KEEPS:
             batch = make_batch(task, counts, collectives.rank()) | {"step": tiny.STEP}
             step = tiny.make_step(task, model, None if keep is None else ROWS, keep or 0)
