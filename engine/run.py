@@ -108,8 +108,7 @@ class Run:
     @property
     def limits(self) -> Limits:
         """What a sample to be evaluated may be at most."""
-        data = self.config.data
-        return Limits(data.max_image_pixels, data.max_caption_chars, max_images=data.max_images)
+        return limits_of(self.config.data)
 
     @property
     def train_limits(self) -> Limits:
@@ -118,10 +117,7 @@ class Run:
 
     def transform(self, split: Literal["train", "valid"]) -> pipeline.Pipeline:
         """The image transforms of a split."""
-        form = self.config.transforms
-        names = form.train_transforms if split == "train" else form.valid_transforms
-        key = f"transforms.{split}_transforms"
-        return pipeline.build(names, form, key=key, decoder=self.config.data.decoder)
+        return pipeline.for_split(self.config, split)
 
     # --- texts and task
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from engine.data import jpeg
-from engine.data.image_files import read_file
+from engine.data.image_files import read_bytes, read_file
 from engine.types import BadSample
 
 if TYPE_CHECKING:  # exported models are run where there is no torch
@@ -67,9 +67,7 @@ def decode(image: bytes | Path, *, max_pixels: int, target: Size | None = None) 
     A JPEG of at least twice ``target`` (height, width) is decoded at the half, quarter or eighth
     scale that still covers it. Transparency becomes white. Raises BadSample.
     """
-    data = image if isinstance(image, bytes) else read_file(image)
-    if not data:
-        raise BadSample("empty file", "0 bytes")
+    data = read_bytes(image)
     with warnings.catch_warnings(), _bomb_bound(max_pixels):
         warnings.simplefilter("ignore")  # odd metadata: the pixels decide
         try:

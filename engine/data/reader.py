@@ -50,13 +50,13 @@ class Limits:
             self.usable(record)
 
 
-def limits_of(data: Data, task: Task) -> Limits:
-    """What training on ``data`` asks of a sample."""
+def limits_of(data: Data, task: Task | None = None) -> Limits:
+    """What ``data`` allows of a sample, and in training also what the task asks of it."""
     return Limits(
         data.max_image_pixels,
         data.max_caption_chars,
-        text_alone=task.text_alone,
-        usable=task.usable,
+        text_alone=task is not None and task.text_alone,
+        usable=None if task is None else task.usable,
         max_images=data.max_images,
     )
 

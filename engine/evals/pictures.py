@@ -23,10 +23,7 @@ class Pictures:
 
     def __init__(self, model: Any, config: Config) -> None:
         self.model, self.max_pixels = model, config.data.max_image_pixels
-        transforms, key = config.transforms, "transforms.valid_transforms"
-        self.transform = pipeline.build(
-            transforms.valid_transforms, transforms, key, config.data.decoder
-        )
+        self.transform = pipeline.for_split(config, "valid")
 
     def __call__(self, image: Picture) -> Tensor:
         """Normalised floats CHW on the model's device. Raises BadSample.

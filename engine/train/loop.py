@@ -90,13 +90,8 @@ class Training:
         )
 
     def _batches(self) -> Iterator[tuple[int, Batch, list[Any]]]:
-        transforms, data, plan = self.config.transforms, self.config.data, self.plan
-        transform = pipeline.build(
-            transforms.train_transforms,
-            transforms,
-            key="transforms.train_transforms",
-            decoder=data.decoder,
-        )
+        data, plan = self.config.data, self.plan
+        transform = pipeline.for_split(self.config, "train")
         options: dict[str, Any] = {
             "first_step": self.state.step,
             "total_steps": plan.total_steps,

@@ -11,7 +11,7 @@ from PIL import Image
 from engine.config.schema import Transforms
 from engine.data.decode import decode_by
 from engine.data.transforms import pipeline
-from engine.data.transforms.resampling import resample
+from engine.data.transforms.geometry import resample
 
 SIZES = [(37, 50), (90, 64), (64, 120), (200, 200), (90, 120), (8, 119), (91, 119), (1, 1)]
 

@@ -11,7 +11,7 @@ from torchvision.transforms import v2  # isort: skip
 from engine.config.schema import Transforms
 from engine.data.decode import decode
 from engine.data.transforms import geometry, pipeline
-from engine.data.transforms.memory import pillow_memory
+from engine.data.transforms.geometry import pillow_memory
 from engine.errors import UserError
 from engine.types import BadSample
 

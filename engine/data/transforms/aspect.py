@@ -17,14 +17,15 @@ from torch import Tensor
 
 from engine.data.transforms.geometry import (
     MAX_RESIZED_PIXELS,
+    Picture,
+    Size,
     height_width,
     middle,
+    pillow_memory,
     resize,
-    resize_exactly,
+    to_pil,
     to_tensor,
 )
-from engine.data.transforms.memory import pillow_memory
-from engine.data.transforms.resampling import Size
 from engine.types import BadSample
 
 _MAX_PADDED_PIXELS = 1 << 26  # a 1 × 100,000 strip made square would fill memory
@@ -33,30 +34,20 @@ _MAX_PADDED_PIXELS = 1 << 26  # a 1 × 100,000 strip made square would fill memo
 class Fit:
     """To ``size`` (height, width) as ``how`` says; ``mean`` is a colour of channels in [0, 1]."""
 
-    def __init__(
-        self,
-        how: str,
-        size: Size,
-        interpolation: str,
-        mean: Sequence[float],
-        *,
-        exact: bool = False,
-    ) -> None:
-        self.how, self.size, self.interpolation, self.exact = how, size, interpolation, exact
+    def __init__(self, how: str, size: Size, interpolation: str, mean: Sequence[float]) -> None:
+        self.how, self.size, self.interpolation, self.exact = how, size, interpolation, False
         self.colour = tuple(int(255 * value) for value in mean)
 
-    def __call__(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+    def __call__(self, image: Picture) -> Picture:
         """Raises BadSample for an image so oblong that its crop would fill memory."""
         if self.how == "crop":
             return self._cropped(image)
         return self._resized(self._padded(image) if self.how == "pad" else image, self.size)
 
-    def _resized(self, image: Image.Image | Tensor, size: Size) -> Image.Image | Tensor:
-        if self.exact:
-            return resize_exactly(image, size, self.interpolation)
-        return resize(image, size, self.interpolation)
+    def _resized(self, image: Picture, size: Size) -> Picture:
+        return resize(image, size, self.interpolation, exact=self.exact)
 
-    def _cropped(self, image: Image.Image | Tensor) -> Tensor:
+    def _cropped(self, image: Picture) -> Tensor:
         (height, width), (down, across) = height_width(image), self.size
         if height * across <= width * down:
             size = down, width * down // height
@@ -66,10 +57,10 @@ class Fit:
             raise BadSample("too large", f"{width}×{height} pixels resized by the shorter side")
         top, left, _, _ = box = middle(size, self.size)
         if not self.exact:
-            return resize(image, size, self.interpolation, crop=box)
+            return to_tensor(resize(image, size, self.interpolation, crop=box))
         return to_tensor(self._resized(image, size))[:, top : top + down, left : left + across]
 
-    def _padded(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+    def _padded(self, image: Picture) -> Picture:
         (height, width), (down, across) = height_width(image), self.size
         if height * across <= width * down:
             whole = -(-width * down // across), width
@@ -81,16 +72,14 @@ class Fit:
             whole = self.size
         return self._with_margins(image, whole)
 
-    def _with_margins(self, image: Image.Image | Tensor, whole: Size) -> Image.Image | Tensor:
+    def _with_margins(self, image: Picture, whole: Size) -> Picture:
         height, width = height_width(image)
         if (height, width) == whole:
             return image
         top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
         if self.exact:
-            if isinstance(image, Tensor):
-                image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
             padded = Image.new("RGB", whole[::-1], self.colour)
-            padded.paste(image, (left, top))
+            padded.paste(to_pil(image), (left, top))
             return padded
         image_CHW = pillow_memory(image) if isinstance(image, Image.Image) else image
         padded_HWC = torch.empty((*whole, 3), dtype=torch.uint8)

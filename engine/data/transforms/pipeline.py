@@ -7,7 +7,7 @@ Normalisation is the model's, on the device: ``normalize`` is accepted and does 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -19,11 +19,13 @@ from torchvision.transforms import v2  # isort: skip
 from engine.config import schema
 from engine.data.transforms.aspect import Fit
 from engine.data.transforms.geometry import (
+    Picture,
     RandomFlip,
     RandomResizeCrop,
     Resize,
     Size,
     pair,
+    to_pil,
     to_tensor,
 )
 from engine.errors import UserError
@@ -38,10 +40,8 @@ class OnPil:
     def __init__(self, operation: Piece) -> None:
         self.operation = operation
 
-    def __call__(self, image: Image.Image | Tensor) -> Image.Image:
-        if isinstance(image, Tensor):
-            image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        return self.operation(image)
+    def __call__(self, image: Picture) -> Image.Image:
+        return self.operation(to_pil(image))
 
 
 class OnTensor:
@@ -50,7 +50,7 @@ class OnTensor:
     def __init__(self, operation: Piece) -> None:
         self.operation = operation
 
-    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+    def __call__(self, image: Picture) -> Tensor:
         return self.operation(to_tensor(image))
 
 
@@ -111,7 +111,7 @@ class Pipeline:
         self.pieces, self.size = pieces, size
         self.decode_size, self.decoder = decode_size, decoder
 
-    def __call__(self, image: Image.Image | Tensor, out: Tensor | None = None) -> Tensor:
+    def __call__(self, image: Picture, out: Tensor | None = None) -> Tensor:
         """uint8 CHW of ``size``, written to ``out`` where it is given and of that form.
 
         Raises BadSample for an image that cannot be brought to it.
@@ -127,6 +127,13 @@ class Pipeline:
         for channel, values_HW in zip(out, image_CHW, strict=True):  # half the time of all at once
             channel.copy_(values_HW)
         return out
+
+
+def for_split(config: schema.Config, split: Literal["train", "valid"]) -> Pipeline:
+    """The pipeline that a run's training or evaluation reads images by. Raises UserError."""
+    transforms, key = config.transforms, f"transforms.{split}_transforms"
+    names = transforms.train_transforms if split == "train" else transforms.valid_transforms
+    return build(names, transforms, key, config.data.decoder)
 
 
 def build(names: list[str], config: schema.Transforms, key: str, decoder: str = "auto") -> Pipeline:
