@@ -14,7 +14,7 @@ from engine.data.text.nouns import lemmatiser
 from engine.evals.gallery import thumbnail
 from engine.evals.sentences import Embed
 from engine.generate.labels import Label
-from engine.logs import curve_png
+from engine.logs.charts import precision_recall
 from engine.logs.gallery import Example
 from engine.metrics import recognition as metrics
 from engine.types import BadSample, Source
@@ -96,7 +96,7 @@ def curve(name: str, predictions: Sequence[Recognised]) -> Image.Image | None:
     if not found.precision.size:
         return None
     points = (found.recall.tolist(), found.precision.tolist())
-    return curve_png.draw(f"Labels of {name}, word for word", {"by probability": points})
+    return precision_recall(f"Labels of {name}, word for word", {"by probability": points})
 
 
 def shown(source: Source, one: Recognised, max_pixels: int) -> Example:

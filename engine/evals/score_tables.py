@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import UserError
-from engine.logs.histogram_png import draw
+from engine.logs.charts import histogram
 from engine.logs.samples import lines, write_whole
 from engine.metrics import agreement
 from engine.metrics.files import read_csv
@@ -196,6 +196,6 @@ def write(
         write_whole(folder / "figures.json", json.dumps(figures, indent=1) + "\n")
         if any(map(math.isfinite, scores)):
             title = f"Scores of {table.path.name}"
-            draw(title, table.series(scores), unit).save(folder / "histogram.png")
+            histogram(title, table.series(scores), unit).save(folder / "histogram.png")
     except OSError as error:
         raise UserError(f"nothing can be written to {folder}: {error.strerror}") from error

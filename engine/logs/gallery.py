@@ -1,6 +1,6 @@
 """Examples of an evaluation: images with their own captions and those found or generated.
 
-One list serves the report (HTML), TensorBoard (a sheet of pictures and a table) and W&B.
+One list serves the report, TensorBoard (a sheet of pictures and a table) and W&B.
 """
 
 from __future__ import annotations
@@ -11,13 +11,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 224  # pixels of an image's longer side
 _COLUMNS = 4  # of the sheet
 _GAP = 6  # pixels between its pictures
 _NUM_OWN = 5  # own captions shown
+_MAP_SIDE = 448  # pixels of a map's longer side
+_LINE = 34  # of text below it
+_GLOW = ((0.0, (20, 12, 60)), (0.5, (214, 60, 90)), (1.0, (255, 226, 90)))  # least to most
+_OPACITY = 0.72  # where the weight is highest
 
 
 @dataclass(frozen=True)
@@ -30,40 +36,29 @@ class Example:
     name: str = ""  # the image's id
 
 
-def article(example: Example) -> str:
-    """An example as HTML; own captions among those found are marked, whatever their writing."""
+def article(example: Example) -> dict[str, Any]:
+    """What the template ``example`` shows; own captions among those found are marked.
+
+    Captions are compared word by word, whatever their case and punctuation.
+    """
     own = {_words(caption) for caption in example.captions}
-    given = "".join(
-        f'<li dir="auto"{_mark(caption, own)}>'
-        f"{escape(caption) or '<small>nothing</small>'}"
-        f"{'' if score is None else f' <small>{_figure(score)}</small>'}</li>"
-        for caption, score in example.found
-    )
-    told = "".join(
-        f'<p dir="auto">{escape(caption)}</p>' for caption in example.captions[:_NUM_OWN]
-    )
-    name = f"<p><small>{escape(example.name)}</small></p>" if example.name else ""
-    kind = "ol" if len(example.found) > 1 else "ul"
-    return (
-        f'<article><img alt="{escape(example.name)}" src="{_data_uri(example.image)}">'
-        f"<{kind}>{given}</{kind}>{told}{name}</article>"
-    )
-
-
-def _mark(caption: str, own: set[str]) -> str:
-    if not own:
-        return ""
-    return f' class="{"right" if _words(caption) in own else "wrong"}"'
+    found = []
+    for caption, score in example.found:
+        mark = "right" if _words(caption) in own else "wrong"
+        figure = "" if score is None else _figure(score)
+        found.append((caption, mark if own else "", figure))
+    out = io.BytesIO()
+    example.image.save(out, "JPEG", quality=80)
+    return {
+        "image": "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode(),
+        "found": found,
+        "captions": example.captions[:_NUM_OWN],
+        "name": example.name,
+    }
 
 
 def _words(caption: str) -> str:
     return " ".join(re.findall(r"\w+", caption.lower()))
-
-
-def _data_uri(image: Image.Image) -> str:
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def sheet(examples: Sequence[Example]) -> Image.Image:
@@ -94,7 +89,7 @@ def markdown(examples: Sequence[Example]) -> str:
 
 
 def _figure(score: float) -> str:
-    """Two decimals, and one figure of what they would make nothing."""
+    """Two decimals, or one significant figure where those would round it to nothing."""
     return f"{score:.1g}" if 0 < abs(score) < 0.01 else f"{score:.2f}"
 
 
@@ -103,7 +98,35 @@ def texts(example: Example) -> list[str]:
     return [c if score is None else f"{c} ({_figure(score)})" for c, score in example.found]
 
 
-def _cell(said: Sequence[str]) -> str:
+def _cell(lines: Sequence[str]) -> str:
     """Lines of a table's cell in which no character of a text has a meaning of its own."""
-    plain = (re.sub(r"([\\`*_{}\[\]()#+.!|-])", r"\\\1", " ".join(text.split())) for text in said)
+    plain = (re.sub(r"([\\`*_{}\[\]()#+.!|-])", r"\\\1", " ".join(text.split())) for text in lines)
     return "<br>".join(escape(text, quote=False) for text in plain)
+
+
+def weight_map(image: Image.Image, weight_hw: np.ndarray, text: str) -> Image.Image:
+    """An RGB picture: weights 0 … their maximum as a glow over an image, a line of text below.
+
+    The map is stretched over the image; a map that is the same everywhere leaves no glow.
+    """
+    scale = _MAP_SIDE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    large = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)
+    low, high = float(weight_hw.min()), float(weight_hw.max())
+    share = (weight_hw - low) / (high - low) if high > low else np.zeros_like(weight_hw)
+    small = Image.fromarray(share.astype(np.float32))
+    heat = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
+    places = [place for place, _ in _GLOW]
+    glow = np.stack(
+        [np.interp(heat[..., 0], places, [rgb[c] for _, rgb in _GLOW]) for c in range(3)], axis=-1
+    )
+    opacity = _OPACITY * heat if high > low else 0.0
+    mixed = Image.fromarray((large * (1 - opacity) + glow * opacity).astype(np.uint8))
+    picture = Image.new("RGB", (size[0], size[1] + _LINE), "white")
+    picture.paste(mixed)
+    pen = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(18)
+    while len(text) > 1 and pen.textlength(text, font) > size[0] - 16:
+        text = text[:-2] + "…"
+    pen.text((8, size[1] + _LINE / 2), text, "#1c1d22", font, anchor="lm")
+    return picture

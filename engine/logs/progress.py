@@ -135,16 +135,22 @@ class Progress:
 
 def evaluation_table(values: dict[str, Any], title: str | None = None) -> Table:
     """``DATASET/metric`` values as a table: metrics down, datasets across."""
-    datasets = list(dict.fromkeys(name.rpartition("/")[0] for name in values))
-    metrics = list(dict.fromkeys(name.rpartition("/")[2] for name in values))
     table = Table(title=title, title_justify="left")
     table.add_column("")
+    datasets, rows = by_dataset(values)
     for dataset in datasets:
         table.add_column(dataset, justify="right")
-    for metric in metrics:
-        found = [values.get(f"{dataset}/{metric}") for dataset in datasets]
-        table.add_row(metric, *(number(value) for value in found))
+    for metric, found in rows:
+        table.add_row(metric, *map(number, found))
     return table
+
+
+def by_dataset(values: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Any]]]]:
+    """Datasets, and of each metric its values for them, None where a dataset has it not."""
+    datasets = list(dict.fromkeys(name.rpartition("/")[0] for name in values))
+    metrics = list(dict.fromkeys(name.rpartition("/")[2] for name in values))
+    rows = [(metric, [values.get(f"{each}/{metric}") for each in datasets]) for metric in metrics]
+    return datasets, rows
 
 
 def number(value: Any) -> str:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from engine.logs import charts, jsonl
+from engine.logs import jsonl
+from engine.logs.charts import Chart, label, line_chart
 from engine.logs.gallery import Example, article
-from engine.logs.progress import duration, number
+from engine.logs.progress import by_dataset, duration, number
 from engine.logs.run_log import METRICS_FILE
 from engine.logs.samples import write_whole
-from engine.logs.stylesheet import STYLE
 
 REPORT_FILE = "report.html"
 # figures with a curve, a line a dataset
@@ -26,6 +25,8 @@ _KNOWN = frozenset(
         *("lr", "samples_per_second", "data_wait", "batch_R@1"),
     )
 )
+
+Row = dict[str, Any]
 
 
 def write_report(
@@ -50,40 +51,48 @@ def write_report(
 
 
 def page(
-    name: str,
-    rows: list[dict[str, Any]],
-    settings: str,
-    galleries: Mapping[str, Sequence[Example]],
+    name: str, rows: list[Row], settings: str, galleries: Mapping[str, Sequence[Example]]
 ) -> str:
     """The whole document as text."""
     training = [row for row in rows if "lr" in row]
     evaluations = [row for row in rows if any("/" in key for key in row)]
-    sections = [
-        f"<header><h1>{escape(name)}</h1>{_tiles(training, evaluations)}</header>",
-        _section("Curves", _curves(training, evaluations), "charts"),
-        _section("Last evaluation", _table(evaluations), "wide"),
-        *(_gallery(f"Examples: {dataset}", shown) for dataset, shown in galleries.items()),
-        _section("Settings", f"<pre>{escape(settings)}</pre>" if settings else ""),
-    ]
-    return _HEAD.format(title=escape(name), style=STYLE) + "".join(sections) + "</body></html>\n"
+    last = {key: row[key] for row in evaluations for key in row if "/" in key}  # the newest
+    datasets, figures = by_dataset(last)
+    return render(
+        "report.html",
+        title=name,
+        tiles=_tiles(training, last),
+        charts=[chart for chart in _curves(training, evaluations) if chart is not None],
+        datasets=datasets,
+        rows=[(metric, map(number, values)) for metric, values in figures],
+        galleries=[
+            (f"Examples: {dataset}", [article(example) for example in shown])
+            for dataset, shown in galleries.items()
+        ],
+        settings=settings,
+    )
 
 
 def write_gallery(path: Path, title: str, section: str, examples: Sequence[Example]) -> None:
-    """A page of examples alone, whole or not at all."""
-    head = _HEAD.format(title=escape(title), style=STYLE)
-    body = _gallery(section, examples)
-    write_whole(path, f"{head}<header><h1>{escape(title)}</h1></header>{body}</body></html>\n")
+    """Write a page of examples alone, whole or not at all."""
+    articles = [article(example) for example in examples]
+    write_whole(path, render("report.html", title=title, galleries=[(section, articles)]))
 
 
-def _section(title: str, body: str, shape: str = "") -> str:
-    return f'<h2>{escape(title)}</h2><div class="{shape}">{body}</div>' if body else ""
+def render(name: str, package: str = "", **values: Any) -> str:
+    """A page from a template of this package, or of ``package``, which may build on these.
+
+    Values are escaped; jinja2 is imported here, as only pages need it.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader
+
+    loaders = [PackageLoader(package, "")] if package else []
+    loader = ChoiceLoader([*loaders, PackageLoader("engine.logs", "templates")])
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(name).render(values) + "\n"
 
 
-def _gallery(title: str, examples: Sequence[Example]) -> str:
-    return _section(title, "".join(map(article, examples)), "gallery")
-
-
-def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+def _points(rows: list[Row], key: str) -> list[tuple[float, float]]:
     return [
         (row["step"], value)
         for row in rows
@@ -91,79 +100,43 @@ def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
     ]
 
 
-def _keys(rows: list[dict[str, Any]]) -> list[str]:
+def _keys(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
-def _curves(training: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> str:
-    losses = [key for key in _keys(training) if key not in _KNOWN and "/" not in key]
-    scalars = [key for key in losses if "loss" not in key]
-    drawn = [
-        charts.line_chart("Loss", {key: _points(training, key) for key in losses if "loss" in key}),
-        *_evaluation_curves(evaluations),
-        charts.line_chart("R@1 within the batch", {"R@1": _points(training, "batch_R@1")}),
-        charts.line_chart("Learning rate", {"lr": _points(training, "lr")}),
-        *(charts.line_chart(key, {key: _points(training, key)}) for key in scalars),
-        charts.line_chart("Samples a second", {"last": _points(training, "samples_per_second")}),
-        charts.line_chart(
-            "Waiting for data, share of a step", {"last": _points(training, "data_wait")}
-        ),
-    ]
-    return "".join(drawn)
-
-
-def _evaluation_curves(evaluations: list[dict[str, Any]]) -> Iterable[str]:
+def _curves(training: list[Row], evaluations: list[Row]) -> Iterator[Chart | None]:
+    own = [key for key in _keys(training) if key not in _KNOWN and "/" not in key]
+    yield line_chart("Loss", {key: _points(training, key) for key in own if "loss" in key})
     for metric in _DRAWN:
         keys = [key for key in _keys(evaluations) if key.endswith(f"/{metric}")]
         series = {key.removesuffix(f"/{metric}"): _points(evaluations, key) for key in keys}
-        yield charts.line_chart(metric, series)
+        yield line_chart(metric, series)
+    yield line_chart("R@1 within the batch", {"R@1": _points(training, "batch_R@1")})
+    yield line_chart("Learning rate", {"lr": _points(training, "lr")})
+    for key in own:
+        if "loss" not in key:
+            yield line_chart(key, {key: _points(training, key)})
+    yield line_chart("Samples a second", {"last": _points(training, "samples_per_second")})
+    waited = {"last": _points(training, "data_wait")}
+    yield line_chart("Waiting for data, share of a step", waited)
 
 
-def _last(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
-    """The newest value of every evaluation figure."""
-    values: dict[str, Any] = {}
-    for row in evaluations:
-        values.update({key: value for key, value in row.items() if "/" in key})
-    return values
-
-
-def _table(evaluations: list[dict[str, Any]]) -> str:
-    values = _last(evaluations)
-    if not values:
-        return ""
-    datasets = list(dict.fromkeys(key.rpartition("/")[0] for key in values))
-    metrics = list(dict.fromkeys(key.rpartition("/")[2] for key in values))
-    head = "".join(f"<th>{escape(dataset)}</th>" for dataset in datasets)
-    body = "".join(
-        f"<tr><th>{escape(metric)}</th>"
-        + "".join(
-            f"<td>{escape(number(values.get(f'{dataset}/{metric}')))}</td>" for dataset in datasets
-        )
-        + "</tr>"
-        for metric in metrics
-    )
-    return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _tiles(training: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> str:
+def _tiles(training: list[Row], last: Row) -> list[tuple[str, str]]:
     tiles: list[tuple[str, str]] = []
     if training:
         tiles.append(("steps", f"{training[-1]['step']:,}"))
         tiles.append(("time", duration(_seconds(training))))
         if losses := _points(training, "loss"):
-            tiles.append(("last loss", charts.label(losses[-1][1])))
+            tiles.append(("last loss", label(losses[-1][1])))
         if speeds := [y for _, y in _points(training, "samples_per_second")]:
-            tiles.append(("samples a second, median", charts.label(median(speeds))))
-    for key, value in _last(evaluations).items():
+            tiles.append(("samples a second, median", label(median(speeds))))
+    for key, value in last.items():
         if key.endswith(_TILES) and "/shuffled_words/" not in key:
             tiles.append((key.replace("/", " "), number(value)))
-    return "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(title)}</span></div>'
-        for title, value in tiles
-    )
+    return tiles
 
 
-def _seconds(training: list[dict[str, Any]]) -> float:
+def _seconds(training: list[Row]) -> float:
     """Time spent over all starts of the run: each start counts its seconds from 0."""
     total = before = 0.0
     for row in training:
@@ -171,12 +144,3 @@ def _seconds(training: list[dict[str, Any]]) -> float:
         total += now - before if now >= before else now
         before = now
     return total
-
-
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<style>{style}</style></head><body>
-"""

@@ -33,8 +33,7 @@ from engine.evals.gallery import spoken
 from engine.evals.input_images import Folder, open_folder
 from engine.evals.question_files import KEY, Questions
 from engine.evals.run import Evaluations
-from engine.logs import overlay
-from engine.logs.gallery import Example
+from engine.logs.gallery import Example, weight_map
 from engine.logs.progress import Progress, duration
 from engine.logs.report import write_gallery
 from engine.logs.samples import lines, make_writable, results, write_whole
@@ -218,7 +217,7 @@ def write_attention(
             for earlier in place.glob("[0-9][0-9]_*.png"):  # of other labels
                 earlier.unlink()
             for rank, (label, weight_hw) in enumerate(zip(one.labels, maps, strict=True), 1):
-                drawn = overlay.draw(
+                drawn = weight_map(
                     seen, weight_hw.cpu().numpy(), f"{label.text}  {label.prob:.3f}"
                 )
                 drawn.save(place / f"{rank:02d}_{quote(label.text, safe=' ')[:80]}.png")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from engine.generate.attention import attention_maps, grid
-from engine.logs import overlay
+from engine.logs.gallery import weight_map
 from tests.generate.labeller import labeller
 
 IMAGE = torch.randint(
@@ -53,10 +53,10 @@ def test_a_grid_has_the_images_form(tokens: int, ratio: float, want: tuple[int, 
 def test_a_picture_glows_where_the_weight_is() -> None:
     weight = np.zeros((4, 4), dtype=np.float32)
     weight[0, 3] = 0.4
-    picture = overlay.draw(Image.new("RGB", (64, 32), "grey"), weight, "a label  0.123")
+    picture = weight_map(Image.new("RGB", (64, 32), "grey"), weight, "a label  0.123")
     assert picture.size == (448, 224 + 34)
     pixels = np.asarray(picture).astype(int)
     changed = np.abs(pixels[:224] - 128).sum(-1)
     assert changed[:50, 360:].min() > 60 and changed[120:, :200].max() < 12
-    flat = overlay.draw(Image.new("RGB", (64, 32), "grey"), np.ones((4, 4)), "x" * 500)
+    flat = weight_map(Image.new("RGB", (64, 32), "grey"), np.ones((4, 4)), "x" * 500)
     assert (np.asarray(flat)[:224] == 128).all()

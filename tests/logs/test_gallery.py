@@ -7,11 +7,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.logs.gallery import SIDE, Example, article, markdown, sheet
+from engine.logs import gallery
+from engine.logs.gallery import SIDE, Example, markdown, sheet
+from engine.logs.report import render
 
 
 def example(captions=(), found=(("said", None),), name="id", size=(224, 168), colour="teal"):
     return Example(Image.new("RGB", size, colour), list(captions), list(found), name)
+
+
+def article(shown):
+    """An example's HTML."""
+    text = render("report.html", title="", galleries=[("", [gallery.article(shown)])])
+    return text[text.index("<article>") : text.index("</article>") + len("</article>")]
 
 
 def test_right_captions_are_marked_whatever_their_writing():

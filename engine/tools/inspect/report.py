@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engine.logs.stylesheet import STYLE
+from engine.logs.charts import COLOURS, Chart, svg
+from engine.logs.report import render
 from engine.tools.inspect.scan import Copy, Counts, Example, Findings, Part
 from engine.types import Row
 
@@ -27,9 +28,6 @@ _NUM_COPIES = 6  # of one image
 _NUM_LABELS = 30
 _NUM_CHARS = 600  # of a text on the page
 _BINS = 40  # of a histogram
-# As matplotlib writes them, and the page's own, which differ by day and by night.
-_COLOURS = {f"#0000{place:02x}": f"var(--c{place})" for place in range(6)}
-_SOFT, _RULE = "#0000f0", "#0000f1"
 
 
 # Figures.
@@ -147,13 +145,10 @@ def _causes(findings: Findings) -> list[tuple[str, str, int, str]]:
 
 def page(title: str, findings: Findings) -> str:
     """The whole document as text."""
-    from jinja2 import Environment, PackageLoader
-
-    loader = PackageLoader("engine.tools.inspect", "")
-    template = Environment(loader=loader, autoescape=True).get_template("page.html")
-    return template.render(
+    return render(
+        "page.html",
+        "engine.tools.inspect",
         title=title,
-        style=STYLE,
         titles=findings.titles,
         rows=table(findings),
         charts=_charts(findings),
@@ -210,8 +205,7 @@ def _article(example: Example) -> dict[str, Any]:
     }
 
 
-def _charts(findings: Findings) -> list[tuple[str, str, list[str], str]]:
-    """Of each histogram the title, the unit, the names of its series, and the SVG."""
+def _charts(findings: Findings) -> list[Chart]:
     counts = dict(zip(findings.titles, findings.counts, strict=True))
     drawn = (
         ("Width", "pixels", {n: _side(c, 0) for n, c in counts.items()}),
@@ -222,7 +216,11 @@ def _charts(findings: Findings) -> list[tuple[str, str, list[str], str]]:
         ("Length of a conversation", "turns", {n: c.turns for n, c in counts.items()}),
     )
     return [
-        (title, unit, [name for name, each in series.items() if each], histogram(series))
+        Chart(
+            f"{title}, {unit}",
+            [(name, "") for name, each in series.items() if each],
+            histogram(series),
+        )
         for title, unit, series in drawn
         if any(series.values())
     ]
@@ -230,27 +228,16 @@ def _charts(findings: Findings) -> list[tuple[str, str, list[str], str]]:
 
 def histogram(series: Mapping[str, Mapping[int, int]]) -> str:
     """An SVG with the share of each bin, in percent, an outline a series that has any values."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     edges, shares = bins([counts for counts in series.values() if counts])
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 8}):
-        figure = Figure((4.6, 2.2), layout="constrained")
-        axes = figure.add_subplot(frame_on=False)
-        for each, colour in zip(shares, [*_COLOURS] * len(shares), strict=False):
+
+    def draw(axes: Any) -> None:
+        for each, colour in zip(shares, COLOURS * len(shares), strict=False):
             axes.stairs(each, edges, fill=True, color=colour, alpha=0.18, clip_on=False)
             axes.stairs(each, edges, color=colour, clip_on=False)
         axes.set(xlim=(edges[0], edges[-1]), ylim=(0, None))
-        axes.tick_params(length=0, labelcolor=_SOFT)
-        axes.grid(axis="y", color=_RULE, clip_on=False)
         axes.yaxis.set_major_formatter("{x:g} %")
-        out = io.StringIO()
-        without = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=without)
-    svg = out.getvalue()
-    for drawn, wanted in {**_COLOURS, _SOFT: "var(--soft)", _RULE: "var(--rule)"}.items():
-        svg = svg.replace(drawn, wanted)
-    return svg[svg.index("<svg") :]
+
+    return svg(draw)
 
 
 def bins(series: Sequence[Mapping[int, int]]) -> tuple[list[int], list[list[float]]]:

@@ -33,4 +33,5 @@ def test_the_drawing_stands_alone_in_the_pages_colours():
     texts = {text.text for text in ElementTree.fromstring(svg).iter(f"{{{NAMESPACE}}}text")}
     assert {"10", "20", "0 %", "100 %"} <= texts
     assert "var(--c0)" in svg and "var(--c1)" in svg and "var(--c2)" not in svg
-    assert "var(--soft)" in svg and "var(--rule)" in svg and "#0000" not in svg
+    assert "fill: var(--c0)" in svg and "var(--soft)" in svg and "var(--rule)" in svg
+    assert "#000" not in svg
