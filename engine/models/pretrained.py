@@ -1,12 +1,15 @@
-"""transformers' models by hub id, local folder, or sizes alone: what may go wrong, said plainly."""
+"""transformers' models by hub id, local folder, or sizes alone, and what may go wrong with them."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
@@ -44,135 +47,182 @@ def vocabulary(vocab_size: int, pad_id: int | None) -> dict[str, Any]:
     return {"vocab_size": vocab_size, **pad}
 
 
-def configuration(
-    section: Section,
-    *,
-    key: str,
-    what: str,
-    examples: str,
-    more: dict[str, Any],
-    half: Callable[[Any], Any] = text_half,
-) -> transformers.PretrainedConfig:
-    """The model's own configuration: the tag's, or a class's defaults, under ``section.config``.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the model that transformers builds: ``tag``'s, or one of random weights."""
 
-    ``more`` are defaults of a model from sizes alone, where ``config`` does not say otherwise;
-    ``half`` takes the part out of a configuration of CLIP and its kin. Raises UserError at ``key``;
-    ``what`` names the part, ``examples`` some kinds.
-    """
-    options = {name: value for name, value in section.config.items() if name != "model_type"}
-    if section.tag is not None:
-        found = _of_tag(section, key, what, half)
-        _check_options(found, options, key)
-        for option, value in options.items():
-            setattr(found, option, value)
-        return found
-    found = half(transformers.AutoConfig.for_model(_kind(section, key, what, examples)))
-    _check_options(found, options, key)
-    options = more | options
-    try:  # built anew, since sizes derive from one another
-        with only_errors():  # its default ids of special tokens are of another vocabulary
-            return type(found)(**options)
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{found.model_type!r} refuses its options: {str(error).splitlines()[-1].strip()}",
-            key=f"{key}.config",
-        ) from error
+    what: str  # "text encoder"
+    key: str  # of its section: model.text_encoder
+    tag: str | None  # hub id or folder
+    options: dict[str, Any]  # of its configuration
+    pretrained: bool
+    option_key: str = "config"  # under which the section has them
 
+    @classmethod
+    def of(cls, what: str, key: str, section: Section) -> Part:
+        return cls(what, key, section.tag, section.config, section.pretrained)
 
-def _kind(section: Section, key: str, what: str, examples: str) -> str:
-    """The model_type to start from random weights, checked."""
-    at = f"{key}.config.model_type"
-    if section.pretrained:
-        raise UserError("pretrained needs a tag to load from", key=f"{key}.tag")
-    if "model_type" not in section.config:
-        raise UserError(f"a {what} needs a tag (hub id or folder) or a model_type", key=at)
-    kind = section.config["model_type"]
-    kinds = [str(known) for known in transformers.CONFIG_MAPPING]
-    if kind not in kinds:
-        hint = nearest(str(kind), kinds)
-        hint = hint if hint.startswith("did") else f"known are {examples} and more"
-        raise UserError(f"transformers has no model_type {kind!r}; {hint}", key=at)
-    return kind
+    @property
+    def name(self) -> str:
+        """How a message calls the model."""
+        return repr(self.tag or self.options.get("model_type"))
 
+    @property
+    def model_key(self) -> str:
+        """The key that chose the kind of model."""
+        return f"{self.key}.tag" if self.tag else f"{self.key}.{self.option_key}.model_type"
 
-def _of_tag(
-    section: Section, key: str, what: str, half: Callable[[Any], Any]
-) -> transformers.PretrainedConfig:
-    try:
-        found = cached_first(transformers.AutoConfig, section.tag)
-    except (OSError, ValueError, KeyError) as error:
-        raise unavailable(section, error, key=key, what=what) from error
-    found = half(found)
-    kind = section.config.get("model_type")
-    if kind not in (None, found.model_type):
-        raise UserError(
-            f"{section.tag!r} is a {found.model_type!r} model, not {kind!r}: leave model_type out",
-            key=f"{key}.config.model_type",
-        )
-    return found
+    def configuration(
+        self,
+        examples: str,
+        more: dict[str, Any],
+        half: Callable[[Any], Any] = text_half,
+    ) -> transformers.PretrainedConfig:
+        """The model's own configuration: the tag's, or a class's defaults, with ``options``.
 
-
-def _check_options(found: transformers.PretrainedConfig, options: dict[str, Any], key: str) -> None:
-    known = {*found.to_dict(), *found.attribute_map} - {"model_type", "transformers_version"}
-    for option in options:
-        if option not in known:
+        ``more`` are defaults of a model from sizes alone, where the options do not say otherwise;
+        ``half`` takes the part out of a configuration of CLIP and its kin; ``examples`` names some
+        kinds. Raises UserError.
+        """
+        options = {name: value for name, value in self.options.items() if name != "model_type"}
+        if self.tag is not None:
+            found = self._of_tag(half)
+            self._check_options(found, options)
+            for option, value in options.items():
+                setattr(found, option, value)
+            return found
+        found = half(transformers.AutoConfig.for_model(self._kind(examples)))
+        self._check_options(found, options)
+        try:  # built anew, since sizes derive from one another
+            with only_errors():  # its default ids of special tokens are of another vocabulary
+                return type(found)(**more | options)
+        except (StrictDataclassError, ValueError, TypeError) as error:
             raise UserError(
-                f"a {found.model_type!r} model has no option {option!r}; "
-                f"{nearest(option, sorted(known))}",
-                key=f"{key}.config.{option}",
+                f"{found.model_type!r} refuses its options: {str(error).splitlines()[-1].strip()}",
+                key=f"{self.key}.{self.option_key}",
+            ) from error
+
+    def _kind(self, examples: str) -> str:
+        """The model_type to start from random weights, checked."""
+        if self.pretrained:
+            raise UserError("pretrained needs a tag to load from", key=f"{self.key}.tag")
+        if "model_type" not in self.options:
+            raise UserError(
+                f"a {self.what} needs a tag (hub id or folder) or a model_type", key=self.model_key
+            )
+        kind = self.options["model_type"]
+        kinds = [str(known) for known in transformers.CONFIG_MAPPING]
+        if kind not in kinds:
+            hint = nearest(str(kind), kinds)
+            hint = hint if hint.startswith("did") else f"known are {examples} and more"
+            raise UserError(f"transformers has no model_type {kind!r}; {hint}", key=self.model_key)
+        return kind
+
+    def _of_tag(self, half: Callable[[Any], Any]) -> transformers.PretrainedConfig:
+        try:
+            found = half(cached_first(transformers.AutoConfig, self.tag))
+        except (OSError, ValueError, KeyError) as error:
+            raise self._unavailable(error) from error
+        kind = self.options.get("model_type")
+        if kind not in (None, found.model_type):
+            raise UserError(
+                f"{self.tag!r} is a {found.model_type!r} model, not {kind!r}: leave model_type out",
+                key=f"{self.key}.{self.option_key}.model_type",
+            )
+        return found
+
+    def _check_options(self, found: transformers.PretrainedConfig, options: dict[str, Any]) -> None:
+        known = {*found.to_dict(), *found.attribute_map} - {"model_type", "transformers_version"}
+        for option in options:
+            if option not in known:
+                raise UserError(
+                    f"a {found.model_type!r} model has no option {option!r}; "
+                    f"{nearest(option, sorted(known))}",
+                    key=f"{self.key}.{self.option_key}.{option}",
+                )
+
+    def _unavailable(self, error: Exception) -> UserError:
+        """The error of a tag that cannot be loaded, with what to do."""
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        return UserError(
+            f"cannot get {self.what} {self.tag!r}: {cause}; download it where there is network and "
+            "copy the cache (HF_HOME), name a local folder, or describe a model with random "
+            f"weights by {self.option_key}.model_type",
+            key=f"{self.key}.tag",
+        )
+
+    def load(self, auto: Any, configuration: Any, **options: Any) -> tuple[Any, list[str]]:
+        """The model of ``configuration``, with the tag's weights if ``pretrained``; and names of
+        parameters that the tag's weights lack. Raises UserError; warnings are held back."""
+        try:
+            with only_errors():
+                if not self.pretrained:
+                    return auto.from_config(configuration, **options), []
+                model, found = cached_first(
+                    auto, self.tag, config=configuration, dtype=torch.float32,
+                    output_loading_info=True, **options,
+                )  # fmt: skip
+                return model, sorted(found["missing_keys"])
+        except OSError as error:
+            raise self._unavailable(error) from error
+        except SafetensorError as error:
+            raise UserError(
+                f"the weights of {self.name} are damaged: {error}; get them anew",
+                key=f"{self.key}.tag",
+            ) from error
+        except (ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
+            raise UserError(
+                f"transformers cannot build {self.name} with {self.options}: "
+                f"{(str(error).splitlines() or [type(error).__name__])[0]}",
+                key=f"{self.key}.{self.option_key}" if self.options else f"{self.key}.tag",
+            ) from error
+
+    def check_width(self, width: int, declared: int | None) -> None:
+        """Raises UserError for features of another width than ``embedding_dim`` declares."""
+        if declared not in (None, width):
+            raise UserError(
+                f"{self.what} {self.name} puts out vectors of {width} numbers, not {declared}; set "
+                f"{self.key}.embedding_dim: {width} or leave it out",
+                key=f"{self.key}.embedding_dim",
             )
 
+    def check_sizes(self, model: Any, vocab_size: int, max_length: int) -> None:
+        """Raises UserError where ids or positions are asked for that the model has no row for."""
+        known = model.get_input_embeddings().num_embeddings
+        if known < vocab_size:
+            raise UserError(
+                f"the tokenizer has {vocab_size} ids but {self.what} {self.name} knows only "
+                f"{known}; use the model's own tokenizer, or a larger vocab_size",
+                key=f"{self.key}.tokenizer",
+            )
+        limit = max_positions(model)
+        if limit is not None and max_length > limit:
+            raise UserError(
+                f"max_length {max_length} is more than the {limit} positions of {self.what} "
+                f"{self.name}",
+                key=f"{self.key}.max_length",
+            )
 
-def unavailable(section: Section, error: Exception, *, key: str, what: str) -> UserError:
-    """The error of a tag that cannot be loaded, with what to do."""
-    said = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError(
-        f"cannot get {what} {section.tag!r}: {said}; download it where there is network and "
-        "copy the cache (HF_HOME), name a local folder, or describe a model with random weights "
-        "by config.model_type",
-        key=f"{key}.tag",
+    def checkpoint_activations(self, model: Any) -> None:
+        """Recompute activations in backward. Raises UserError for a model that cannot."""
+        try:
+            # its name before transformers 5.23 is a deprecated one today
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        except ValueError as error:
+            raise UserError(
+                f"{self.what} {self.name} has no gradient checkpointing; set it to false",
+                key=f"{self.key}.gradient_checkpointing",
+            ) from error
+
+
+def without_pooling_layer(configuration: transformers.PretrainedConfig) -> dict[str, Any]:
+    """The option of AutoModel that leaves a pooling layer out, which nothing would train."""
+    mapped: Any = transformers.MODEL_MAPPING.get(type(configuration), None)
+    has_it = isinstance(mapped, type) and "add_pooling_layer" in (
+        inspect.signature(mapped).parameters
     )
-
-
-@contextmanager
-def building(section: Section, *, key: str, what: str, options: str = "config") -> Iterator[None]:
-    """Turns what transformers raises within the block into UserErrors; its warnings are held back.
-
-    ``options`` is the key under which the sizes of ``section.config`` were written.
-    """
-    try:
-        with only_errors():
-            yield
-    except OSError as error:
-        raise unavailable(section, error, key=key, what=what) from error
-    except SafetensorError as error:
-        raise UserError(
-            f"the weights of {name(section)} are damaged: {error}; get them anew", key=f"{key}.tag"
-        ) from error
-    except (ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
-        raise UserError(
-            f"transformers cannot build {name(section)} with {section.config}: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0]}",
-            key=f"{key}.{options}" if section.config else f"{key}.tag",
-        ) from error
-
-
-def name(section: Section) -> str:
-    """How a message calls the model."""
-    return repr(section.tag or section.config.get("model_type"))
-
-
-def checkpoint_activations(model: Any, section: Section, *, key: str, what: str) -> None:
-    """Recompute activations in backward. Raises UserError for a model that cannot."""
-    try:
-        # its name before transformers 5.23 is a deprecated one today
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    except ValueError as error:
-        raise UserError(
-            f"{what} {name(section)} has no gradient checkpointing; set it to false",
-            key=f"{key}.gradient_checkpointing",
-        ) from error
+    return {"add_pooling_layer": False} if has_it else {}
 
 
 def cached_first(auto: Any, tag: str | None, **options: Any) -> Any:

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
+
+
+class Tower(nn.Module):
+    """An encoder, trained or frozen: a frozen one stays in evaluation mode, so that there is no
+    dropout and batch statistics do not move.
+
+    Args:
+        width: of its pooled features.
+    """
+
+    def __init__(self, model: Any, width: int, trainable: bool) -> None:
+        super().__init__()
+        self.model, self.width, self.trainable = model, int(width), trainable
+        self.requires_grad_(trainable)
+        self.train(trainable)
+
+    def train(self, mode: bool = True) -> Self:
+        """Frozen, it ignores ``mode``."""
+        return super().train(mode and self.trainable)
 
 
 class ImageModel(nn.Module):

@@ -14,7 +14,7 @@ from transformers.activations import NewGELUActivation  # isort: skip
 from engine.config.schema import Decoder as Section
 from engine.errors import UserError
 from engine.losses.language_model import row_losses
-from engine.models import pretrained
+from engine.models.pretrained import Part, vocabulary
 
 KEY = "model.decoder"
 _BEHIND_THE_HEAD = (  # what configurations call it, of Gemma, Cohere, Granite, Falcon-H1
@@ -44,37 +44,6 @@ class Decoder(nn.Module):
         layer = self.model.get_output_embeddings()
         return layer.weight, getattr(layer, "bias", None)
 
-    def nll(
-        self,
-        image_MND: Tensor,
-        input_ids_BT: Tensor,
-        attention_mask_BT: Tensor,
-        labels: Tensor,
-        label_smoothing: float = 0.0,
-        num_images_B: Tensor | None = None,
-    ) -> Tensor:
-        """Σ −log p of each row's supervised labels, [B], in fp32 or wider."""
-        raise NotImplementedError
-
-    def generate(
-        self,
-        image_MND: Tensor,
-        prompt_ids_BT: Tensor,
-        prompt_mask_BT: Tensor,
-        num_images_B: Tensor | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """Texts after the prompt, int64 [B · num_return_sequences, new tokens], by ``generate``.
-
-        Prompts that the decoder goes on with begin with ``start_id`` and are padded on the left.
-        ``options`` are those of transformers' ``generate``.
-        """
-        raise NotImplementedError
-
-
-class TextDecoder(Decoder):
-    """One that reads prompt and answer as one text: labels stand beside the input's tokens."""
-
     def hidden(
         self,
         image_MND: Tensor,
@@ -94,9 +63,27 @@ class TextDecoder(Decoder):
         label_smoothing: float = 0.0,
         num_images_B: Tensor | None = None,
     ) -> Tensor:
-        """Σ −log p of each row's supervised labels [B, T], in fp32 or wider."""
+        """Σ −log p of each row's supervised labels, [B], in fp32 or wider.
+
+        Labels stand beside the input's tokens: prompt and answer are read as one text.
+        """
         hidden_BTD = self.hidden(image_MND, input_ids_BT, attention_mask_BT, num_images_B)
         return row_losses(hidden_BTD, labels, *self.head(), label_smoothing=label_smoothing)
+
+    def generate(
+        self,
+        image_MND: Tensor,
+        prompt_ids_BT: Tensor,
+        prompt_mask_BT: Tensor,
+        num_images_B: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Texts after the prompt, int64 [B · num_return_sequences, new tokens], by ``generate``.
+
+        Prompts that the decoder continues begin with ``start_id`` and are padded on the left.
+        ``options`` are those of transformers' ``generate``.
+        """
+        raise NotImplementedError
 
 
 class AnsweringDecoder(Decoder):
@@ -130,13 +117,14 @@ class AnsweringDecoder(Decoder):
         return row_losses(hidden_RLD.to(wide), labels_RL, *self.head())
 
 
+def part_of(section: Section) -> Part:
+    """The decoder as a part that transformers builds."""
+    return Part.of("decoder", KEY, section)
+
+
 def load(auto: Any, section: Section, configuration: Any) -> Any:
     """The model of ``configuration``, with the tag's weights if ``pretrained``. UserError."""
-    with pretrained.building(section, key=KEY, what="decoder"):
-        if not section.pretrained:
-            return _fused(auto.from_config(configuration))
-        options = {"config": configuration, "dtype": torch.float32}
-        return _fused(pretrained.cached_first(auto, section.tag, **options))
+    return _fused(part_of(section).load(auto, configuration)[0])
 
 
 def _fused(model: nn.Module) -> nn.Module:
@@ -152,19 +140,14 @@ def configuration_of(
     section: Section, vocab_size: int, pad_id: int, *, encoder_decoder: bool, examples: str
 ) -> transformers.PretrainedConfig:
     """The decoder's configuration. Raises UserError for one of the other family."""
-    found = pretrained.configuration(
-        section,
-        key=KEY,
-        what="decoder",
-        examples=examples,
-        more=pretrained.vocabulary(vocab_size, pad_id),
-    )
+    part = part_of(section)
+    found = part.configuration(examples, vocabulary(vocab_size, pad_id))
     if bool(found.is_encoder_decoder) != encoder_decoder:
         other = "causal" if encoder_decoder else "t5 or t5_cross"
         raise UserError(
             f"decoder {section.name!r} cannot be a {found.model_type!r} model; "
             f"known are {examples}, or set {KEY}.name: {other}",
-            key=f"{KEY}.tag" if section.tag else f"{KEY}.config.model_type",
+            key=part.model_key,
         )
     return found
 
@@ -181,26 +164,11 @@ def check_head(config: Any, key: str) -> None:
             )
 
 
-def check_sizes(model: Any, section: Section, vocab_size: int) -> None:
-    """Raises UserError where ids or positions are asked for that the model has no row for."""
-    known = model.get_input_embeddings().num_embeddings
-    if known < vocab_size:
-        raise UserError(
-            f"the tokenizer has {vocab_size} ids but decoder {pretrained.name(section)} knows only "
-            f"{known}; use the model's own tokenizer, or a larger vocab_size",
-            key=f"{KEY}.tokenizer",
-        )
-    limit = pretrained.max_positions(model)
-    if limit is not None and section.max_length > limit:
-        raise UserError(
-            f"max_length {section.max_length} is more than the {limit} positions of decoder "
-            f"{pretrained.name(section)}",
-            key=f"{KEY}.max_length",
-        )
-
-
-def checkpoint_activations(model: Any, section: Section) -> None:
-    """Recompute activations in backward, where ``gradient_checkpointing`` asks for it."""
-    if not section.gradient_checkpointing:
-        return
-    pretrained.checkpoint_activations(model, section, key=KEY, what="decoder")
+def finish(model: Any, section: Section, vocab_size: int, blocks: Any = None) -> None:
+    """What is left to do of a loaded model, of which ``blocks`` (default: all) is trained: check
+    its sizes, and recompute its activations in backward where ``gradient_checkpointing`` asks for
+    it. Raises UserError."""
+    part = part_of(section)
+    part.check_sizes(model, vocab_size, section.max_length)
+    if section.gradient_checkpointing:
+        part.checkpoint_activations(model if blocks is None else blocks)

@@ -30,7 +30,7 @@ from engine.config.schema import Decoder as Section
 from engine.errors import UserError
 from engine.losses.language_model import token_losses
 from engine.models.decoders import language_model as lm
-from engine.models.decoders.language_model import AnsweringDecoder, TextDecoder
+from engine.models.decoders.language_model import AnsweringDecoder
 from engine.models.decoders.positions import GivenPositions
 from engine.models.decoders.splice import side_by_side
 
@@ -81,7 +81,7 @@ class Prefilled(NamedTuple):
         return sum(layer.keys[0].nbytes + layer.values[0].nbytes for layer in layers)
 
 
-class PrefixDecoder(TextDecoder, AnsweringDecoder):
+class PrefixDecoder(AnsweringDecoder):
     """Image tokens before the text; with ``label_mask`` before labels that do not see each other.
 
     Without it MPT's ALiBi counts places in a row; with it labels have positions of their own.
@@ -308,7 +308,7 @@ def configuration(section: Section, vocab_size: int, pad_id: int, eos_id: int) -
         section, vocab_size, pad_id, encoder_decoder=False,
         examples="gpt2, opt, llama, mpt",
     )  # fmt: skip
-    key = f"{lm.KEY}.tag" if section.tag else f"{lm.KEY}.config.model_type"
+    key = lm.part_of(section).model_key
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
             f"a {config.model_type!r} model is not a causal language model; known are gpt2, opt, "
@@ -325,8 +325,7 @@ def make(
     model: Any, section: Section, vocab_size: int, eos_id: int, *, label_mask: bool
 ) -> PrefixDecoder:
     """The decoder about a model. Raises UserError for sizes that do not fit the section."""
-    lm.check_sizes(model, section, vocab_size)
-    lm.checkpoint_activations(model, section)
+    lm.finish(model, section, vocab_size)
     start = model.config.bos_token_id
     return PrefixDecoder(
         model, model.get_input_embeddings().embedding_dim, eos_id if start is None else start,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
+import transformers  # isort: skip
 from transformers import DynamicCache, EncoderDecoderCache  # isort: skip
 from transformers.modeling_outputs import BaseModelOutput  # isort: skip
 from engine.config.schema import Decoder as Section
@@ -116,6 +117,6 @@ class T5Decoder(AnsweringDecoder):
 def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> T5Decoder:
     """The decoder that ``section`` describes. Raises UserError."""
     config = t5_family.configuration(section, vocab_size, pad_id, eos_id)
-    model = t5_family.load(section, config, vocab_size)
-    lm.checkpoint_activations(model, section)
+    model = lm.load(transformers.AutoModelForSeq2SeqLM, section, config)
+    lm.finish(model, section, vocab_size)
     return T5Decoder(model, config.d_model, config.decoder_start_token_id)

@@ -11,14 +11,15 @@ from torch import Tensor
 
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
+import transformers  # isort: skip
 from transformers.modeling_outputs import BaseModelOutput  # isort: skip
 from engine.config.schema import Decoder as Section
 from engine.models.decoders import language_model as lm
 from engine.models.decoders import t5_family
-from engine.models.decoders.language_model import TextDecoder
+from engine.models.decoders.language_model import Decoder
 
 
-class T5CrossDecoder(TextDecoder):
+class T5CrossDecoder(Decoder):
     """Image tokens as the memory of cross-attention, one image a row."""
 
     def hidden(
@@ -54,8 +55,8 @@ def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> T5C
     """The decoder that ``section`` describes. Raises UserError."""
     config = t5_family.configuration(section, vocab_size, pad_id, eos_id)
     config.num_layers = 0  # of the encoder
-    model = t5_family.load(section, config, vocab_size)
+    model = lm.load(transformers.AutoModelForSeq2SeqLM, section, config)
     # nothing runs through it; the encoder's table of tokens is the decoder's own
     model.encoder.final_layer_norm.requires_grad_(False)
-    lm.checkpoint_activations(model.decoder, section)
+    lm.finish(model, section, vocab_size, blocks=model.decoder)
     return T5CrossDecoder(model, config.d_model, config.decoder_start_token_id)

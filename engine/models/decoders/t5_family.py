@@ -37,7 +37,7 @@ def configuration(
         raise UserError(
             f"{section.name} takes models of the families {', '.join(_SCALED)}, not "
             f"{config.model_type!r}",
-            key=f"{lm.KEY}.tag" if section.tag else f"{lm.KEY}.config.model_type",
+            key=lm.part_of(section).model_key,
         )
     if config.num_decoder_layers is None:
         config.num_decoder_layers = config.num_layers
@@ -45,13 +45,6 @@ def configuration(
         config.decoder_start_token_id = pad_id
     config.eos_token_id = eos_id
     return config
-
-
-def load(section: Section, config: transformers.PretrainedConfig, vocab_size: int) -> Any:
-    """The model, with the tag's weights if ``pretrained``. Raises UserError."""
-    model = lm.load(transformers.AutoModelForSeq2SeqLM, section, config)
-    lm.check_sizes(model, section, vocab_size)
-    return model
 
 
 def decode(

@@ -14,7 +14,6 @@ import engine.torchvision_ops  # noqa: F401  before transformers, which imports 
 import transformers  # isort: skip
 from engine.config.schema import Decoder as Section
 from engine.errors import UserError
-from engine.models import pretrained
 from engine.models.decoders import language_model as lm
 from engine.models.decoders import prefix
 from engine.models.decoders.prefix import PrefixDecoder
@@ -55,7 +54,7 @@ def _kept_blocks(section: Section, total: int) -> list[int]:
             "one out",
             key=f"{lm.KEY}.keep",
         )
-    name = pretrained.name(section)
+    name = lm.part_of(section).name
     key = f"{lm.KEY}.num_blocks" if section.keep is None else f"{lm.KEY}.keep"
     number = total if section.num_blocks is None else section.num_blocks
     keep = list(range(number)) if section.keep is None else section.keep

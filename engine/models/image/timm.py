@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import engine.torchvision_ops  # noqa: F401  before timm, which imports torchvision
 
 import timm  # isort: skip
 from engine.config import schema
 from engine.errors import UserError
-from engine.models.towers import wrong_size
+from engine.models.towers import Tower, wrong_size
 from engine.registry import nearest
 
 NAMES = ("timm_modelzoo",)
@@ -36,23 +36,15 @@ _SET_ELSEWHERE = {
 }
 
 
-class TimmImageEncoder(nn.Module):
+class TimmImageEncoder(Tower):
     """A timm model without its classifier: one vector an image, or its tokens."""
 
     def __init__(self, model: Any, trainable: bool = True) -> None:
-        super().__init__()
-        self.model = model
-        self.trainable = trainable
         # MobileNetV3 and its kin widen the features behind the pooling
-        self.width = int(getattr(model, "head_hidden_size", None) or model.num_features)
+        width = getattr(model, "head_hidden_size", None) or model.num_features
+        super().__init__(model, width, trainable)
         self.token_width = int(model.num_features)
         self.num_prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
-        self.requires_grad_(trainable)
-        self.train(trainable)
-
-    def train(self, mode: bool = True) -> TimmImageEncoder:
-        """A frozen tower stays in evaluation mode: no dropout, no moving batch statistics."""
-        return super().train(mode and self.trainable)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Pooled features [B, width] of normalised images."""

@@ -109,7 +109,7 @@ def test_a_tower_of_another_run_is_taken():
     ("options", "key", "told"),
     [
         ({"param": {"model_type": "clip_vision"}}, "param.model_type", "clip_vision_model"),
-        ({"param": {"model_type": "bert"}}, "param.model_type", "no vision transformer"),
+        ({"param": {"model_type": "bert"}}, "param.model_type", "not a vision transformer"),
         ({"param": {"model_type": "vit", "hiden_size": 8}}, "param.hiden_size", "hidden_size"),
         (
             {"param": {"model_type": "clip_vision_model", **SIZES, "num_attention_heads": 3}},
