@@ -10,8 +10,10 @@ import ast
 import difflib
 import functools
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from engine.errors import UserError
 
@@ -66,3 +68,31 @@ def find(folder: str, name: str, *, key: str | None = None) -> ModuleType:
         return module
     kind = folder.rstrip("s").replace("/", " ")
     raise UserError(f"no {kind} is called {name!r}; {nearest(name, list(known))}", key=key)
+
+
+def options_of(module: ModuleType, options: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"options": …}`` for what a module from outside builds or runs, if it has ``Options``.
+
+    ``options`` are the configuration's. Keyword arguments, since most parts take none.
+    """
+    form = vars(module).get("Options")
+    if form is None or module.__name__.startswith("engine."):
+        return {}
+    found = options.get(module.__name__, {})
+    return {"options": found if isinstance(found, form) else form(**found)}
+
+
+def build(
+    folder: str,
+    name: str,
+    *arguments: Any,
+    options: Mapping[str, Any],
+    key: str | None = None,
+    **more: Any,
+) -> Any:
+    """What the part called ``name`` builds from the arguments, with its own options if it has any.
+
+    Raises UserError at ``key`` for a name that no part has.
+    """
+    module = find(folder, name, key=key)
+    return module.build(*arguments, **more, **options_of(module, options))

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from engine.config.dump import resolved_yaml as resolved_yaml
 from engine.config.explain import explain
+from engine.config.options import override_path, with_options
 from engine.config.rules import violations
 from engine.config.schema import Config
 from engine.config.yaml_source import MAX_BYTES, Fault, Located, merge, parse, places, plain
@@ -42,8 +43,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return load_with_places(path, overrides).config
 
 
-def load_with_places(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+def load_with_places(
+    path: str | Path, overrides: Sequence[str] = (), named: Sequence[str] | None = None
+) -> Loaded:
     """Like ``load``, with the place where each key was written.
+
+    ``named`` are the task and the mode that a run was started with, where one is started: options
+    of modules from outside that it does not use are refused.
 
     The file is merged key by key over its ``base`` files, then come the overrides,
     ``section.key=value`` with a YAML value. Raises UserError with all faults, a line each:
@@ -65,6 +71,12 @@ def load_with_places(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     faulty = [fault.path for fault in faults]
     if config is None:
         config = _validate(_without(raw, wrong))[0]
+    if config is not None:
+        config, wrong = with_options(config, named)
+        faults += [
+            Fault(_where(".".join(keys), known_places, str(path)), ".".join(keys), message)
+            for keys, message in wrong.items()
+        ]
     for violation in violations(config) if config else ():
         if not any(_touches(key, fault) for key in violation.keys for fault in faulty):
             key = violation.keys[0]
@@ -167,7 +179,12 @@ def _apply(tree: Located, override: str, faults: list[Fault]) -> Located:
     value = parse(text, COMMAND_LINE, faults, path)
     if value is None and len(faults) > before:
         return tree
-    return _set(tree, path, value or Located(None, COMMAND_LINE))
+    value = value or Located(None, COMMAND_LINE)
+    if path[0] == "options" and len(path) > 1:
+        known = plain(tree).get("options")
+        known = known if isinstance(known, dict) else {}
+        path = tuple(override_path(path, known, isinstance(value.value, dict)))
+    return _set(tree, path, value)
 
 
 def _set(tree: Located | None, path: Sequence[str], new: Located) -> Located:

@@ -455,6 +455,7 @@ class Config(Section):
     eval: Eval = Eval()
     generate: Generate = Generate()
     export: Export = Export()
+    options: dict[str, dict[str, Any]] = {}  # module from outside: values of its class Options
 
     @model_validator(mode="before")
     @classmethod
