@@ -17,7 +17,9 @@ def opened(arguments: Arguments) -> Iterator[Callable[[], None]]:
 
     Raises UserError, led by the file and line of the key that it is about, and FaultError.
     """
-    loaded = load_with_places(arguments.cfg, arguments.overrides)
+    loaded = load_with_places(
+        arguments.cfg, arguments.overrides, [arguments.task, arguments.mode]
+    )
     try:
         # torch is imported only now, when the configuration is known to be sound
         from engine import registry
@@ -29,7 +31,9 @@ def opened(arguments: Arguments) -> Iterator[Callable[[], None]]:
         with StopRequest(saves=False) as stop:
             device = init_process_group(loaded.config.dist)
             try:
-                yield partial(mode.run, Run(arguments.task, loaded.config, device, stop))
+                options = registry.options_of(mode, loaded.config.options)
+                run = Run(arguments.task, loaded.config, device, stop)
+                yield partial(mode.run, run, **options)
             finally:
                 shutdown()
     except UserError as error:

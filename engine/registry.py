@@ -85,6 +85,7 @@ def options_of(module: ModuleType, options: Mapping[str, Any]) -> dict[str, Any]
 def build(
     folder: str,
     name: str,
+    /,
     *arguments: Any,
     options: Mapping[str, Any],
     key: str | None = None,

@@ -160,7 +160,8 @@ class Run:
     def task(self) -> Task:
         """The task, with the tokenizer of its texts where it has any."""
         has_texts = self._task_class.text_part is not None
-        return self._task_class(self.config, self.tokenizer if has_texts else None)
+        tokenizer, options = self.tokenizer if has_texts else None, self.config.options
+        return registry.build("tasks", self.task_name, self.config, tokenizer, options=options)
 
     # --- weights
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,8 @@ def load_with_places(
     """
     faults: list[Fault] = []
     tree = _read_file(Path(path), "", (), faults)
-    for override in overrides:
-        tree = _apply(tree, override, faults)
+    for override in sorted(overrides, key=lambda text: text.startswith("options.")):
+        tree = _apply(tree, override, faults, named or ())  # options last: parts are known by then
     known_places = places(tree)
     if "input" in known_places:  # the short form
         known_places["generate.input"] = known_places["input"]
@@ -166,7 +166,9 @@ def _text(path: Path, prefix: str) -> str:
         raise UserError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from error
 
 
-def _apply(tree: Located, override: str, faults: list[Fault]) -> Located:
+def _apply(
+    tree: Located, override: str, faults: list[Fault], named: Sequence[str]
+) -> Located:
     """``tree`` with ``a.b=value`` set; a list's item is named by its index."""
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
@@ -181,10 +183,21 @@ def _apply(tree: Located, override: str, faults: list[Fault]) -> Located:
         return tree
     value = value or Located(None, COMMAND_LINE)
     if path[0] == "options" and len(path) > 1:
-        known = plain(tree).get("options")
-        known = known if isinstance(known, dict) else {}
+        known = {word for word in (*named, *_words(plain(tree))) if "." in word}
         path = tuple(override_path(path, known, isinstance(value.value, dict)))
     return _set(tree, path, value)
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Every text and key in a value: modules are named by either."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _words(item)
 
 
 def _set(tree: Located | None, path: Sequence[str], new: Located) -> Located:

@@ -17,7 +17,7 @@ take theirs beside ``format``, as all formats do.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -63,11 +63,11 @@ def with_options(config: Config, named: Sequence[str] | None) -> tuple[Config, F
     return config.model_copy(update={"options": {**config.options, **valid}}), faults | wrong
 
 
-def override_path(path: Sequence[str], known: Mapping[str, Any], is_mapping: bool) -> list[str]:
+def override_path(path: Sequence[str], known: Collection[str], is_mapping: bool) -> list[str]:
     """``options.my.module.key`` of an override as ``[options, my.module, key]``.
 
-    The module is the longest of the ``known`` ones, else all but the last part (or all of it, for a
-    value that is a mapping).
+    The module is the longest of the ``known`` names, else all but the last part, or all of it for a
+    value that is a mapping.
     """
     _, *rest = path
     ends = [end for end in range(len(rest), 0, -1) if ".".join(rest[:end]) in known]

@@ -18,6 +18,7 @@ def run(run: Run) -> None:
     """Write ``export.output`` with the run's checkpoint, in ``export.format``. Raises UserError."""
     section = run.config.export
     form = registry.find("export", section.format, key="export.format")
+    options = registry.options_of(form, run.config.options)
     runner = run.config.runner.model_copy(update={"compile": False})
     plain = replace(run, config=run.config.model_copy(update={"runner": runner}))
     model = plain.model
@@ -26,7 +27,7 @@ def run(run: Run) -> None:
     plain.model = merged(model).cpu().float().eval().requires_grad_(False)
     name = section.format.rpartition(".")[2]
     folder = Path(section.output) if section.output else run.run_dir / "export" / name
-    form.build(plain, folder, section, "export.output")
+    form.build(plain, folder, section, "export.output", **options)
     Progress().message(f"{section.format}: {folder}")
 
 

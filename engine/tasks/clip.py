@@ -29,7 +29,9 @@ class ClipTask(Task):
 
     def __init__(self, config: Config, tokenizer: TextTokenizer) -> None:
         super().__init__(config, tokenizer)
-        self.loss = registry.find("losses", config.loss.name, key="loss.name").build(config.loss)
+        self.loss = registry.build(
+            "losses", config.loss.name, config.loss, key="loss.name", options=config.options
+        )
         self.augment = TextAugmenter(config.transforms.text_augment, tokenizer)
         # Mixup pairs rows inside a sub-batch, so their order may not be changed for speed.
         self.rows_interact = self.loss.mix(0, 0) is not None
@@ -39,11 +41,22 @@ class ClipTask(Task):
         image, text = self.config.model.image_encoder, self.config.model.text_encoder
         size = output_size(self.config.transforms.train_transforms, self.config.transforms)
         return DualEncoder(
-            registry.find("models/image", image.name, key="model.image_encoder.name").build(
-                image, image_size=image.image_size or square(size)
+            registry.build(
+                "models/image",
+                image.name,
+                image,
+                image_size=image.image_size or square(size),
+                key="model.image_encoder.name",
+                options=self.config.options,
             ),
-            registry.find("models/text", text.name, key="model.text_encoder.name").build(
-                text, vocab_size=self.tokenizer.vocab_size, pad_id=self.tokenizer.pad_id
+            registry.build(
+                "models/text",
+                text.name,
+                text,
+                vocab_size=self.tokenizer.vocab_size,
+                pad_id=self.tokenizer.pad_id,
+                key="model.text_encoder.name",
+                options=self.config.options,
             ),
             self.config.model.projection.dim,
             scalars=self.loss.parameters,

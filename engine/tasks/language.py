@@ -58,17 +58,24 @@ class LanguageTask(Task):
         """Image encoder, connector and decoder, on the CPU."""
         model, transforms = self.config.model, self.config.transforms
         size = self.image_size
-        image = registry.find(
-            "models/image", model.image_encoder.name, key="model.image_encoder.name"
-        ).build(model.image_encoder, image_size=model.image_encoder.image_size or square(size))
+        image = registry.build(
+            "models/image",
+            model.image_encoder.name,
+            model.image_encoder,
+            image_size=model.image_encoder.image_size or square(size),
+            key="model.image_encoder.name",
+            options=self.config.options,
+        )
         freeze_unused(image, model.connector.layer, size)
-        decoder = registry.find(
-            "models/decoders", model.decoder.name, key="model.decoder.name"
-        ).build(
+        decoder = registry.build(
+            "models/decoders",
+            model.decoder.name,
             model.decoder,
             vocab_size=self.tokenizer.vocab_size,
             pad_id=self.tokenizer.pad_id,
             eos_id=self.eos_id,
+            key="model.decoder.name",
+            options=self.config.options,
         )
         self.start_id = decoder.start_id
         return self.model_class(

@@ -50,8 +50,13 @@ class LinearProbeTask(Task):
         """The image tower that ``model.image_encoder`` describes."""
         image, transforms = self.config.model.image_encoder, self.config.transforms
         size = output_size(transforms.valid_transforms, transforms)
-        tower = registry.find("models/image", image.name, key="model.image_encoder.name").build(
-            image, image_size=image.image_size or square(size)
+        tower = registry.build(
+            "models/image",
+            image.name,
+            image,
+            image_size=image.image_size or square(size),
+            key="model.image_encoder.name",
+            options=self.config.options,
         )
         return FrozenTower(tower, transforms.normalize.mean, transforms.normalize.std)
 

@@ -80,9 +80,13 @@ class Training:
 
     def _build_step(self) -> Callable[[Batch, int], dict[str, Tensor]]:
         runner = self.config.runner
-        return registry.find("train/steps", runner.name, key="runner.name").build(
+        return registry.build(
+            "train/steps",
+            runner.name,
             runner,
             self.config.data,
+            key="runner.name",
+            options=self.config.options,
             task=self.task,
             model=self.state.parallel,
             precision=self.state.precision,

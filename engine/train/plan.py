@@ -70,8 +70,9 @@ def make_plan(config: Config, world: int) -> Plan:
     sources = [open_source(name, "train", data, key="data.train_name") for name in data.train_name]
     if streams(sources):
         return _stream_plan(config, sources)
-    build = registry.find("data/samplers", data.train_type, key="data.train_type").build
-    sampler: Sampler = build(
+    sampler: Sampler = registry.build(
+        "data/samplers",
+        data.train_type,
         SamplerInputs(
             [len(source) for source in sources],
             data.batch_size,
@@ -81,7 +82,9 @@ def make_plan(config: Config, world: int) -> Plan:
             data.window_shards,
             blocks=lambda: _blocks(sources),
             texts=lambda: _texts(config, sources),
-        )
+        ),
+        key="data.train_type",
+        options=config.options,
     )
     steps = min(sampler.steps, data.train_steps or sampler.steps)
     return Plan(sources, sampler, steps, config.epoch.total)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine import registry
 from engine.config.schema import Config
 from engine.dist import collectives
 from engine.dist.ddp import Replicas
@@ -123,7 +124,8 @@ def build_state(
     if strategy is None:
         parallel: Parallel = Replicas(module, optimizer)
     else:
-        parallel = strategy.build(module, optimizer, config, device, precision.name)
+        own = registry.options_of(strategy, config.options)
+        parallel = strategy.build(module, optimizer, config, device, precision.name, **own)
     return TrainState(
         parallel=parallel,
         factor=schedules.factor(config.optim.lr, total_steps),

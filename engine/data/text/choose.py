@@ -34,6 +34,6 @@ def choose_tokenizer(
         name = "huggingface" if model.tag else "bytes"
     if name == "huggingface" and chosen.tag is None:
         chosen = chosen.model_copy(update={"tag": model.tag})
-    module = registry.find("data/text", name, key=key)
-    tokenizer: TextTokenizer = module.build(chosen, captions=captions)
-    return tokenizer
+    return registry.build(
+        "data/text", name, chosen, captions=captions, key=key, options=config.options
+    )

@@ -6,7 +6,7 @@ Normalisation is the model's, on the device: ``normalize`` is accepted and does 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 import engine.torchvision_ops  # noqa: F401  isort: skip  before torchvision
 from torchvision.transforms import v2  # isort: skip
 
+from engine import registry
 from engine.config import schema
 from engine.data.transforms.aspect import Fit
 from engine.data.transforms.geometry import (
@@ -29,7 +30,7 @@ from engine.data.transforms.geometry import (
     to_tensor,
 )
 from engine.errors import UserError
-from engine.registry import find, nearest
+from engine.registry import nearest
 
 Piece = Callable[[Any], Any]
 
@@ -133,12 +134,21 @@ def for_split(config: schema.Config, split: Literal["train", "valid"]) -> Pipeli
     """The pipeline that a run's training or evaluation reads images by. Raises UserError."""
     transforms, key = config.transforms, f"transforms.{split}_transforms"
     names = transforms.train_transforms if split == "train" else transforms.valid_transforms
-    return build(names, transforms, key, config.data.decoder)
+    return build(names, transforms, key, config.data.decoder, config.options)
 
 
-def build(names: list[str], config: schema.Transforms, key: str, decoder: str = "auto") -> Pipeline:
-    """The pipeline of the names at the dotted ``key``, for ``data.decoder``. Raises UserError."""
-    pieces = [_piece(name, config, key) for name in names]
+def build(
+    names: list[str],
+    config: schema.Transforms,
+    key: str,
+    decoder: str = "auto",
+    options: Mapping[str, Any] | None = None,
+) -> Pipeline:
+    """The pipeline of the names at the dotted ``key``, for ``data.decoder``. Raises UserError.
+
+    ``options`` are those of transforms from outside.
+    """
+    pieces = [_piece(name, config, key, options or {}) for name in names]
     size = output_size(names, config, key)
     if config.image_aspect_ratio is not None:
         pieces = _fitted(names, pieces, config, size)
@@ -184,9 +194,9 @@ def _fused(names: list[str], pieces: list[Piece], config: schema.Transforms) -> 
     return fused
 
 
-def _piece(name: str, config: schema.Transforms, key: str) -> Piece:
+def _piece(name: str, config: schema.Transforms, key: str, options: Mapping[str, Any]) -> Piece:
     if name not in PIECES and "." in name:
-        return find("data/transforms", name, key=key).build(config)
+        return registry.build("data/transforms", name, config, key=key, options=options)
     if name not in PIECES:
         raise UserError(f"no transform is called {name!r}; {nearest(name, list(PIECES))}", key=key)
     try:
