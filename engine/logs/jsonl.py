@@ -44,7 +44,7 @@ def dumps(row: dict[str, Any]) -> str:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The file's rows in order; lines that are no JSON object are passed over."""
+    """The file's rows in order; lines that are not JSON objects are skipped."""
     with path.open(encoding="utf8", errors="replace") as lines:
         for line in lines:
             if (row := _parse(line)) is not None:

@@ -19,7 +19,7 @@ _REFRESH_SECONDS = 0.2
 
 
 class Output(Console):
-    """The console that rows are printed on: a run outlives the reader of its output."""
+    """The console that rows are printed on: a run continues when nobody reads its output."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, soft_wrap=True, **options)
@@ -68,6 +68,9 @@ class Progress:
     def table(self, values: dict[str, Any], *, title: str | None = None) -> None:
         """Print ``DATASET/metric`` values: a line a metric, a column a dataset."""
         self._console.print(evaluation_table(values, title))
+
+    def examples(self, step: int, dataset: str, examples: object) -> None:
+        """Nothing: a terminal shows no images."""
 
     def message(self, text: str) -> None:
         """Print a line; in a terminal it goes above the live one."""

@@ -16,9 +16,8 @@ from engine.logs.run_log import METRICS_FILE
 from engine.logs.samples import write_whole
 
 REPORT_FILE = "report.html"
-# figures with a curve, a line a dataset
-_DRAWN = ("RSUM", "accuracy@1", "CIDEr", "CLIPScore", "accuracy")
-_TILES = ("/RSUM", "/accuracy@1", "/CIDEr", "/accuracy")
+_CURVES = ("RSUM", "accuracy@1", "CIDEr", "CLIPScore", "accuracy")
+_HEADLINES = ("RSUM", "accuracy@1", "CIDEr", "accuracy")
 _KNOWN = frozenset(
     (
         *("step", "epoch", "seconds", "samples_seen", "bad_samples"),
@@ -35,23 +34,31 @@ def write_report(
     name: str = "",
     settings: str | None = None,
     galleries: Mapping[str, Sequence[Example]] | None = None,
+    curves: Sequence[str] = _CURVES,
+    headlines: Sequence[str] = _HEADLINES,
 ) -> Path:
     """Write ``run_dir/report.html`` from its metrics.jsonl, whole or not at all; returns its path.
 
     ``settings`` is the resolved configuration's text (default: ``run_dir/config.yaml``),
-    ``galleries`` the examples by dataset.
+    ``galleries`` the examples by dataset. Of an evaluation's figures (``RSUM``), ``curves`` are
+    drawn over the steps, a line a dataset, and the last of ``headlines`` stand at the top.
     """
     if settings is None:
         config = run_dir / "config.yaml"
         settings = config.read_text(encoding="utf8") if config.exists() else ""
     metrics = run_dir / METRICS_FILE
     rows = list(jsonl.read(metrics)) if metrics.exists() else []
-    text = page(name or run_dir.resolve().name, rows, settings, galleries or {})
+    text = page(name or run_dir.resolve().name, rows, settings, galleries or {}, curves, headlines)
     return write_whole(run_dir / REPORT_FILE, text)
 
 
 def page(
-    name: str, rows: list[Row], settings: str, galleries: Mapping[str, Sequence[Example]]
+    name: str,
+    rows: list[Row],
+    settings: str,
+    galleries: Mapping[str, Sequence[Example]],
+    curves: Sequence[str],
+    headlines: Sequence[str],
 ) -> str:
     """The whole document as text."""
     training = [row for row in rows if "lr" in row]
@@ -61,8 +68,8 @@ def page(
     return render(
         "report.html",
         title=name,
-        tiles=_tiles(training, last),
-        charts=[chart for chart in _curves(training, evaluations) if chart is not None],
+        tiles=_tiles(training, last, headlines),
+        charts=[chart for chart in _curves(training, evaluations, curves) if chart is not None],
         datasets=datasets,
         rows=[(metric, map(number, values)) for metric, values in figures],
         galleries=[
@@ -104,10 +111,12 @@ def _keys(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
-def _curves(training: list[Row], evaluations: list[Row]) -> Iterator[Chart | None]:
+def _curves(
+    training: list[Row], evaluations: list[Row], figures: Sequence[str]
+) -> Iterator[Chart | None]:
     own = [key for key in _keys(training) if key not in _KNOWN and "/" not in key]
     yield line_chart("Loss", {key: _points(training, key) for key in own if "loss" in key})
-    for metric in _DRAWN:
+    for metric in figures:
         keys = [key for key in _keys(evaluations) if key.endswith(f"/{metric}")]
         series = {key.removesuffix(f"/{metric}"): _points(evaluations, key) for key in keys}
         yield line_chart(metric, series)
@@ -121,7 +130,7 @@ def _curves(training: list[Row], evaluations: list[Row]) -> Iterator[Chart | Non
     yield line_chart("Waiting for data, share of a step", waited)
 
 
-def _tiles(training: list[Row], last: Row) -> list[tuple[str, str]]:
+def _tiles(training: list[Row], last: Row, headlines: Sequence[str]) -> list[tuple[str, str]]:
     tiles: list[tuple[str, str]] = []
     if training:
         tiles.append(("steps", f"{training[-1]['step']:,}"))
@@ -130,8 +139,9 @@ def _tiles(training: list[Row], last: Row) -> list[tuple[str, str]]:
             tiles.append(("last loss", label(losses[-1][1])))
         if speeds := [y for _, y in _points(training, "samples_per_second")]:
             tiles.append(("samples a second, median", label(median(speeds))))
+    endings = tuple(f"/{name}" for name in headlines)
     for key, value in last.items():
-        if key.endswith(_TILES) and "/shuffled_words/" not in key:
+        if key.endswith(endings) and "/shuffled_words/" not in key:
             tiles.append((key.replace("/", " "), number(value)))
     return tiles
 

@@ -1,8 +1,8 @@
 """Where a run's rows go: one call fans a row out to metrics.jsonl and to whatever else listens.
 
 A training row has ``step``, ``epoch``, ``lr``, the losses, ``samples_per_second``, ``data_wait``
-(share of the step) and ``batch_R@1``; an evaluation row has ``step`` and ``DATASET/metric`` names,
-figures and, where they hang on a choice, words that say which.
+(share of the step) and ``batch_R@1``; an evaluation row has ``step`` and ``DATASET/metric`` names:
+figures and, where they depend on a choice, words that name it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from engine.config import schema
 from engine.logs.gallery import Example
@@ -23,18 +23,13 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class Sink(Protocol):
-    """Something that takes rows. It may raise: the log then goes on without it."""
+    """Something that takes rows. It may raise: the log then continues without it."""
 
     def row(self, row: dict[str, Any]) -> None: ...
 
-    def close(self) -> None: ...
-
-
-@runtime_checkable
-class ShowsExamples(Protocol):
-    """A sink that shows images, too."""
-
     def examples(self, step: int, dataset: str, examples: Sequence[Example]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class RunLog:
@@ -67,7 +62,7 @@ class RunLog:
     def examples(self, step: int, dataset: str, examples: Sequence[Example]) -> None:
         """Show what an evaluation found for some images of a dataset."""
         for sink in tuple(self._sinks):
-            if isinstance(sink, ShowsExamples) and examples:
+            if examples:
                 self._guard(sink, functools.partial(sink.examples, step, dataset, examples))
 
     def message(self, text: str) -> None:
@@ -84,7 +79,7 @@ class RunLog:
     def _guard(self, sink: Sink, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:  # whatever a sink does, training goes on
+        except Exception as error:  # whatever a sink does, training continues
             self._sinks.remove(sink)
             name = type(sink).__name__
             self.message(f"warning: the {name} log stops here: {type(error).__name__}: {error}")

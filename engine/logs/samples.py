@@ -1,4 +1,4 @@
-"""What a model said of a validation set: files beside the run, one pair an evaluation.
+"""What a model generated for a validation set: files beside the run, two an evaluation.
 
 samples/DATASET.step_N.jsonl          a line an image or question, with its id and references
         DATASET.step_N.results.json   [{"image_id", "caption"}] or [{"question_id", "answer"}], as
@@ -26,7 +26,7 @@ def write_whole(path: Path, text: str) -> Path:
     """Write a text file whole or not at all; returns its path."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        # half a surrogate, of a file name that is no UTF-8, becomes \udcNN: JSON's own escape
+        # half a surrogate, of a file name that is not UTF-8, becomes \udcNN: JSON's own escape
         temporary.write_text(text, encoding="utf8", errors="backslashreplace")
         return temporary.replace(path)
     finally:
@@ -66,9 +66,9 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def results(rows: Sequence[Mapping[str, Any]]) -> str:
     """The official form; its ids are whole numbers, and so are these where all of them can be."""
-    key, said = next(pair for pair in _PAIRS if all(set(pair) <= row.keys() for row in rows))
+    key, value = next(pair for pair in _PAIRS if all(set(pair) <= row.keys() for row in rows))
     ids: list[Any] = [row[key] for row in rows]
     if all(re.fullmatch("0|[1-9][0-9]*", i) for i in ids):
         ids = list(map(int, ids))
-    pairs = [{key: i, said: row[said]} for i, row in zip(ids, rows, strict=True)]
+    pairs = [{key: i, value: row[value]} for i, row in zip(ids, rows, strict=True)]
     return json.dumps(pairs, ensure_ascii=False, indent=0)

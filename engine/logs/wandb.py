@@ -1,7 +1,7 @@
 """Weights & Biases, off the step path: whatever it does, training neither waits nor fails.
 
 Sign-in, upload and their time-outs happen in a thread that takes rows from a bounded queue. No
-network, no account or no package: one line of warning, and the run goes on without it.
+network, no account or no package: one line of warning, and the run continues without it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.logs.gallery import Example, texts
 QUEUE_SIZE = 100_000  # rows: hours of steps while a network is down
 INIT_SECONDS = 60.0
 CLOSE_SECONDS = 60.0
-_ID_FILE = "wandb_id"  # a resumed run goes on in the same W&B run
+_ID_FILE = "wandb_id"  # a resumed run continues the same W&B run
 
 
 class Wandb:

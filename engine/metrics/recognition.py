@@ -38,8 +38,8 @@ def exact(
     these; of none it is 0.
     """
     per_image = []
-    for said, wanted in zip(predicted, true, strict=True):
-        chosen, right = {same(label) for label in said[:k]}, {same(label) for label in wanted}
+    for labels, wanted in zip(predicted, true, strict=True):
+        chosen, right = {same(label) for label in labels[:k]}, {same(label) for label in wanted}
         hits = len(chosen & right)
         per_image.append((hits / max(len(chosen), 1), hits / len(right)))
     return _means(per_image)
@@ -75,12 +75,17 @@ def average_precision(score_N: np.ndarray, is_true_N: np.ndarray) -> float:
     num_true = int(is_true_N.sum())
     if not num_true:
         return float("nan")
-    order = np.argsort(-score_N, kind="stable")
-    scores, hits = score_N[order], np.cumsum(is_true_N[order])
-    last = np.append(scores[1:] != scores[:-1], True)  # of each run of equal scores
-    hits, counts = hits[last], np.flatnonzero(last) + 1
+    hits, counts = _at_thresholds(score_N, is_true_N)
     gained = np.diff(hits, prepend=0)
     return float((gained * hits / counts).sum() / num_true)
+
+
+def _at_thresholds(score_N: np.ndarray, is_true_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many true ones, and how many in all, score at least each threshold, highest first."""
+    order = np.argsort(-score_N, kind="stable")
+    score_N, hits_N = score_N[order], np.cumsum(is_true_N[order])
+    last = np.append(score_N[1:] != score_N[:-1], True)  # of each run of equal scores
+    return hits_N[last], np.flatnonzero(last) + 1
 
 
 def mean_average_precision(score_NC: np.ndarray, is_true_NC: np.ndarray) -> float:
@@ -97,19 +102,16 @@ def curve(
 
     Of an image's labels that differ in case alone the first counts.
     """
-    told, num_true = [], 0
-    for said, wanted in zip(predicted, true, strict=True):
+    pairs, num_true = [], 0
+    for labels, wanted in zip(predicted, true, strict=True):
         right = {label.lower() for label in wanted}
         num_true += len(right)
         first: dict[str, float] = {}
-        for label, prob in said:
+        for label, prob in labels:
             first.setdefault(label.lower(), prob)
-        told += [(prob, label in right) for label, prob in first.items()]
-    if not told:
+        pairs += [(prob, label in right) for label, prob in first.items()]
+    if not pairs:
         return Curve(np.zeros(0), np.zeros(0))
-    prob_N, right_N = np.asarray([p for p, _ in told]), np.asarray([r for _, r in told])
-    order = np.argsort(-prob_N, kind="stable")
-    prob_N, hits_N = prob_N[order], np.cumsum(right_N[order])
-    last = np.append(prob_N[1:] != prob_N[:-1], True)
-    hits, counts = hits_N[last], np.flatnonzero(last) + 1
+    prob_N, right_N = (np.asarray(column) for column in zip(*pairs, strict=True))
+    hits, counts = _at_thresholds(prob_N, right_N)
     return Curve(hits / counts, hits / num_true)

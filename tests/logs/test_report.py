@@ -75,7 +75,9 @@ def test_one_whole_file_without_network_or_script(run):
 
 
 def test_what_it_shows(run):
-    text = report.write_report(run).read_text()
+    figures = ["RSUM", "accuracy@1"]
+    text = report.write_report(run, curves=figures, headlines=figures[:1]).read_text()
+    assert "coco RSUM" in text and "accuracy@1</span>" not in text
     for title in ("Loss", "RSUM", "accuracy@1", "Learning rate", "grad_norm", "Samples a second"):
         assert f"<figcaption>{title}<" in text
     assert "<figcaption>samples_seen" not in text

@@ -25,6 +25,9 @@ class Recorder:
             raise ConnectionError("gone")
         self.rows.append(row)
 
+    def examples(self, *given):
+        pass
+
     def close(self):
         self.closed = True
 
