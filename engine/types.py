@@ -91,6 +91,8 @@ class Source(ABC):
     name: str
     split: str
     classes: list[str] | None = None  # names of the labels' numbers
+    # Of captions and a reference for each: figures that this dataset has beside the usual ones.
+    content_scores: Callable[[Sequence[str], Sequence[str]], dict[str, float]] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...

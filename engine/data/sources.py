@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from engine.data.views.images import JoinedCaptions, OneCaption
 from engine.data.views.rows import Repeated, Subset
 from engine.data.views.turns import Flattened
 from engine.errors import UserError
+from engine.tools.shapes import folder as drawn
 from engine.types import Source
 
 FORMATS = "data/formats"
@@ -164,11 +166,23 @@ def cache_dir() -> Path:
 def _options(name: str, data: schema.Data, key: str) -> dict[str, Any]:
     if name in data.datasets:
         return data.datasets[name]
-    if (Path(data.data_path) / name).is_dir():
-        return {"format": "csv"}
+    folder = Path(data.data_path) / name
+    if folder.is_dir():
+        options = _drawn_with(folder)
+        return {**BUILT_IN.get(name, {}), **options} if options else {"format": "csv"}
     if name in BUILT_IN:
         return BUILT_IN[name]
     raise UserError(_unknown(name, data), key=key)
+
+
+def _drawn_with(folder: Path) -> dict[str, Any]:
+    """Options of ``format: shapes`` that read a drawn folder; empty for other folders."""
+    options = drawn.read_options(folder)
+    if options is None:
+        return {}
+    own = asdict(options)
+    del own["questions"], own["labels"]  # which of the folder's texts are read is not its choice
+    return {"format": "shapes", **own}
 
 
 def _validated(

@@ -21,7 +21,6 @@ from engine.evals.predictions import Prediction, exact_match
 from engine.generate.texts import generate_texts
 from engine.metrics.captions import JavaError, caption_scores
 from engine.metrics.clipscore import clip_scores
-from engine.tools.shapes.scenes import content_scores
 from engine.types import Source
 
 CIRCULAR = "the ranker: circular"
@@ -80,15 +79,23 @@ def evaluate(
     if not predictions:
         raise FaultError(f"{source.name}: none of the {len(rows)} images has a caption")
     metrics = {**score(predictions), "exact_match": exact_match(predictions)}
-    metrics |= content_scores(
-        [p.caption for p in predictions], [p.references[0] for p in predictions]
-    )
+    metrics |= _content_scores(source, predictions)
     if scorer is not None:
         metrics |= _clip_scores(scorer, source, predictions)
         if ranker is not None and section.method == "best_of_n":
             metrics["scorer"] = CIRCULAR if same_model(ranker, scorer) else "not the ranker"
     metrics["tokenizer"] = "PTB by Java"
     return Captions(metrics, predictions, bad)
+
+
+def _content_scores(source: Source, predictions: Sequence[Prediction]) -> dict[str, float]:
+    """Figures that the dataset itself has, beside the usual ones; most have none."""
+    while source.below:
+        source = source.below[0]
+    if source.content_scores is None:
+        return {}
+    said = [prediction.caption for prediction in predictions]
+    return source.content_scores(said, [prediction.references[0] for prediction in predictions])
 
 
 def same_model(ranker: Judge, scorer: Judge) -> bool:

@@ -19,6 +19,7 @@ from engine.config.schema import Section
 from engine.data.once import make_once
 from engine.errors import UserError
 from engine.tools.shapes import folder as drawn
+from engine.tools.shapes.scenes import content_scores
 from engine.types import Source
 
 
@@ -55,7 +56,9 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source:
     # The drawn folder is read through the registry: formats do not import one another.
     module = registry.find("data/formats", form)
     read = module.Config(root=config.root, **chosen)
-    return module.build(read, name=name, split=split, cache_dir=cache_dir)
+    source: Source = module.build(read, name=name, split=split, cache_dir=cache_dir)
+    source.content_scores = content_scores
+    return source
 
 
 _READ_AS = {  # a format, and its annotation files

@@ -59,7 +59,7 @@ def read_options(folder: Path) -> Options | None:
     """What the dataset in ``folder`` was drawn with; None for a folder that was not drawn."""
     try:
         return Options(**json.loads((folder / OPTIONS_FILE).read_text(encoding="utf8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.config.schema import Data
 from engine.data.formats import shapes as form
+from engine.data.sources import BUILT_IN, open_source
 from engine.errors import UserError
 from engine.tools.shapes import folder as drawn
 from tests.data.formats.folders import image
@@ -105,3 +107,25 @@ def test_processes_that_start_together(tmp_path):
     for process in processes:
         process.join(60)
     assert json.loads((tmp_path / "mine" / "shapes.json").read_text())["num_train"] == 12
+
+
+@pytest.mark.parametrize("name", ["shapes", "shapes_questions"])
+def test_a_built_in_dataset_is_the_same_once_it_is_drawn(tmp_path, name):
+    """Also under a bare name, where a folder of that name is there the second time."""
+    data = Data(data_path=str(tmp_path))
+    options = {**BUILT_IN[name], "num_train": 12, "num_valid": 8}
+    first = open_source(
+        name, "train", Data(data_path=str(tmp_path), datasets={name: options}), key="x"
+    )
+    second = open_source(name, "train", data, key="x")
+    assert [first[i] for i in range(len(first))] == [second[i] for i in range(len(second))]
+    assert second.content_scores is not None and bool(second[0].turns) == (name != "shapes")
+
+
+def test_a_folder_that_was_not_drawn_is_the_users_own_whatever_its_name(tmp_path):
+    _build(tmp_path / "shapes_questions")
+    for content in ("not JSON", '{"circles": 4}', None):
+        options = tmp_path / "shapes_questions" / "shapes.json"
+        options.unlink() if content is None else options.write_text(content)
+        source = open_source("shapes_questions", "train", Data(data_path=str(tmp_path)), key="x")
+        assert (len(source), source[0].turns) == (12, ())
