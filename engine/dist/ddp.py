@@ -80,11 +80,9 @@ class Replicas(Parallel):
         super().__init__()
         self.module, self.optimizer, self.scaler = module, optimizer, scaler
         self.wrapped = module if wrapped is None else wrapped
+        self.forward = self.wrapped.__call__
         self.scales_loss = scaler is not None
         self.trained = [p for p in module.parameters() if p.requires_grad]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.wrapped(*args, **kwargs)
 
     def hold(self) -> AbstractContextManager[None]:
         """DDP arms its reduction in forward and reduces in whichever backward comes next.

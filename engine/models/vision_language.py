@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from engine.losses.language_model import row_losses
 from engine.models.decoders.language_model import Decoder
 from engine.models.decoders.prefix import PrefixDecoder
 from engine.models.towers import ImageModel
@@ -76,14 +77,10 @@ class VisionLanguage(ImageModel):
         """``nll_B``: Σ −log p of each row's supervised tokens, and ``tokens_B``, their number."""
         image_MND, num_images_B = self.batch_tokens(batch)
         labels = batch["labels_BL"] if "labels_BL" in batch else batch["labels_BT"]
-        nll_B = self.decoder.nll(
-            image_MND,
-            batch["input_ids_BT"],
-            batch["attention_mask_BT"],
-            labels,
-            self.label_smoothing,
-            num_images_B,
-        )
+        texts = batch["input_ids_BT"], batch["attention_mask_BT"]
+        hidden = self.decoder.label_states(image_MND, *texts, labels, num_images_B)
+        head, smoothing = self.decoder.head(), self.label_smoothing
+        nll_B = row_losses(hidden, labels, *head, label_smoothing=smoothing)
         return {"nll_B": nll_B, "tokens_B": (labels >= 0).sum(1)}
 
 

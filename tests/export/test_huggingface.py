@@ -25,6 +25,7 @@ from engine.generate.texts import generate_texts
 from engine.run import Run
 from tests.export.models import GPT2, LLAMA, TEXT, opened, uint8
 from tests.export.parts import CLIP_TEXT, CLIP_VISION, RESNET, T5, VIT, VIT_HF, make
+from tests.models.decoders.nll import nll
 from tests.models.decoders.test_decoders import SIZES
 
 TEXTS = ["a photo of a dog", "a photo of a cat"]  # of the README
@@ -140,11 +141,11 @@ def test_what_is_said_of_an_image(kind: str, tmp_path, monkeypatch, capsys) -> N
         ids_1T, mask_1T = task.prompts([said])
         labels = torch.tensor([found[:8]])
         if kind == "t5":
-            own_nll = model.decoder.nll(image_1ND, ids_1T, mask_1T, labels)
+            own_nll = nll(model.decoder, image_1ND, ids_1T, mask_1T, labels)
             embeds = theirs.encoded(image, theirs.prompt(said))
             loss = theirs.model(inputs_embeds=embeds, labels=labels).loss
         elif kind == "t5_cross":
-            own_nll = model.decoder.nll(image_1ND, ids_1T, mask_1T, ids_1T)
+            own_nll = nll(model.decoder, image_1ND, ids_1T, mask_1T, ids_1T)
             memory = BaseModelOutput(last_hidden_state=image)
             loss = theirs.model(
                 encoder_outputs=memory, decoder_input_ids=ids_1T, labels=ids_1T

@@ -54,21 +54,19 @@ class Decoder(nn.Module):
         """States [B, T, D] of the text, ready for the head: that at t predicts the token after."""
         raise NotImplementedError
 
-    def nll(
+    def label_states(
         self,
         image_MND: Tensor,
         input_ids_BT: Tensor,
         attention_mask_BT: Tensor,
         labels: Tensor,
-        label_smoothing: float = 0.0,
         num_images_B: Tensor | None = None,
     ) -> Tensor:
-        """Σ −log p of each row's supervised labels, [B], in fp32 or wider.
+        """States that predict ``labels``, in the same places, ready for the head.
 
-        Labels stand beside the input's tokens: prompt and answer are read as one text.
+        Here those of the text, [B, T, D]: prompt and answer are read as one text.
         """
-        hidden_BTD = self.hidden(image_MND, input_ids_BT, attention_mask_BT, num_images_B)
-        return row_losses(hidden_BTD, labels, *self.head(), label_smoothing=label_smoothing)
+        return self.hidden(image_MND, input_ids_BT, attention_mask_BT, num_images_B)
 
     def generate(
         self,

@@ -17,7 +17,6 @@ import transformers  # isort: skip
 from transformers import DynamicCache, EncoderDecoderCache  # isort: skip
 from transformers.modeling_outputs import BaseModelOutput  # isort: skip
 from engine.config.schema import Decoder as Section
-from engine.losses.language_model import row_losses
 from engine.models.decoders import language_model as lm
 from engine.models.decoders import t5_family
 from engine.models.decoders.language_model import AnsweringDecoder
@@ -72,19 +71,17 @@ class T5Decoder(AnsweringDecoder):
             hidden_RLD = t5_family.decode(self.model, ids_RL, None, *memory)
         return self.answer_losses(hidden_RLD, labels_RL)
 
-    def nll(
+    def label_states(
         self,
         image_MND: Tensor,
         input_ids_BT: Tensor,
         attention_mask_BT: Tensor,
         labels: Tensor,
-        label_smoothing: float = 0.0,
         num_images_B: Tensor | None = None,
     ) -> Tensor:
-        """Σ −log p [B] of each row's answer, ``labels`` [B, L], in fp32 or wider."""
+        """Those of the answers, [B, L, D]; ``labels`` are [B, L]."""
         known = self.prefill(image_MND, input_ids_BT, attention_mask_BT)
-        hidden_BLD = t5_family.decode(self.model, self._shifted(labels), None, *known)
-        return row_losses(hidden_BLD, labels, *self.head(), label_smoothing=label_smoothing)
+        return t5_family.decode(self.model, self._shifted(labels), None, *known)
 
     def _shifted(self, labels_BL: Tensor) -> Tensor:
         """Decoder inputs; behind an answer's end any token will do, as no learned one sees it."""

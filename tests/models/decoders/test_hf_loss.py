@@ -10,6 +10,7 @@ from engine.losses.language_model import IGNORED, row_losses
 from engine.models import connectors
 from engine.models.vision_language import VisionLanguage
 from engine.registry import find
+from tests.models.decoders.nll import nll
 from tests.models.decoders.test_decoders import FAMILIES, SIZES, VOCABULARY, WIDTH, make, make_texts
 
 PIXELS, TOWER = 8, 12  # side of an image, width of its tower
@@ -127,7 +128,7 @@ def test_t5_and_its_kin(kind: str, options: dict) -> None:
         encoder_outputs=BaseModelOutput(last_hidden_state=image),
         decoder_input_ids=ids, decoder_attention_mask=mask, labels=labels,
     )  # fmt: skip
-    loss = decoder.nll(image, ids, mask, labels).sum() / (labels != IGNORED).sum()
+    loss = nll(decoder, image, ids, mask, labels).sum() / (labels != IGNORED).sum()
     torch.testing.assert_close(loss, own.loss, **EXACT)
 
 
@@ -147,5 +148,5 @@ def test_a_causal_model_without_masks_of_ours(family: str, tokens: int) -> None:
     own = decoder.model(inputs_embeds=embeds, attention_mask=seen, labels=shifted)
     last = labels.clone()
     last[:, -1] = IGNORED  # which has no position after
-    loss = decoder.nll(image, ids, mask, last).sum() / (last != IGNORED).sum()
+    loss = nll(decoder, image, ids, mask, last).sum() / (last != IGNORED).sum()
     torch.testing.assert_close(loss.float(), own.loss.float(), **UPCAST)

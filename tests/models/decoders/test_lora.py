@@ -8,6 +8,7 @@ from engine.config.schema import ImageEncoder, Lora
 from engine.models.adapters import adapted_layers, add_lora, merge
 from engine.models.parameters import is_adapter
 from engine.registry import find
+from tests.models.decoders.nll import nll
 from tests.models.decoders.test_decoders import FAMILIES, make, make_texts
 
 PATTERNS = {  # attention and feed-forward, as the recipes name them
@@ -40,13 +41,13 @@ def test_a_merged_decoder_says_the_same(family: str, stable: bool) -> None:
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
     with torch.no_grad():
-        plain = decoder.nll(image, ids, mask, labels)
+        plain = nll(decoder, image, ids, mask, labels)
         adapt(decoder, PATTERNS[family], stable=stable)
         assert sum(1 for _ in adapted_layers(decoder)) == 2 * LAYERS[family]
-        before = decoder.nll(image, ids, mask, labels)
+        before = nll(decoder, image, ids, mask, labels)
         said = decoder.generate(image, prompt, seen, **options)
         merge(decoder)
-        after = decoder.nll(image, ids, mask, labels)
+        after = nll(decoder, image, ids, mask, labels)
     assert (before - plain).abs().max() > 1e-2  # adapters that do something
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
     assert torch.equal(decoder.generate(image, prompt, seen, **options), said)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.losses.language_model import IGNORED
+from tests.models.decoders.nll import nll
 from tests.models.decoders.test_decoders import FAMILIES, VOCABULARY, WIDTH, make
 
 CAUSAL = [family for family in FAMILIES if family != "t5_cross"]
@@ -50,7 +51,7 @@ def test_losses_and_gradients_equal_rows_alone(family: str) -> None:
     image, rows = make_rows()
     ids, mask = padded([row[:-1] for row in rows])
     labels, _ = padded([row[1:] for row in rows], IGNORED)
-    got = decoder.nll(image, ids, mask, labels, 0.0, torch.tensor(COUNTS))
+    got = nll(decoder, image, ids, mask, labels, torch.tensor(COUNTS))
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
     (slope,) = torch.autograd.grad((weights * got).sum(), image)
     total, start = torch.zeros((), dtype=torch.float64), 0
@@ -86,7 +87,7 @@ def test_a_batch_of_texts_alone_is_a_language_model(family: str) -> None:
     ids, mask = padded(rows)
     labels = ids.masked_fill(mask == 0, IGNORED).roll(-1, 1)
     labels[:, -1] = IGNORED
-    got = decoder.nll(image, ids, mask, labels, 0.0, torch.tensor([0, 0]))
+    got = nll(decoder, image, ids, mask, labels, torch.tensor([0, 0]))
     for row, text in enumerate(rows):
         logits = decoder.model(text[None]).logits[0, :-1]
         want = F.cross_entropy(logits, text[1:], reduction="sum")
@@ -141,8 +142,8 @@ def test_answers_weighed_behind_a_cache_equal_whole_texts(family: str) -> None:
         labels_T = torch.cat([torch.full((len(rows[owner]) - 1,), IGNORED), answer])
         whole_text = text[None, :-1]
         want.append(
-            decoder.nll(
-                own, whole_text, torch.ones_like(whole_text), labels_T[None], 0.0,
+            nll(
+                decoder, own, whole_text, torch.ones_like(whole_text), labels_T[None],
                 torch.tensor([COUNTS[owner]]),
             )
         )  # fmt: skip

@@ -10,6 +10,7 @@ from engine.losses.language_model import IGNORED
 from engine.models.decoders import t5_family
 from engine.models.decoders.splice import IMAGE_ID, side_by_side, splice
 from engine.registry import find
+from tests.models.decoders.nll import nll
 
 VOCABULARY, WIDTH, TOKENS = 40, 16, 3
 SIZES = {
@@ -101,7 +102,7 @@ def test_loss_and_gradients_equal_transformers_own(kind: str) -> None:
     decoder = make(kind)
     image, ids, mask = make_prompts()
     labels = make_labels()
-    mine = decoder.nll(image, ids, mask, labels).sum() / (labels != IGNORED).sum()
+    mine = nll(decoder, image, ids, mask, labels).sum() / (labels != IGNORED).sum()
     (got,) = torch.autograd.grad(mine, image)
 
     table = decoder.model.get_input_embeddings().weight
@@ -118,13 +119,13 @@ def test_padding_and_other_rows_change_nothing() -> None:
     decoder = make()
     image, ids, mask = make_prompts()
     labels = make_labels()
-    together, first = decoder.nll(image, ids, mask, labels), 0
+    together, first = nll(decoder, image, ids, mask, labels), 0
     for row, name in enumerate(ROWS):
         count = ROWS[name].count(IMAGE_ID)
         own, text = image[first : first + count], torch.tensor([ROWS[name]])
         first += count
         answer = torch.tensor([ANSWERS[row]])
-        alone = decoder.nll(own, text, torch.ones_like(text), answer)
+        alone = nll(decoder, own, text, torch.ones_like(text), answer)
         torch.testing.assert_close(together[row : row + 1], alone)
 
 
@@ -172,7 +173,7 @@ def test_answers_weighed_after_one_encoding_equal_single_ones(kind, answers, pro
     for i, row in enumerate(rows.tolist()):
         text = ids[row : row + 1, : int(mask[row].sum())]
         answer = torch.tensor([ANSWERS[i % 6]])
-        want.append(decoder.nll(owners[row], text, torch.ones_like(text), answer))
+        want.append(nll(decoder, owners[row], text, torch.ones_like(text), answer))
     torch.testing.assert_close(got, torch.cat(want), rtol=1e-12, atol=1e-12)
     asked = [image, *decoder.parameters()]
     grads = (torch.autograd.grad(x.sum(), asked) for x in (got, torch.cat(want)))
@@ -240,7 +241,7 @@ def test_recomputing_activations_gives_the_same_gradients() -> None:
             section, vocab_size=VOCABULARY, pad_id=0, eos_id=1
         )
         image, ids, mask = make_prompts()
-        decoder.double().train().nll(image, ids, mask, make_labels()).sum().backward()
+        nll(decoder.double().train(), image, ids, mask, make_labels()).sum().backward()
         found.append([image.grad, *(p.grad for p in decoder.parameters())])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
