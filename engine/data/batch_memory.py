@@ -1,7 +1,7 @@
 """The memory of a batch's images, shared with the trainer from the beginning.
 
-The loader hands each image its place in the batch before it is read, so that pixels are written
-there once and copied no more: not into a stack, and not on the way out of a worker. They lie there
+The loader reserves each image's memory in the batch before it is read, so that pixels are written
+there once and copied no more: not into a stack, and not on the way out of a worker. They are stored
 as BHWC (channels last), which is how images are decoded and resized: sorting the channels takes a
 processor a tenth of the whole time, and a GPU next to none.
 """
@@ -28,8 +28,8 @@ def allocate_images(number: int, size: tuple[int, int]) -> Tensor:
     return allocate((number, *size, 3)).permute(0, 3, 1, 2)
 
 
-class ImagePlaces:
-    """Where a batch's images are to be written, one beside the other, in the order of its samples.
+class BatchBuffer:
+    """Memory of a batch's images, one beside the other, in the order of its samples.
 
     Nothing is allocated before the first one, so that a batch of texts alone takes no memory.
     """
@@ -38,15 +38,15 @@ class ImagePlaces:
         self.number, self.size, self.used = number, size, 0
         self._images_NCHW: Tensor | None = None
 
-    def ahead(self, image: int) -> Tensor | None:
-        """CHW memory of an image of the sample that is being read; None where all are taken."""
+    def reserve(self, image: int) -> Tensor | None:
+        """CHW memory for an image of the sample that is being read; None where all is used."""
         if self.used + image >= self.number:
             return None
         if self._images_NCHW is None:
             self._images_NCHW = allocate_images(self.number, self.size)
         return self._images_NCHW[self.used + image]
 
-    def keep(self, images: int) -> None:
+    def commit(self, images: int) -> None:
         """The sample is good: the next one's images come after its own."""
         self.used += images
 

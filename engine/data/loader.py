@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from engine.data.bad_samples import BadRecord, summary
-from engine.data.batch_memory import ImagePlaces
+from engine.data.batch_memory import BatchBuffer
 from engine.data.permutation import Indices, hash64
 from engine.data.reader import Fetched, Limits, Reader, Transform
-from engine.data.share import Sampler, TrainRows, ValidRows, rank_slice
-from engine.data.workers import Workers
+from engine.data.share import rank_slice
+from engine.data.workers import Item, Workers
 from engine.errors import FaultError, UserError
 from engine.types import Batch, Sample, Source
 
@@ -39,6 +39,41 @@ def default_workers(world: int) -> int:
     return min(8, cores // ranks_here)
 
 
+class Sampler(Protocol):
+    """Global batches as a pure function of (epoch, step)."""
+
+    def batch(self, epoch: int, step: int) -> Indices: ...
+
+
+class TrainRows:
+    """Step of the run → (epoch, this rank's rows of it)."""
+
+    def __init__(self, sampler: Sampler, steps_per_epoch: int, rank: int, world: int) -> None:
+        self.sampler, self.steps_per_epoch = sampler, steps_per_epoch
+        self.rank, self.world = rank, world
+
+    def __call__(self, step: int) -> tuple[int, Indices]:
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return epoch, rank_slice(self.sampler.batch(epoch, within), self.rank, self.world)
+
+    def others(self, step: int) -> Indices:
+        """The step's rows of all other ranks."""
+        batch = self.sampler.batch(*divmod(step, self.steps_per_epoch))
+        own = rank_slice(np.arange(len(batch)), self.rank, self.world)
+        return np.delete(batch, own, axis=0)
+
+
+class ValidRows:
+    """Batch number → (epoch 0, rows of it)."""
+
+    def __init__(self, rows: Indices, dataset: int, batch_size: int) -> None:
+        self.rows, self.dataset, self.batch_size = rows, dataset, batch_size
+
+    def __call__(self, number: int) -> tuple[int, Indices]:
+        rows = self.rows[number * self.batch_size : (number + 1) * self.batch_size]
+        return 0, np.stack((np.full_like(rows, self.dataset), rows), axis=1)
+
+
 class _Steps(Dataset):
     """Step number → (step, collated batch, bad records), or the error that ends the run."""
 
@@ -53,25 +88,18 @@ class _Steps(Dataset):
         self.workers = Workers()
 
     def __getitem__(self, step: int) -> Loaded | Exception:
-        # The caller's random state is the model's; this process may be the caller's.
-        state = torch.get_rng_state()
-        try:
-            return self._load(step)
-        except (UserError, FaultError) as error:
-            return error  # raised by the caller: a worker's exception loses its type and text
-        finally:
-            torch.set_rng_state(state)
+        return returning_errors(self._load, step)
 
     def _load(self, step: int) -> Loaded:
         epoch, rows = self.rows_of(step)
         samples: list[Sample] = []
         bad: list[BadRecord] = []
         size = self.reader.size
-        places = ImagePlaces(len(rows), size) if size else None
+        buffer = BatchBuffer(len(rows), size) if size else None
         for fetched in self._fetched(step, epoch, rows):
             if self.workers.closing:
                 break
-            read = self.reader.decode(fetched, places)
+            read = self.reader.decode(fetched, buffer)
             if isinstance(read, Sample):
                 samples.append(read)
             else:
@@ -110,21 +138,36 @@ def seeded(collate: Collate, samples: list[Sample], *place: int) -> Batch:
     return collate(samples)
 
 
-def _only(items: list[Any]) -> Any:
-    return items[0]
+def returning_errors(load: Callable[[int], Item], step: int) -> Item | Exception:
+    """``load(step)``, or the error that ends the run, for the caller to raise.
+
+    Raised here, an exception would lose its type and text on the way out of a worker.
+    """
+    # The caller's random state is the model's; this process may be the caller's.
+    state = torch.get_rng_state()
+    try:
+        return load(step)
+    except (UserError, FaultError) as error:
+        return error
+    finally:
+        torch.set_rng_state(state)
 
 
-class _Singles:
-    """Each number as a batch of its own, without a list of a run's steps."""
+def loader_options(workers: Workers, num_workers: int, prefetch: int, pin: bool) -> dict[str, Any]:
+    """Of a torch DataLoader whose dataset gives whole batches."""
+    return {
+        "batch_size": None,
+        "num_workers": num_workers,
+        "collate_fn": _unchanged,
+        "pin_memory": pin,
+        "worker_init_fn": workers.start,
+        "prefetch_factor": prefetch if num_workers else None,
+        "generator": torch.Generator().manual_seed(0),  # else drawn from the global one
+    }
 
-    def __init__(self, numbers: range) -> None:
-        self.numbers = numbers
 
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return ([number] for number in self.numbers)
+def _unchanged(loaded: Item) -> Item:
+    return loaded
 
 
 def _stream(
@@ -132,19 +175,8 @@ def _stream(
 ) -> Iterator[Loaded]:
     """The steps of ``numbers`` in order. Raises what a worker returned as an error."""
     num_workers = min(num_workers, len(numbers))
-    loader = DataLoader(
-        steps,
-        batch_sampler=_Singles(numbers),
-        num_workers=num_workers,
-        collate_fn=_only,
-        pin_memory=pin,
-        worker_init_fn=steps.workers.start,
-        prefetch_factor=prefetch if num_workers else None,
-        generator=torch.Generator().manual_seed(0),  # else its seed is drawn from the global one
-    )
-    with steps.workers.lifetime():
-        batches = iter(loader)
-        steps.workers.close_at_exit()
+    options = loader_options(steps.workers, num_workers, prefetch, pin)
+    with steps.workers.running(DataLoader(steps, sampler=numbers, **options)) as batches:
         for loaded in batches:
             if isinstance(loaded, Exception):
                 raise loaded
@@ -179,7 +211,7 @@ def train_batches(
     if last < world:
         raise UserError(
             f"data.batch_size leaves {last} samples in an epoch's last batch for {world} processes;"
-            f" take a batch of at least {2 * world}",
+            f" set a batch of at least {2 * world}",
             key="data.batch_size",
         )
     rows_of = TrainRows(sampler, steps_per_epoch, rank, world)
@@ -192,7 +224,7 @@ def train_batches(
         if not batch:
             raise FaultError(
                 f"step {step}: none of this process's {len(bad)} samples can be used: "
-                f"{summary(bad)}; mend them or take a larger data.batch_size"
+                f"{summary(bad)}; correct them or set a larger data.batch_size"
             )
         yield step, batch, bad
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.config.schema import Data
 from engine.data.bad_samples import BadRecord
-from engine.data.batch_memory import ImagePlaces
+from engine.data.batch_memory import BatchBuffer
 from engine.data.decode import decode_by
 from engine.data.image_files import read_image
 from engine.data.permutation import hash64
@@ -99,13 +99,13 @@ class Reader:
         self.size = known.size if known else None  # (height, width) of all images, where known
 
     def read(
-        self, step: int, epoch: int, dataset: int, row: int, places: ImagePlaces | None = None
+        self, step: int, epoch: int, dataset: int, row: int, buffer: BatchBuffer | None = None
     ) -> Sample | BadRecord:
-        """The sample at a row, its images written to ``places`` where those are given.
+        """The sample at a row, its images written to ``buffer`` where it is given.
 
         Reseeds torch's global CPU generator, which the caller restores.
         """
-        return self.decode(self.fetch(step, epoch, dataset, row), places)
+        return self.decode(self.fetch(step, epoch, dataset, row), buffer)
 
     def fetch(self, step: int, epoch: int, dataset: int, row: int) -> Fetched | BadRecord:
         """The first half of ``read``, up to the images' bytes."""
@@ -124,7 +124,7 @@ class Reader:
         return Fetched(step, source.name, number, dataset, row, seed, record, data)
 
     def decode(
-        self, fetched: Fetched | BadRecord, places: ImagePlaces | None = None
+        self, fetched: Fetched | BadRecord, buffer: BatchBuffer | None = None
     ) -> Sample | BadRecord:
         """The second half. One image that cannot be used makes the sample bad."""
         if isinstance(fetched, BadRecord):
@@ -134,14 +134,14 @@ class Reader:
         if data:
             torch.default_generator.manual_seed(seed)
         for place, encoded in enumerate(data):
-            out = None if places is None else places.ahead(place)
+            out = None if buffer is None else buffer.reserve(place)
             try:
                 images.append(self._image(encoded, out))
             except BadSample as bad:
                 which = f"image {place + 1} of {len(data)}: " if len(data) > 1 else ""
                 return BadRecord(step, source, number, record.key, bad.cause, which + bad.detail)
-        if places is not None:
-            places.keep(len(images))
+        if buffer is not None:
+            buffer.commit(len(images))
         return Sample(record, tuple(images), dataset, row, None if self.seed is None else seed)
 
     def _image(self, encoded: bytes, out: Tensor | None) -> Tensor:

@@ -8,15 +8,15 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import torch
+from typing import Any, TypeVar
 
 from engine.errors import FaultError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+Item = TypeVar("Item")
 
 
 class Workers:
@@ -42,8 +42,9 @@ class Workers:
         """Runs first in each worker."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._leave)
-        if sys.platform == "linux":  # elsewhere torch's own check ends it after some seconds
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()  # where that is unknown torch's own check ends it after some seconds
+        import torch  # here alone: processes of the data tools start without it
+
         torch.set_num_threads(1)
 
     def _leave(self, number: int, frame: Any) -> None:
@@ -51,10 +52,16 @@ class Workers:
             os._exit(0)
 
     @contextmanager
-    def lifetime(self) -> Iterator[None]:
-        """Closes at the end, or before the interpreter would wait for them; names a dead worker."""
+    def running(self, loader: Iterable[Item]) -> Iterator[Iterator[Item]]:
+        """What the loader gives; names a dead worker.
+
+        The workers are told to leave at the end, or before the interpreter would wait for them.
+        """
+        batches = None
         try:
-            yield
+            batches = iter(loader)
+            atexit.register(self.close)  # once the workers run: what is registered last runs first
+            yield batches
         except RuntimeError as error:
             text = str(error)
             if "DataLoader worker" not in text or "Caught" in text:
@@ -64,9 +71,12 @@ class Workers:
                 "memory (/dev/shm) ran out: lower data.num_workers or the batch"
             ) from error
         finally:
+            batches = None  # the last reference to it ends its workers
             self.close()
             atexit.unregister(self.close)
 
-    def close_at_exit(self) -> None:
-        """To be called once the workers run: what is registered last runs first."""
-        atexit.register(self.close)
+
+def die_with_parent() -> None:
+    """Have this process killed when the one that started it ends, however that ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,10 +16,10 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from engine.data.workers import die_with_parent
 from engine.errors import FaultError, UserError
 
 _POLL_SECONDS = 0.2
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _MAX_JOBS = 16
 
 Tick = Callable[[int], None]
@@ -134,11 +132,10 @@ def _start(shared: Any, counter: Any) -> None:
     global _shared, _counter
     _shared, _counter = shared, counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one
-    if sys.platform == "linux":  # also where the first was killed
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        parent = multiprocessing.parent_process()
-        if parent is not None and os.getppid() != parent.pid:  # it was, before it could be said
-            os._exit(1)
+    die_with_parent()  # also where the first was killed
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it was killed before
+        os._exit(1)
 
 
 def _call(work: Callable[[Any, Any, Tick], Any], item: Any) -> Any:

@@ -106,7 +106,7 @@ def test_the_task_and_the_configuration_say_what_is_of_use():
     with pytest.raises(BadSample, match="no caption"):
         limits.check(Row("k", (), "c", "i", "c"))
     with pytest.raises(BadSample, match="no image"):
-        limits_of(Data(), object()).check(Row("k", (), "c", "i", "c"))
+        limits_of(Data()).check(Row("k", (), "c", "i", "c"))
 
 
 def batches(source, collate, workers, batch_size=8):

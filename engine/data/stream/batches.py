@@ -6,18 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from engine.data.bad_samples import BadRecord
-from engine.data.batch_memory import ImagePlaces
-from engine.data.loader import Collate, Loaded, seeded
+from engine.data.batch_memory import BatchBuffer
+from engine.data.loader import Collate, Loaded, returning_errors, seeded
 from engine.data.reader import Limits, Reader, Transform
 from engine.data.stream.order import Course, Order, Taken
 from engine.data.stream.shard import WHOLE_SHARD, Item
 from engine.data.stream.source import StreamSource, row_of
 from engine.data.workers import Workers
-from engine.errors import FaultError, UserError
 from engine.types import BadSample, Row, Sample, Source
 
 _MAX_BAD = 1000  # samples passed over for one batch, before it is given as it is
@@ -125,27 +123,22 @@ class _Reading:
         step = self._to.base + self._worker + self._count * self._workers
         if step >= self._to.total_steps:
             raise StopIteration
-        # The caller's random state is the model's; this process may be the caller's.
-        random = torch.get_rng_state()
         try:
-            return self._load(step)
-        except (UserError, FaultError) as error:
-            return error  # raised by the caller: a worker's exception loses its type and text
+            return returning_errors(self._load, step)
         finally:
             self._count += 1
-            torch.set_rng_state(random)
 
     def _load(self, step: int) -> Loaded:
         samples: list[Sample] = []
         bad: list[BadRecord] = []
         number, size = 0, self._to.reader.size
-        places = ImagePlaces(self._to.batch_size, size) if size else None
+        buffer = BatchBuffer(self._to.batch_size, size) if size else None
         while len(samples) < self._to.batch_size and len(bad) < _MAX_BAD:
             if self._to.workers.closing:
                 break
             taken = next(self._course)
             number = taken.number
-            read = self._read(step, taken, places)
+            read = self._read(step, taken, buffer)
             if isinstance(read, Sample):
                 samples.append(read)
             else:
@@ -154,11 +147,11 @@ class _Reading:
             return step, {}, bad
         return step, seeded(self._to.collate, samples, self._to.order.seed, number, step), bad
 
-    def _read(self, step: int, taken: Taken, places: ImagePlaces | None) -> Sample | BadRecord:
+    def _read(self, step: int, taken: Taken, buffer: BatchBuffer | None) -> Sample | BadRecord:
         dataset, shard = self._to.pool.locate(taken.shard)
         self._to.shelves[dataset].item = taken.item
         row = row_of(shard, taken.item.number)
-        read = self._to.reader.read(step, taken.number, dataset, row, places)
+        read = self._to.reader.read(step, taken.number, dataset, row, buffer)
         if isinstance(read, Sample):
             return read
         source = self._to.pool.sources[dataset]

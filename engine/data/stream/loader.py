@@ -14,11 +14,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from engine.data.bad_samples import summary
-from engine.data.loader import Collate, Loaded, default_workers
+from engine.data.loader import Collate, Loaded, default_workers, loader_options
 from engine.data.reader import Limits, Transform
 from engine.data.stream.batches import Batches, Pool
 from engine.data.stream.order import Left, Order, Place
@@ -84,10 +83,9 @@ class StreamLoader:
             return
         if self._mine is not None:
             self._loader.load_state_dict(self._mine["loader"])
+        batches = None
         try:
-            with self._batches.workers.lifetime():
-                batches = iter(self._loader)
-                self._batches.workers.close_at_exit()
+            with self._batches.workers.running(self._loader) as batches:
                 for expected in range(self._first, self._total):
                     yield _checked(next(batches), expected)
         finally:
@@ -111,20 +109,8 @@ class StreamLoader:
 def _stateful(batches: Batches, num_workers: int, pin: bool) -> StatefulDataLoader:
     with warnings.catch_warnings():  # torchdata calls what torch has deprecated
         warnings.filterwarnings("ignore", "'set_vital' is deprecated")
-        return StatefulDataLoader(
-            batches,
-            batch_size=None,
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin,
-            worker_init_fn=batches.workers.start,
-            prefetch_factor=_PREFETCH if num_workers else None,
-            generator=torch.Generator().manual_seed(0),  # else drawn from the global one
-        )
-
-
-def _as_it_is(loaded: Any) -> Any:
-    return loaded
+        options = loader_options(batches.workers, num_workers, _PREFETCH, pin)
+        return StatefulDataLoader(batches, **options)
 
 
 def _checked(loaded: Loaded | Exception, expected: int) -> Loaded:
