@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 from engine.dist.workers import end_with_launcher, first_to_report, is_worker, run_workers
-from engine.errors import FaultError, UserError
+from engine.errors import FaultError, UserError, message_of
 from engine.flags import parse
 from engine.registry import names
 
@@ -30,9 +30,9 @@ def main(argv: list[str]) -> int:
             work()
         return 0
     except UserError as error:
-        return report(str(error), code=2)
+        return report(message_of(error), code=2)
     except FaultError as error:
-        return report(str(error), code=1)
+        return report(message_of(error), code=1)
     except KeyboardInterrupt:
         return 130
     except Exception:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from engine.config.load import Loaded, load_with_places
-from engine.errors import UserError
+from engine.errors import UserError, message_of
 from engine.flags import Arguments
 
 
@@ -42,7 +42,8 @@ def opened(arguments: Arguments) -> Iterator[Callable[[], None]]:
 
 def located(error: UserError, loaded: Loaded) -> str:
     """The message, led by the file and line in which its key was written, and the key."""
+    message = message_of(error)
     if not error.key:
-        return str(error)
-    named = str(error).startswith(error.key)  # a message may open with its key
-    return f"{loaded.where(error.key)}: {'' if named else error.key + ': '}{error}"
+        return message
+    named = message.startswith(error.key)  # a message may open with its key
+    return f"{loaded.where(error.key)}: {'' if named else error.key + ': '}{message}"

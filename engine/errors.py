@@ -26,6 +26,11 @@ class FaultError(RuntimeError):
     """
 
 
+def message_of(error: Exception) -> str:
+    """The error's text, and the notes that were added to it on its way."""
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])
+
+
 def exit_code(work: Callable[[], int]) -> int:
     """What ``work`` returns; 2 for a user error and 1 for a fault, printed as one message."""
     try:
@@ -33,9 +38,9 @@ def exit_code(work: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        message, code = str(error), 2
+        message, code = message_of(error), 2
     except FaultError as error:
-        message, code = str(error), 1
+        message, code = message_of(error), 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of what is printed has seen enough, as `head` has

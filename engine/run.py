@@ -26,8 +26,8 @@ from engine.dist import collectives
 from engine.errors import UserError
 from engine.logs.progress import Progress
 from engine.models.token_rows import add_token_rows
-from engine.models.weights import load_tower
-from engine.train.checkpoint import Checkpoint, CheckpointStore, load_model, open_checkpoint
+from engine.models.weights import load_model, load_tower
+from engine.train.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from engine.train.checkpoint_folder import step_of
 from engine.train.precision import Precision
 from engine.train.signals import StopRequest

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -64,32 +62,6 @@ def subgroup(size: int) -> Group:
     return _subgroup(dist.group.WORLD, size)
 
 
-@dataclass
-class Traffic:
-    """Bytes that this rank sent, counted as a ring would send them."""
-
-    bytes: float = 0.0
-
-
-_counters: list[Traffic] = []  # those of the ``traffic`` blocks now open
-
-
-@contextmanager
-def traffic() -> Iterator[Traffic]:
-    """Count the bytes that row collectives send within the block (not the control group's)."""
-    counter = Traffic()
-    _counters.append(counter)
-    try:
-        yield counter
-    finally:
-        _counters.remove(counter)
-
-
-def _count(num_bytes: float) -> None:
-    for counter in _counters:
-        counter.bytes += num_bytes
-
-
 def row_counts(n: int, group: Group = None) -> list[int]:
     """How many rows each rank of the group holds, in rank order. Every rank of the world calls."""
     if world() == 1:
@@ -108,7 +80,6 @@ def all_gather_rows(x: Tensor, counts: Sequence[int], group: Group = None) -> Te
     padded = _padded(x.detach(), max(counts)).contiguous()
     out = padded.new_empty(n * len(padded), *padded.shape[1:])
     dist.all_gather_into_tensor(out, padded, group=group)
-    _count(padded.nbytes * (n - 1))
     if min(counts) == max(counts):
         return out
     return torch.cat([part[:k] for part, k in zip(out.chunk(n), counts, strict=True)])
@@ -124,7 +95,6 @@ def reduce_scatter_rows(x: Tensor, counts: Sequence[int], group: Group = None) -
         x = torch.cat([_padded(part, longest) for part in x.split(list(counts))])
     out = x.new_empty(longest, *x.shape[1:])
     dist.reduce_scatter_tensor(out, x.contiguous(), group=group)
-    _count(out.nbytes * (n - 1))
     return out[: counts[rank(group)]]
 
 
@@ -137,7 +107,6 @@ def all_reduce_(x: Tensor, op: Literal["sum", "max", "min"] = "sum", group: Grou
     n = world(group)
     if n > 1:
         dist.all_reduce(x, getattr(dist.ReduceOp, op.upper()), group=group)
-        _count(2 * x.nbytes * (n - 1) / n)
     return x
 
 
@@ -157,7 +126,6 @@ def start_shift(x: Tensor, rows: int, group: Group = None) -> Callable[[], Tenso
         dist.P2POp(dist.irecv, received, group=group, group_peer=source),
     ]
     requests = dist.batch_isend_irecv([t for t in transfers if len(t.tensor)])
-    _count(x.nbytes)
 
     def wait() -> Tensor:
         for request in requests:
@@ -189,7 +157,7 @@ def all_gather_json(obj: Any) -> list[Any]:
 
 
 def broadcast_json(obj: Any, src: int = 0) -> Any:
-    """Rank ``src``'s JSON value on every rank; what the others pass is not looked at."""
+    """Rank ``src``'s JSON value on every rank; what the others pass is ignored."""
     if world() == 1:
         return json.loads(json.dumps(obj))
     text = _bytes(obj if rank() == src else None)

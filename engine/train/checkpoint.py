@@ -1,8 +1,8 @@
 """Checkpoints of a run: saved whole or not at all, pruned with care, never trusted unchecked.
 
-A save goes into a hidden folder beside its place, is forced to the disk and only then renamed, so
-that a kill at any moment leaves the checkpoints that were there. Only the writer (rank 0) changes
-anything; every rank may read.
+A save is written by a thread into a hidden folder beside its place, is forced to the disk and only
+then renamed, so that a kill at any moment leaves the checkpoints that were there. Only the writer
+(rank 0) changes anything; every rank may read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from engine.errors import FaultError, UserError
-from engine.models.weights import load_model
 from engine.train.checkpoint_folder import (
     MANIFEST,
     Checkpoint,
@@ -33,11 +33,10 @@ from engine.train.checkpoint_folder import (
     flush_to_disk,
     step_of,
 )
-from engine.train.weights import refusal, refuse_pickle, what_is_there
-
-__all__ = ["Checkpoint", "CheckpointStore", "load_model", "open_checkpoint"]
 
 _LEFTOVER = re.compile(r"\.(step_\d+)\.(saving|replaced|removed)-[0-9a-f]{8}")
+_PICKLED_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".distcp"}
+_ZIP, _PICKLE = b"PK\x03\x04", re.compile(rb"\x80[\x02-\x05]")
 Warn = Callable[[str], None]
 
 
@@ -54,7 +53,7 @@ class CheckpointStore:
         self.keep_last = keep_last
         self.writer = writer
         self._thread: ThreadPoolExecutor | None = None
-        self._pending: Future[Path] | None = None
+        self._pending: futures.Future[None] | None = None
         if writer:
             self._prepare()
 
@@ -84,31 +83,32 @@ class CheckpointStore:
         state: Any,
         config_text: str,
         metric: float | None = None,
-        best_greater: bool = True,
-        background: bool = False,
-    ) -> Path | None:
-        """Saves a checkpoint, whole on the disk on return; its folder, or None of a non-writer.
+        copy: bool = True,
+    ) -> None:
+        """Takes the state as it is now; a thread writes it while training goes on.
 
-        With ``background`` the tensors are copied and the writing goes on in a thread. The next
-        call waits for it and raises what went wrong with it. Raises FaultError where the file
-        system refuses; the checkpoints that were there stay.
+        ``copy``: the tensors, unless nothing else will change them. One save is in flight at a
+        time: the next call waits for it, and raises FaultError if the file system refused it; the
+        checkpoints that were there stay.
         """
         if not self.writer:
-            return None
+            return
         self.wait()
         metric = metric if metric is not None and math.isfinite(metric) else None
-        snapshot = Snapshot.take(step, model, state, config_text, metric, copy=background)
-        if not background:
-            return self._write(snapshot, best_greater)
+        snapshot = Snapshot.take(step, model, state, config_text, metric, copy=copy)
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending = self._thread.submit(self._write, snapshot, best_greater)
-        return self.folder / f"step_{step}"
+        self._pending = self._thread.submit(self._write, snapshot)
 
     def wait(self) -> None:
-        """Waits for a save in the background; raises FaultError if it failed."""
+        """Waits for the save in flight; raises FaultError if it failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def settle(self) -> None:
+        """Waits for the save in flight, and leaves its failure to be raised by the next call."""
+        if self._pending is not None:
+            futures.wait([self._pending])
 
     def close(self) -> None:
         """Waits as ``wait`` does, and ends the thread."""
@@ -128,9 +128,9 @@ class CheckpointStore:
         except FaultError as fault:
             if error is None:
                 raise
-            error.add_note(str(fault))  # what broke off the run is the greater news
+            error.add_note(str(fault))  # what ended the run comes first
 
-    def _write(self, snapshot: Snapshot, best_greater: bool) -> Path:
+    def _write(self, snapshot: Snapshot) -> None:
         final = self.folder / f"step_{snapshot.step}"
         temporary = self._hidden(final, "saving")
         try:
@@ -140,8 +140,7 @@ class CheckpointStore:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise FaultError(self._failure(final, error)) from error
-        self._prune(snapshot.step, best_greater)
-        return final
+        self._prune(snapshot.step)
 
     def _hidden(self, final: Path, role: str) -> Path:
         return self.folder / f".{final.name}.{role}-{secrets.token_hex(4)}"
@@ -175,7 +174,7 @@ class CheckpointStore:
             cause += f". Checkpoints still there: {left}"
         return f"checkpoint {final} could not be saved: {cause}"
 
-    def _prune(self, newest: int, best_greater: bool) -> None:
+    def _prune(self, newest: int) -> None:
         """Removes older checkpoints than the one just written, but for the last k and the best."""
         metrics: dict[int, float | None] = {}
         paths = {step: self.folder / f"step_{step}" for step in self.steps()}
@@ -183,8 +182,7 @@ class CheckpointStore:
             with contextlib.suppress(DamageError):
                 metrics[step] = Checkpoint.read(path, contents=False).metric
         keep = {newest, *[step for step in metrics if step <= newest][-self.keep_last :]}
-        sign = 1 if best_greater else -1
-        measured = [(sign * value, step) for step, value in metrics.items() if value is not None]
+        measured = [(value, step) for step, value in metrics.items() if value is not None]
         if measured:
             keep.add(max(measured)[1])
         for step, path in paths.items():
@@ -232,20 +230,56 @@ def open_checkpoint(
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise UserError(f"{path} does not exist; {what_is_there(path)}", key=key)
+        raise UserError(f"{path} does not exist; {_what_is_there(path)}", key=key)
     if path.is_file():
-        refuse_pickle(path, key)
+        _refuse_pickle(path, key)
         return Checkpoint(path, None)
     if (path / MANIFEST).exists() or step_of(path) is not None:
         try:
             return Checkpoint.read(path)
         except DamageError as damage:
-            message = f"checkpoint {path} is damaged: {damage}; {what_is_there(path)}"
+            message = f"checkpoint {path} is damaged: {damage}; {_what_is_there(path)}"
             raise UserError(message, key=key) from None
     if (path / ".metadata").exists():
-        raise UserError(refusal(path), key=key)
+        raise UserError(_refusal(path), key=key)
     for folder in (path / "checkpoints", path):
         found = CheckpointStore(folder, writer=False).latest(warn)
         if found is not None:
             return found
-    raise UserError(f"{path} holds no checkpoint; {what_is_there(path / '_')}", key=key)
+    raise UserError(f"{path} holds no checkpoint; {_what_is_there(path / '_')}", key=key)
+
+
+def _what_is_there(path: Path) -> str:
+    """What the nearest folder above holds, for a message."""
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    names = sorted(entry.name for entry in folder.iterdir())
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"in {folder} there is: {', '.join(names[:10]) or 'nothing'}{more}"
+
+
+def _refuse_pickle(path: Path, key: str | None) -> None:
+    """Raises UserError for a pickled file, by its name or content, and for none of safetensors."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    # A safetensors file starts with its header's length, whose bytes may look like a pickle's
+    is_safetensors = head[8:9] == b"{"
+    magic = head.startswith(_ZIP) or _PICKLE.match(head) is not None
+    if path.suffix.lower() in _PICKLED_SUFFIXES or (magic and not is_safetensors):
+        raise UserError(_refusal(path), key=key)
+    if not is_safetensors:
+        raise UserError(f"{path} is not a safetensors file", key=key)
+
+
+def _refusal(path: Path) -> str:
+    """Why a pickled file is not opened, and how to convert it."""
+    convert = (
+        "import sys, torch, safetensors.torch as s; "
+        "w = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
+        "w = w.get('state_dict', w); "
+        "s.save_file({k: v.clone() for k, v in w.items()}, sys.argv[2])"
+    )
+    return (
+        f"{path} is a pickled file, which is refused because reading one can run code that is "
+        "hidden in it. If it holds a model's weights and you trust where it comes from, convert "
+        f'it once: python -c "{convert}" {path.name} {path.stem}.safetensors'
+    )

@@ -1,7 +1,7 @@
 """The training loop: batches in, steps, rows out, checkpoints and evaluations between.
 
-Data's way is one direction: loader → task.batch → step → update → logs. Everything random hangs on
-(seed, step, rank), so a run that was stopped anywhere goes on bit for bit where it was.
+Data flows one way: loader → task.batch → step → update → logs. Everything random depends on
+(seed, step, rank), so that a run stopped anywhere continues bit for bit where it was.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from engine.types import Batch, Metrics, Task
 
 @dataclass
 class Training:
-    """One run of the loop: what it reads, moves, writes and asks."""
+    """One run of the loop: what it reads, updates, writes and calls."""
 
     config: Config
     config_text: str
@@ -53,7 +53,14 @@ class Training:
     stream: StreamLoader | None = None  # of streamed sources, while the loop runs
 
     def run(self) -> Metrics:
-        """Train to the end of the plan, or until asked to stop; returns the last evaluation."""
+        """Train to the end of the plan, or until asked to stop; returns the last evaluation.
+
+        All that is saved is on the disk on return. Raises FaultError where a save has failed.
+        """
+        with self.store:
+            return self._run()
+
+    def _run(self) -> Metrics:
         state, plan = self.state, self.plan
         metrics: Metrics = {}
         gradients = self._build_step()
@@ -75,7 +82,6 @@ class Training:
             if facts["stop"]:
                 break
             clock.lap()
-        self.store.close()
         return metrics
 
     def _build_step(self) -> Callable[[Batch, int], dict[str, Tensor]]:
@@ -153,7 +159,7 @@ class Training:
     def _update(self, step: int, batch: Batch, facts: dict[str, Any]) -> None:
         """Clip and step; on a loss or gradient that is not finite, stop or skip as configured."""
         norm = self.state.clip()
-        # A gradient scaler probes for the largest scale, so that an overflow is its daily work.
+        # A gradient scaler probes for the largest scale, so that overflows are expected.
         expected = self.state.parallel.scales_loss and math.isfinite(facts["loss"])
         facts["grad_norm"] = norm
         if math.isfinite(facts["loss"]) and (math.isfinite(norm) or expected):
@@ -175,6 +181,7 @@ class Training:
         path = Path(self.store.folder).parent / f"nonfinite_step_{step}.json"
         if collectives.rank() == 0:
             path.write_text(json.dumps(names, indent=0), encoding="utf8")
+        self.store.settle()
         saved = self.store.steps()
         good = f"{self.store.folder}/step_{saved[-1]}" if saved else "none yet"
         return (
@@ -209,15 +216,16 @@ class Training:
         return interval is not None and rest == 0 and (epoch % interval == 0 or last)
 
     def _evaluate(self) -> Metrics:
+        self.store.wait()  # evaluation starts processes, which a fork in mid-write could upset
         metrics = self.evaluate()
         if metrics:
             self.log.row({"step": self.state.step, **metrics})
-        if told := missing(metrics, self.config.ckpt.best_metric):
-            self.log.message(told)
+        if warning := missing(metrics, self.config.ckpt.best_metric):
+            self.log.message(warning)
         return metrics
 
     def save(self, metrics: Metrics) -> None:
-        """Write a checkpoint (every rank must call it; rank 0 writes)."""
+        """Start to write a checkpoint (every rank must call it; rank 0 writes)."""
         if self.stream is not None:
             self.state.stream = collectives.all_gather_json(self.stream.state())
         state = self.state.capture(order_key(self.config, self.plan))
@@ -227,6 +235,7 @@ class Training:
             state=state,
             config_text=self.config_text,
             metric=best_metric(metrics, self.config.ckpt.best_metric),
+            copy=not self.state.parallel.copies,
         )
 
 

@@ -17,8 +17,9 @@ from engine.dist.ddp import Replicas
 from engine.dist.parallel import Parallel
 from engine.errors import UserError
 from engine.models.parameters import Row, parameter_table
+from engine.models.weights import load_model
 from engine.train import optim, schedules
-from engine.train.checkpoint import Checkpoint, load_model
+from engine.train.checkpoint import Checkpoint
 from engine.train.precision import Precision
 
 

@@ -19,9 +19,10 @@ from engine.errors import FaultError, UserError
 from engine.evals import captions
 from engine.evals.clip_scorer import open_scorer
 from engine.evals.input_images import Folder
+from engine.models.weights import load_model
 from engine.registry import find
 from engine.run import Run
-from engine.train.checkpoint import load_model, open_checkpoint
+from engine.train.checkpoint import open_checkpoint
 from tests.data.formats.folders import image
 from tests.end_to_end.conftest import TINY
 

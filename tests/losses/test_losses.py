@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from engine.config import schema
-from engine.dist import collectives
 from engine.errors import UserError
 from engine.losses.contrast import Exchange, positives
 from engine.losses.nce import SoftmaxContrast
@@ -21,6 +20,7 @@ from engine.types import Features
 from tests.bench.timing import peak_bytes
 from tests.distributed import run
 from tests.losses.oracle import make_features, tiled
+from tests.traffic import counted
 
 
 def _build(**options: object) -> Any:
@@ -142,9 +142,9 @@ def test_mixing_is_a_fair_coin_and_pure(name: str) -> None:
 
 
 def _bytes_sent(gather: str) -> float:
-    with collectives.traffic() as sent:
+    with counted() as sent:
         tiled(schema.Loss(gather=gather), [32, 32], 2.0, 1.0, None)
-    return sent.bytes
+    return sum(sent)
 
 
 def test_traffic_is_half_of_gathering_both_sides() -> None:

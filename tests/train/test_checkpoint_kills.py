@@ -26,8 +26,7 @@ def work(folder, report):
             step = turn - turn % 2  # each step twice: the second save replaces the first
             model = {f"w{i}": torch.full((20_000,), turn) for i in range(4)}
             state = {"turn": turn, "optimizer": {i: torch.full((20_000,), turn) for i in range(4)}}
-            store.save(step, model=model, state=state, config_text=str(turn), metric=turn % 7,
-                       background=turn % 3 == 0)
+            store.save(step, model=model, state=state, config_text=str(turn), metric=turn % 7)
             store.wait()
             os.write(report, f"{turn}\\n".encode())
 
