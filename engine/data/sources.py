@@ -1,4 +1,4 @@
-"""Datasets by name: configured under ``data.datasets``, lying in a folder, or built in."""
+"""Datasets by name: configured under ``data.datasets``, a folder, or built in."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import PositiveInt, ValidationError
 
 from engine import registry
 from engine.config import schema
+from engine.config.explain import explain
 from engine.config.section import NonNegativeInt
 from engine.data.stream.source import StreamSource
 from engine.data.tables.table import cache_folder
@@ -32,6 +33,7 @@ BUILT_IN: dict[str, dict[str, Any]] = {
 
 
 Split = Literal["train", "valid"]
+Form = TypeVar("Form", bound=schema.Section)
 
 
 class RowOptions(schema.Section):
@@ -194,16 +196,23 @@ def _validated(
     own = {option: options[option] for option in set(options) - general - {"format"}}
     if "root" in form.model_fields:
         own["root"] = data_path / str(own.get("root", name))
+    for option in sorted(set(own) - set(form.model_fields)):
+        hint = registry.nearest(option, sorted({*form.model_fields, *general}))
+        raise UserError(
+            f"dataset {name!r}: format {options['format']} has no {option!r}; {hint}",
+            key=f"data.datasets.{name}.{option}",
+        )
+    return _section(form, own, name), _section(RowOptions, rows, name)
+
+
+def _section(form: type[Form], values: dict[str, Any], name: str) -> Form:
     try:
-        return form.model_validate(own), RowOptions.model_validate(rows)
+        return form.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        option = ".".join(str(part) for part in first["loc"])
-        message = f"dataset {name!r}: {option}: {first['msg']}"
-        if first["type"] == "extra_forbidden":
-            hint = registry.nearest(option, sorted({*form.model_fields, *general}))
-            message = f"dataset {name!r}: format {options['format']} has no {option!r}; {hint}"
-        raise UserError(message, key=f"data.datasets.{name}.{option}") from error
+        path, message = next(iter(explain(error.errors(include_url=False), values, form).items()))
+        option = ".".join(path)
+        key = f"data.datasets.{name}.{option}"
+        raise UserError(f"dataset {name!r}: {option}: {message}", key=key) from error
 
 
 def _unknown(name: str, data: schema.Data) -> str:

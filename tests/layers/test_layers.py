@@ -30,6 +30,7 @@ FLOORS = {
     "engine.data.transforms": 4,
     "engine.models": 5,
     "engine.data": 5,
+    "engine.data.workers": 0.5,
     "engine.tools": 6,
     "engine.tools.jobs": 1,
     "engine.tools.shapes": 4,

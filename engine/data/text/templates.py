@@ -1,4 +1,4 @@
-"""Prompt templates: what stands before a caption or an answer, and what of a sample is learned.
+"""Prompt templates: what precedes a caption or an answer, and what of a sample is learned.
 
 Templates are data; ``templates.yaml`` describes their form. The same text is used in training,
 evaluation and generation.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from engine.config.explain import explain
+from engine.config.section import Section
 from engine.config.yaml_source import Fault, parse, plain
 from engine.data.permutation import hash64
 from engine.data.text.tokenizer import clean
@@ -30,15 +33,19 @@ _FIELDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
-    """One template; ``instruction`` is that of ``data.prompt``."""
+class TemplateText(Section):
+    """A template as a file has it."""
 
     input: str
     target: str = "{answer}"
     system: str = ""
     after: str = " "
     image: str = f"{MARK}\n"
+
+
+class Template(TemplateText):
+    """One template; ``instruction`` is that of ``data.prompt``."""
+
     instruction: str = ""
 
     def has(self, field: str) -> bool:
@@ -48,9 +55,8 @@ class Template:
     def prompt(self, one: Row | Sample, *, marks: bool = True) -> str:
         """All that precedes a sample's last answer, earlier turns of a conversation included.
 
-        Each of its images is a mark, or without ``marks`` nothing. Raises
-        BadSample where the marks in the sample's texts are not as many as its images, or where
-        turns do not alternate.
+        Each of its images is a mark, or without ``marks`` nothing. Raises BadSample where the marks
+        in the sample's texts are not as many as its images, or where turns do not alternate.
         """
         row = row_of(one)
         turns, given = _asked(row.turns), len(row.images)
@@ -94,9 +100,6 @@ class Template:
             prompt += _fill(self.input, values | {"head": head})
             instruction, waiting = "", 0
         return prompt
-
-
-_KEYS = [field.name for field in fields(Template) if field.name != "instruction"]
 
 
 def row_of(one: Row | Sample) -> Row:
@@ -170,7 +173,7 @@ def template(name: str, *, key: str, instruction: str = "") -> Template:
             "file, or write one out with {instruction} or {question} in it",
             key=key,
         )
-    return replace(found, instruction=instruction)
+    return found.model_copy(update={"instruction": instruction})
 
 
 def _of_file(path: Path, chosen: str, key: str) -> Template:
@@ -202,14 +205,13 @@ def templates(path: Path, key: str) -> dict[str, Template]:
     found = {}
     for name, values in raw.items():
         what = f"{path}: the prompt template {name!r}"
-        for option, value in values.items():
-            if option not in _KEYS:
-                raise UserError(f"{what} has no {option!r}; {nearest(option, _KEYS)}", key=key)
-            if not isinstance(value, str):
-                raise UserError(f"{what}: {option} must be a text, not {value!r}", key=key)
-        if "input" not in values:
-            raise UserError(f"{what} has no input: what precedes an answer", key=key)
-        found[name] = Template(**values)
+        try:
+            checked = TemplateText.model_validate(values)
+        except ValidationError as error:
+            wrong = explain(error.errors(include_url=False), values, TemplateText)
+            listed = "; ".join(f"{'.'.join(path)}: {message}" for path, message in wrong.items())
+            raise UserError(f"{what}: {listed}", key=key) from error
+        found[name] = Template(**checked.model_dump())
         _check(what, found[name], key)
     return found
 

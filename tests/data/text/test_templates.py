@@ -148,7 +148,7 @@ def test_a_file_of_ones_own(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("plane", "no prompt template is called 'plane'; did you mean 'plain'"),
         ("{instruktion}: ", "has the field {instruktion}; fields of input are {images}"),
@@ -156,9 +156,10 @@ def test_a_file_of_ones_own(tmp_path) -> None:
         ("{the instruction}", "has the field {the instruction}"),
         ("{caption}", "has the field {caption}"),
         ("nowhere.yaml", "cannot read the prompt templates nowhere.yaml"),
-        ("x: {input: a, targt: b}", "has no 'targt'; did you mean 'target'"),
-        ("x: {input: 3}", "input must be a text, not 3"),
-        ("x: {target: a}", "has no input"),
+        ("x: {input: a, targt: b}", "unknown key 'targt'; did you mean 'target'"),
+        ("x: {input: a, instruction: b}", "unknown key 'instruction'"),
+        ("x: {input: 3}", "input: needs text (quoted where it looks like a number), not 3"),
+        ("x: {target: a}", "input: the key is missing"),
         ("x: {input: a, target: '{question}'}", "fields of target are {answer}"),
         ("x: {input: a, system: '{question}'}", "has {question} in system"),
         ("x: a", "must hold templates"),
@@ -167,10 +168,10 @@ def test_a_file_of_ones_own(tmp_path) -> None:
         ("x: {input: a}\nx: {input: b}", "x"),
     ],
 )
-def test_what_is_wrong_with_a_template_is_named(name: str, told: str, tmp_path) -> None:
+def test_what_is_wrong_with_a_template_is_named(name: str, message: str, tmp_path) -> None:
     if (":" in name and not name.startswith("{")) or name in ("- x", ""):
         (tmp_path / "f.yaml").write_text(name)
         name = str(tmp_path / "f.yaml")
     with pytest.raises(UserError) as caught:
         of(name)
-    assert told in str(caught.value) and caught.value.key == KEY
+    assert message in str(caught.value) and caught.value.key == KEY

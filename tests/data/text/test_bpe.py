@@ -106,7 +106,7 @@ def test_bpe_is_deterministic_and_works_in_forked_workers():
     other = subprocess.run(
         [sys.executable, "-c", _TRAIN_AND_FORK, *_WORDS],
         capture_output=True, text=True, check=True, timeout=60,
-        cwd=Path(__file__).parents[2], env=environment,
+        cwd=Path(__file__).parents[3], env=environment,
     )  # fmt: skip
     captions = [" ".join(words) for words in itertools.product(_WORDS, repeat=3)]
     assert other.stdout.splitlines() == _bpe(captions=captions, vocab_size=500).pieces
