@@ -13,9 +13,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from engine import __version__
 from engine.errors import UserError
+
+if TYPE_CHECKING:  # with torch, which the runner does without
+    from engine.run import Run
 
 MANIFEST = "manifest.json"
 VERSION = 1  # of the manifest's form
@@ -25,7 +29,7 @@ VERSION = 1  # of the manifest's form
 def new_folder(target: Path, key: str) -> Iterator[Path]:
     """A hidden folder beside ``target``, which takes its place at the block's end.
 
-    An earlier export there is replaced. Raises UserError at ``key`` where something else lies
+    An earlier export there is replaced. Raises UserError at ``key`` where something else is
     there, and what the block raises; then ``target`` is as it was.
     """
     _refuse_other_content(target, key)
@@ -52,7 +56,7 @@ def _refuse_other_content(target: Path, key: str) -> None:
     if not target.exists():
         return
     if not target.is_dir():
-        raise UserError(f"{target} is no folder; name another one", key=key)
+        raise UserError(f"{target} is not a folder; name another one", key=key)
     found = _files(target)
     if not found:
         return
@@ -78,6 +82,21 @@ def _files(folder: Path) -> set[str]:
     }
 
 
+def described(run: Run, form: str, **more: Any) -> dict[str, Any]:
+    """What a manifest and a README say of an export: its form, and the run that it is from."""
+    return {
+        "format": form, "task": run.task_name, "engine": __version__, **more,
+        "origin": run.origin, "step": run.step,
+    }  # fmt: skip
+
+
+def write_readme(folder: Path, template: str, run: Run, **values: Any) -> None:
+    """``README.md``: the template with ``values`` in it, and the run's name as its title."""
+    title = run.config.data.exp_name or run.task_name
+    text = template.format(title=title, **values)
+    (folder / "README.md").write_text(text, encoding="utf8")
+
+
 def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
     """``manifest.json``: the values, and size and SHA-256 of every other file of the folder."""
     files = {
@@ -91,15 +110,15 @@ def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
 def read_manifest(folder: Path, *, verify: bool = False) -> dict[str, Any]:
     """An export's manifest, its files checked by their sizes; with ``verify`` by all their bytes.
 
-    Raises UserError for a folder that is no export, and for one that is not whole.
+    Raises UserError for a folder that is not an export, and for one that is not whole.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf8"))
         version, files = manifest["version"], manifest["files"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{folder} is no exported folder: {MANIFEST} cannot be read ({error}); make one with "
-            "--mode=export"
+            f"{folder} is not an exported folder: {MANIFEST} cannot be read ({error}); make "
+            "one with --mode=export"
         ) from error
     if version != VERSION:
         raise UserError(

@@ -24,14 +24,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import engine.torchvision_ops  # before transformers, which imports torchvision
+import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
 import transformers  # isort: skip
 from engine.config.schema import Config, Export, ImageEncoder
 from engine.errors import UserError
 from engine.export import exported_model
-from engine.export.folder import new_folder, write_manifest
-from engine.export.preprocessing import image_section
+from engine.export.folder import described, new_folder, write_manifest, write_readme
+from engine.export.images import image_section
 from engine.generate.labels import label_room
 from engine.models import pretrained
 from engine.models.connectors import Positions
@@ -55,7 +55,7 @@ _PILLOWS = {"bilinear": 2, "bicubic": 3}
 _NEAR = 1e-4  # by how much a model that was read back may differ, of its greatest output
 _README = """# {title}
 
-Written by the vision-language engine {version} from `{origin}` (step {step}), task `{task}`. Every
+Written by the vision-language engine {engine} from `{origin}` (step {step}), task `{task}`. Every
 folder is read by `from_pretrained` of transformers; in this folder runs
 
 ```python
@@ -108,33 +108,29 @@ print(texts, logits.tolist())
 """
 
 
-def build(trained: Run, folder: Path, section: Export, key: str) -> None:
+def build(run: Run, folder: Path, section: Export, key: str) -> None:
     """Write ``folder``. Raises UserError: another task, parts that transformers does not have,
     other content there."""
-    if trained.task_name not in _CODE:
+    if run.task_name not in _CODE:
         raise UserError(
-            f"--task={trained.task_name} has no form in transformers; {', '.join(_CODE)} have one",
+            f"--task={run.task_name} has no form in transformers; {', '.join(_CODE)} have one",
             key="export.format",
         )
-    processor = _processor(trained.config)
+    processor = _processor(run.config)
     with new_folder(folder, key) as made, pretrained.only_errors():
         _write_json(made / "image_encoder" / "preprocessor_config.json", processor)
-        write = _clip if isinstance(trained.model, DualEncoder) else _language
-        settings = write(trained, made)
+        write = _clip if isinstance(run.model, DualEncoder) else _language
+        settings = write(run, made)
         if settings is not None:
             _write_json(made / "exported_model.json", settings)
             shutil.copyfile(exported_model.__file__, made / "exported_model.py")
-        code = _CODE[trained.task_name]
+        code = _CODE[run.task_name]
         if settings is None:
-            max_length = trained.config.model.text_encoder.max_length
+            max_length = run.config.model.text_encoder.max_length
             code = _WHOLE_CODE.format(max_length=max_length)
-        values = {"origin": trained.origin, "step": trained.step, "task": trained.task_name}
-        title = trained.config.data.exp_name or trained.task_name
-        readme = _README.format(version=engine.__version__, code=code, title=title, **values)
-        (made / "README.md").write_text(readme, encoding="utf8")
-        write_manifest(made, {"format": "huggingface", "task": trained.task_name,
-                              "engine": engine.__version__, "origin": trained.origin,
-                              "step": trained.step})  # fmt: skip
+        values = described(run, "huggingface")
+        write_readme(made, _README, run, code=code, **values)
+        write_manifest(made, values)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
@@ -145,17 +141,17 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 # --- dual encoders
 
 
-def _clip(trained: Run, folder: Path) -> dict[str, Any] | None:
+def _clip(run: Run, folder: Path) -> dict[str, Any] | None:
     """Write both towers; returns the settings of ``exported_model``, None where it is not needed:
     all is a VisionTextDualEncoderModel."""
-    model: Any = trained.model
-    section = trained.config.model.text_encoder
-    image = _save_image_encoder(model.image_encoder, trained.config, folder / "image_encoder")
+    model: Any = run.model
+    section = run.config.model.text_encoder
+    image = _save_image_encoder(model.image_encoder, run.config, folder / "image_encoder")
     model.text_encoder.model.save_pretrained(folder / "text_encoder")
-    trained.task.tokenizer.save(folder / "text_encoder")
+    run.task.tokenizer.save(folder / "text_encoder")
     text = {"pool": section.pool, "max_length": section.max_length}
-    _check_texts(trained, folder / "text_encoder", text)
-    if image["pool"] == "model" and _joined(trained, folder):
+    _check_texts(run, folder / "text_encoder", text)
+    if image["pool"] == "model" and _joined(run, folder):
         return None
     names = ["image_projection.weight", "text_projection.weight", *model.scalar_names]
     state = model.state_dict()
@@ -163,19 +159,19 @@ def _clip(trained: Run, folder: Path) -> dict[str, Any] | None:
     return {"kind": "clip", "image": image, "text": text}
 
 
-def _joined(trained: Run, folder: Path) -> bool:
+def _joined(run: Run, folder: Path) -> bool:
     """Put both encoders into VisionTextDualEncoderModel, where its features would be ours."""
-    model: Any = trained.model
-    text = trained.config.model.text_encoder
-    ids = trained.task.tokenizer.rows(["a text"], text.max_length)[0][0]
+    model: Any = run.model
+    text = run.config.model.text_encoder
+    ids = run.task.tokenizer.rows(["a text"], text.max_length)[0][0]
     pooled = model.text_encoder.model.config.model_type == "clip_text_model" and text.pool == "last"
     # CLIP's pooling looks for the end of the text; 2 has another meaning to it
-    ended = ids[-1] in trained.task.tokenizer.special_ids and ids[-1] != 2
+    ended = ids[-1] in run.task.tokenizer.special_ids and ids[-1] != 2
     if not (pooled and ended and set(model.scalar_names) == {"logit_scale"}):
         return False
     image, texts = folder / "image_encoder", folder / "text_encoder"
     whole: Any = transformers.VisionTextDualEncoderModel.from_vision_text_pretrained(
-        str(image), str(texts), projection_dim=trained.config.model.projection.dim
+        str(image), str(texts), projection_dim=run.config.model.projection.dim
     )
     whole.config.text_config.eos_token_id = ids[-1]
     whole.visual_projection.load_state_dict(model.image_projection.state_dict())
@@ -183,16 +179,16 @@ def _joined(trained: Run, folder: Path) -> bool:
     whole.logit_scale.data = model.logit_scale.detach().reshape(())
     whole.save_pretrained(folder)
     (image / "preprocessor_config.json").rename(folder / "preprocessor_config.json")
-    trained.task.tokenizer.save(folder)
+    run.task.tokenizer.save(folder)
     for part in (image, texts):
         shutil.rmtree(part)
     return True
 
 
-def _check_texts(trained: Run, folder: Path, settings: dict[str, Any]) -> None:
+def _check_texts(run: Run, folder: Path, settings: dict[str, Any]) -> None:
     """Raises UserError where AutoModel reads another model than was written."""
-    encoder: Any = trained.model.text_encoder
-    ids_BT, mask_BT = trained.task.tokenizer(["an example", "another one"], 8)
+    encoder: Any = run.model.text_encoder
+    ids_BT, mask_BT = run.task.tokenizer(["an example", "another one"], 8)
     try:
         theirs = exported_model.TextEncoder(folder, **settings)
         error = (theirs.pooled(ids_BT, mask_BT) - encoder(ids_BT, mask_BT)).abs().max()
@@ -211,25 +207,23 @@ def _check_texts(trained: Run, folder: Path, settings: dict[str, Any]) -> None:
 # --- models that speak
 
 
-def _language(trained: Run, folder: Path) -> dict[str, Any]:
+def _language(run: Run, folder: Path) -> dict[str, Any]:
     """Write all parts; returns the settings of ``exported_model``."""
-    model, task = trained.model, trained.task
+    model, task = run.model, run.task
     assert isinstance(model, VisionLanguage)
     decoder, encoder = model.decoder, model.image_encoder
-    image = _save_image_encoder(
-        encoder, trained.config, folder / "image_encoder", layer=model.layer
-    )
+    image = _save_image_encoder(encoder, run.config, folder / "image_encoder", layer=model.layer)
     save_file(
         {name: tensor.contiguous() for name, tensor in model.connector.state_dict().items()},
         folder / "connector.safetensors",
     )
-    _save_positions(model, trained.config, folder / "positions.safetensors")
+    _save_positions(model, run.config, folder / "positions.safetensors")
     none = _save_language_model(decoder, folder / "language_model")
     task.tokenizer.save(folder / "language_model")
     settings: dict[str, Any] = {
         "kind": "prefix", "image": image, "num_dropped": 0 if model.keep_prefix else
         image["num_prefix"], "connector": _layers(model.connector),
-        "prompt": _prompt(trained.config, task), "start": [decoder.start_id], "end": task.eos_id,
+        "prompt": _prompt(run.config, task), "start": [decoder.start_id], "end": task.eos_id,
         "max_length": task.max_length,
     }  # fmt: skip
     if isinstance(decoder, T5Decoder):
@@ -239,7 +233,7 @@ def _language(trained: Run, folder: Path) -> dict[str, Any]:
     assert isinstance(decoder, PrefixDecoder)
     settings |= {"none": none, "takes_positions": decoder.positions.takes_ids}
     if isinstance(task, RecognizeTask):
-        settings |= _labels(task, trained.config, decoder.start_id)
+        settings |= _labels(task, run.config, decoder.start_id)
     return settings
 
 

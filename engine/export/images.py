@@ -1,4 +1,4 @@
-"""An image as the exported encoder takes it, by Pillow and NumPy alone.
+"""An image as an exported encoder takes it: a run's pipeline as data, and by Pillow and NumPy.
 
 The steps are those of the engine's validation pipeline with ``data.decoder: pillow_exact``, pixel
 for pixel. The engine's default decoder resizes by torch's kernel, from a JPEG decoded at a smaller
@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from engine.data.decode import decode
+from engine.errors import UserError
 from engine.types import BadSample
+
+if TYPE_CHECKING:  # pydantic, which the runner does without
+    from engine.config.schema import Config
 
 Size = tuple[int, int]
 Step = Mapping[str, Any]
@@ -112,3 +116,61 @@ def _fit(image: Image.Image, step: Step) -> Image.Image:
 
 
 _STEPS = {"resize": _resize, "center_crop": _center_crop, "fit": _fit}
+
+
+# --- a run's pipeline as data
+
+_KEY = "transforms.valid_transforms"
+_SIZED = ("resize", "resize_bicubic", "center_crop")
+
+
+def image_section(config: Config) -> dict[str, Any]:
+    """A run's validation pipeline as data: steps, sizes and normalisation.
+
+    Raises UserError for a transform that ``Preprocess`` does not have.
+    """
+    from engine.data.transforms.pipeline import output_size  # with torch
+
+    transforms = config.transforms
+    names = [name for name in transforms.valid_transforms if name != "normalize"]
+    for name in names:
+        if name not in _SIZED:
+            raise UserError(
+                f"{name} cannot be repeated where the engine is not; let the list hold "
+                f"{', '.join(_SIZED)} alone",
+                key=_KEY,
+            )
+    size = output_size(names, transforms, _KEY)
+    if transforms.image_aspect_ratio is not None:
+        steps = [_fitted(config, names, size)]
+    else:
+        steps = [_sized(config, name) for name in names]
+    return {
+        "size": list(size),
+        "steps": steps,
+        "mean": list(transforms.normalize.mean),
+        "std": list(transforms.normalize.std),
+        "max_pixels": config.data.max_image_pixels,
+    }
+
+
+def _sized(config: Config, name: str) -> dict[str, Any]:
+    section = getattr(config.transforms, name)
+    size = section.size if isinstance(section.size, int) else list(section.size)
+    if name == "center_crop":
+        return {"step": name, "size": [size, size] if isinstance(size, int) else size}
+    return {"step": "resize", "size": size, "interpolation": section.interpolation}
+
+
+def _fitted(config: Config, names: list[str], size: tuple[int, int]) -> dict[str, Any]:
+    """One step in place of all resizes and crops, as the pipeline has it."""
+    transforms = config.transforms
+    sections = [getattr(transforms, name) for name in names]
+    ways = [section.interpolation for section in sections if hasattr(section, "interpolation")]
+    return {
+        "step": "fit",
+        "how": transforms.image_aspect_ratio,
+        "size": list(size),
+        "interpolation": ways[0] if ways else transforms.resize_bicubic.interpolation,
+        "colour": [int(255 * value) for value in transforms.normalize.mean],
+    }

@@ -18,14 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import engine
 from engine.config.schema import Export
 from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
 from engine.errors import UserError
 from engine.export import graphs, steps
-from engine.export.folder import new_folder, write_manifest
+from engine.export.folder import described, new_folder, write_manifest, write_readme
 from engine.export.graphs import Argument
-from engine.export.preprocessing import image_section
+from engine.export.images import image_section
 from engine.generate.labels import label_room
 from engine.models.dual_encoder import DualEncoder
 from engine.models.vision_language import VisionLanguage
@@ -33,7 +32,7 @@ from engine.run import Run
 
 _README = """# {title}
 
-Written by the vision-language engine {version} from `{origin}` (step {step}), task `{task}`, ONNX
+Written by the vision-language engine {engine} from `{origin}` (step {step}), task `{task}`, ONNX
 opset {opset}. `manifest.json` says what goes in and out of each graph, how images are prepared,
 which ids are special, and the SHA-256 of every file.
 
@@ -46,7 +45,7 @@ Without torch, with numpy, pillow, tokenizers and onnxruntime, in this folder:
 """
 
 
-def build(trained: Run, folder: Path, section: Export, key: str) -> None:
+def build(run: Run, folder: Path, section: Export, key: str) -> None:
     """Write ``folder``. Raises UserError: another task, no ONNX here, other content there."""
     for package in ("onnx", "onnxscript"):
         try:
@@ -56,32 +55,23 @@ def build(trained: Run, folder: Path, section: Export, key: str) -> None:
                 f"format onnx needs {package} ({error}): pip install -e .[onnx]",
                 key="export.format",
             ) from error
-    if trained.task_name not in _TASKS:
+    if run.task_name not in _TASKS:
         raise UserError(
-            f"--task={trained.task_name} has no form in ONNX; {', '.join(_TASKS)} have one",
+            f"--task={run.task_name} has no form in ONNX; {', '.join(_TASKS)} have one",
             key="export.format",
         )
-    image = image_section(trained.config)
+    image = image_section(run.config)
     with new_folder(folder, key) as made:
         write = _Writer(made, section, tuple(image["size"]))
-        sections = _TASKS[trained.task_name](trained, write)
-        trained.task.tokenizer.save(made / TOKENIZER_FOLDER)
-        told = {
-            "version": engine.__version__, "origin": trained.origin, "step": trained.step,
-            "task": trained.task_name, "opset": section.opset,
-            "title": trained.config.data.exp_name or trained.task_name,
-        }  # fmt: skip
-        (made / "README.md").write_text(_README.format(**told), encoding="utf8")
-        manifest = {
-            "format": "onnx", "task": trained.task_name, "engine": engine.__version__,
-            "torch": torch.__version__, "opset": section.opset, "origin": trained.origin,
-            "step": trained.step, "image": image, **sections, "graphs": write.graphs,
-        }  # fmt: skip
-        write_manifest(made, manifest)
+        sections = _TASKS[run.task_name](run, write)
+        run.task.tokenizer.save(made / TOKENIZER_FOLDER)
+        values = described(run, "onnx", torch=torch.__version__, opset=section.opset)
+        write_readme(made, _README, run, **values)
+        write_manifest(made, {**values, "image": image, **sections, "graphs": write.graphs})
 
 
 class _Writer:
-    """Puts graphs into the folder and keeps what the manifest will say of them."""
+    """Puts graphs into the folder and keeps what the manifest says of them."""
 
     def __init__(self, folder: Path, section: Export, size: tuple[int, int]) -> None:
         self.folder, self.section, self.size = folder, section, size
@@ -104,11 +94,11 @@ class _Writer:
             return part(image_BCHW)
 
 
-def _clip(trained: Run, write: _Writer) -> dict[str, Any]:
-    model, tokenizer = trained.model, trained.task.tokenizer
+def _clip(run: Run, write: _Writer) -> dict[str, Any]:
+    model, tokenizer = run.model, run.task.tokenizer
     assert isinstance(model, DualEncoder)
     write.image(graphs.ImageFeatures(model), "image_features")
-    ids_BT, mask_BT = tokenizer(["an example", "another one"], _max_length(trained))
+    ids_BT, mask_BT = tokenizer(["an example", "another one"], _max_length(run))
     sizes = {0: "batch", 1: "length"}
     write(
         "text_encoder", graphs.TextFeatures(model),
@@ -118,17 +108,17 @@ def _clip(trained: Run, write: _Writer) -> dict[str, Any]:
     known = {name: float(getattr(model, name)) for name in model.scalar_names}
     scale = exp(known["logit_scale"]) if "logit_scale" in known else 1.0
     logits = {"scale": scale, "bias": known.get("logit_bias")}
-    text = {"max_length": _max_length(trained), "pad_id": tokenizer.pad_id}
+    text = {"max_length": _max_length(run), "pad_id": tokenizer.pad_id}
     return {"text": {"tokenizer": TOKENIZER_FOLDER, **text}, "logits": logits}
 
 
-def _max_length(trained: Run) -> int:
-    return trained.config.model.text_encoder.max_length
+def _max_length(run: Run) -> int:
+    return run.config.model.text_encoder.max_length
 
 
-def _decoder(trained: Run, write: _Writer) -> dict[str, Any]:
-    """Both graphs of a model that speaks; what its text side is to be told in every task."""
-    model, task = trained.model, trained.task
+def _decoder(run: Run, write: _Writer) -> dict[str, Any]:
+    """Both graphs of a model that speaks; what its text side needs in every task."""
+    model, task = run.model, run.task
     assert isinstance(model, VisionLanguage)
     num_image = write.image(graphs.ImageTokens(model), "image_tokens").shape[1]
     step = steps.step_of(model.decoder, num_image)
@@ -142,9 +132,9 @@ def _decoder(trained: Run, write: _Writer) -> dict[str, Any]:
     }
 
 
-def _caption(trained: Run, write: _Writer) -> dict[str, Any]:
-    prompt, task = trained.config.data.prompt, trained.task
-    text = _decoder(trained, write)
+def _caption(run: Run, write: _Writer) -> dict[str, Any]:
+    prompt, task = run.config.data.prompt, run.task
+    text = _decoder(run, write)
     ids_BP, _ = task.prompts([prompt.instruction])
     return {
         "text": text
@@ -157,14 +147,14 @@ def _caption(trained: Run, write: _Writer) -> dict[str, Any]:
     }
 
 
-def _recognize(trained: Run, write: _Writer) -> dict[str, Any]:
-    task, section = trained.task, trained.config.generate
-    text = _decoder(trained, write)
+def _recognize(run: Run, write: _Writer) -> dict[str, Any]:
+    task, section = run.task, run.config.generate
+    text = _decoder(run, write)
     return {
         "text": text
         | {
             "separator_id": task.separator_id,
-            "prompt": trained.config.data.labels.prompt,
+            "prompt": run.config.data.labels.prompt,
             "prompt_ids": task.prompt_ids().tolist(),
         },
         "labels": {

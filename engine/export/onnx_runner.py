@@ -6,7 +6,7 @@ paths, encoded bytes or Pillow images; one that cannot be read raises BadSample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
 from pathlib import Path
@@ -16,10 +16,189 @@ import numpy as np
 
 from engine.data.text.tokenizer import load as load_tokenizer
 from engine.errors import UserError
-from engine.export import one_shot
 from engine.export.folder import read_manifest
 from engine.export.images import Preprocess
-from engine.export.onnx_session import Graph, Reading
+
+# --- graphs, run by onnxruntime
+
+Value = Any  # onnxruntime's OrtValue: memory of its own, which is passed on without a copy
+
+
+class Graph:
+    """One graph; ``threads`` is for each of its operations, by default one a core."""
+
+    def __init__(self, folder: Path, described: Mapping[str, Any], threads: int | None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(
+                f"running ONNX needs onnxruntime ({error}): pip install onnxruntime"
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        self.inputs, self.outputs = described["inputs"], list(described["outputs"])
+        self._as_value = onnxruntime.OrtValue.ortvalue_from_numpy
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(folder / described["file"]), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # of a dozen kinds, none of them in common
+            raise UserError(
+                f"onnxruntime {onnxruntime.__version__} cannot run {folder / described['file']}: "
+                f"{str(error).splitlines()[0]}; take a newer onnxruntime, or export with a lower "
+                "export.opset"
+            ) from error
+
+    def __call__(self, given: Mapping[str, np.ndarray | Value]) -> dict[str, Value]:
+        """Every output by its name, of every input by its."""
+        values = {
+            name: self._as_value(np.ascontiguousarray(one)) if isinstance(one, np.ndarray) else one
+            for name, one in given.items()
+        }
+        found = self._session.run_with_ort_values(self.outputs, values)
+        return dict(zip(self.outputs, found, strict=True))
+
+    def nothing(self, name: str, rows: int) -> np.ndarray:
+        """An input of length 0."""
+        described = self.inputs[name]
+        shape = [size if isinstance(size, int) else 0 for size in described["shape"]]
+        return np.zeros([rows, *shape[1:]], described["dtype"])
+
+
+class KVState:
+    """What a decoder has read of images and texts; extending it gives another one."""
+
+    def __init__(self, graph: Graph, past: dict[str, Value], texts: dict[str, np.ndarray]) -> None:
+        self._graph, self._past, self._texts = graph, past, texts
+
+    @classmethod
+    def encode_prompt(
+        cls, graph: Graph, image_tokens: Value, ids_BT: np.ndarray, **texts_BT: np.ndarray
+    ) -> tuple[np.ndarray, KVState]:
+        """Read images and prompts; ``texts_BT`` are the graph's other inputs for these tokens."""
+        rows = len(ids_BT)
+        past = {
+            name: graph.nothing(name, rows) for name in graph.inputs if name.startswith("past.")
+        }
+        nothing = {name: values[:, :0] for name, values in texts_BT.items()}
+        return cls(graph, past, nothing)._read(image_tokens, ids_BT, texts_BT)
+
+    def extend(self, ids_BT: np.ndarray, **texts_BT: np.ndarray) -> tuple[np.ndarray, KVState]:
+        """Logits [B, T, V] of further tokens, and the state with them."""
+        nothing = self._graph.nothing("image_tokens", len(ids_BT))
+        return self._read(nothing, ids_BT, texts_BT)
+
+    def _read(
+        self, image_tokens: Value, ids_BT: np.ndarray, texts_BT: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, KVState]:
+        texts = {
+            name: np.concatenate([known, texts_BT[name]], axis=1, dtype=np.int64)
+            for name, known in self._texts.items()
+        }
+        given = {"input_ids": ids_BT, "image_tokens": image_tokens, **texts, **self._past}
+        found = self._graph(given)
+        logits_BTV: np.ndarray = found.pop("logits").numpy()
+        past = {name.replace("present.", "past."): value for name, value in found.items()}
+        return logits_BTV, KVState(self._graph, past, texts)
+
+
+# --- labels
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A label's tokens without its separator, and log p of them and the separator."""
+
+    ids: tuple[int, ...]
+    log_p: float
+
+
+def one_shot(
+    logits_BV: np.ndarray,
+    state: KVState,
+    *,
+    prompt_length: int,
+    separator_id: int,
+    num_first: int,
+    room: int,
+    rows: int,
+) -> list[list[Found]]:
+    """Labels of images in one go (NXTP, arXiv 2312.02142, section 3.4), ``rows`` of them at a time.
+
+    As ``engine.generate.one_shot``: the k likeliest first tokens behind the prompt begin k labels,
+    each of which is extended, side by side with the others and unseen by them, by its likeliest
+    tokens to the separator. A label's probability is the product over its tokens, the separator
+    included. Each image's labels come in the order of their first tokens, the likelier first.
+
+    ``logits_BV`` follow the prompt. A label of more than ``room`` tokens, its separator included,
+    is left out.
+    """
+    first_BV = log_softmax(logits_BV)
+    first_BV[:, separator_id] = -np.inf
+    ids_BK = np.argsort(-first_BV, axis=1, kind="stable")[:, :num_first]
+    log_p_BK = np.take_along_axis(first_BV, ids_BK, axis=1)
+    found: list[list[Found]] = [[] for _ in ids_BK]
+    for start in range(0, num_first, rows):
+        part = slice(start, start + rows)
+        complete = _finish(
+            state, ids_BK[:, part], log_p_BK[:, part],
+            start=prompt_length, separator_id=separator_id, room=room,
+        )  # fmt: skip
+        for labels, more in zip(found, complete, strict=True):
+            labels += more
+    return found
+
+
+def _finish(
+    state: KVState, first_BK: np.ndarray, log_p_BK: np.ndarray,
+    *, start: int, separator_id: int, room: int,
+) -> list[list[Found]]:  # fmt: skip
+    """Labels from their first tokens on, which stand at the position ``start``."""
+    num_images, num_labels = first_BK.shape
+    ids_BKT = np.full((num_images, num_labels, room), separator_id)
+    ids_BKT[..., 0] = first_BK
+    log_p_BK = log_p_BK.copy()
+    active_BA = np.broadcast_to(np.arange(num_labels), first_BK.shape)
+    ended_BK = np.zeros(first_BK.shape, bool)
+    for step in range(1, room):
+        last_BA = np.take_along_axis(ids_BKT[..., step - 1], active_BA, axis=1)
+        logits_BAV, state = state.extend(
+            last_BA,
+            segment_ids=active_BA + 1,
+            position_ids=np.full_like(last_BA, start + step - 1),
+        )
+        next_BAV = log_softmax(logits_BAV)
+        token_BA = next_BAV.argmax(-1)
+        more_BA = np.take_along_axis(next_BAV, token_BA[..., None], axis=2)[..., 0]
+        going_BA = ~np.take_along_axis(ended_BK, active_BA, axis=1)
+        token_BA = np.where(going_BA, token_BA, separator_id)
+        np.put_along_axis(ids_BKT[..., step], active_BA, token_BA, axis=1)
+        so_far_BA = np.take_along_axis(log_p_BK, active_BA, axis=1)
+        np.put_along_axis(log_p_BK, active_BA, so_far_BA + np.where(going_BA, more_BA, 0), axis=1)
+        np.put_along_axis(ended_BK, active_BA, token_BA == separator_id, axis=1)
+        num_active = int((~ended_BK).sum(1).max())
+        if num_active == 0:
+            break
+        # as many columns as the image with most needs, those to go on first
+        active_BA = np.argsort(ended_BK, axis=1, kind="stable")[:, :num_active]
+    return [
+        [
+            Found(tuple(ids[: ids.index(separator_id)]), log_p)
+            for ids, log_p, ended in zip(*rows, strict=True)
+            if ended
+        ]
+        for rows in zip(ids_BKT.tolist(), log_p_BK.tolist(), ended_BK.tolist(), strict=True)
+    ]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """log p along the last axis."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+# --- folders
 
 
 class OnnxFolder:
@@ -96,7 +275,7 @@ class OnnxClip(OnnxFolder):
         logits = self.manifest["logits"]
         logits_NM = image_ND @ text_MD.T * np.float32(logits["scale"])
         if logits["bias"] is None:
-            return np.exp(one_shot.log_softmax(logits_NM))
+            return np.exp(log_softmax(logits_NM))
         return 1 / (1 + np.exp(-(logits_NM + np.float32(logits["bias"]))))
 
     def _joined(self, parts: list[np.ndarray]) -> np.ndarray:
@@ -149,7 +328,7 @@ class OnnxCaptioner(OnnxFolder):
                 "none for a caption; shorten it"
             )
         ids_BT = np.tile(np.array(prompt_ids, np.int64), (len(image_BCHW), 1))
-        logits, reading = Reading.begin(
+        logits, state = KVState.encode_prompt(
             self.graphs["decoder"], self.encode(image_BCHW), ids_BT,
             attention_mask=np.ones_like(ids_BT),
         )  # fmt: skip
@@ -161,7 +340,7 @@ class OnnxCaptioner(OnnxFolder):
             if len(said) == room or not going_B.any():
                 return np.stack(said, axis=1)
             seen_B1 = np.ones_like(token_B[:, None])
-            logits, reading = reading.go_on(token_B[:, None], attention_mask=seen_B1)
+            logits, state = state.extend(token_B[:, None], attention_mask=seen_B1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +378,12 @@ class OnnxRecognizer(OnnxFolder):
         ``first_tokens`` labels are begun (default: the run's own, or ``top_k`` if that is more),
         ``rows`` of them at a time.
         """
-        text, told = self.text, self.manifest["labels"]
-        top_k = told["num_labels"] if top_k is None else top_k
-        num_first = first_tokens or max(told.get("first_tokens") or 0, top_k)
+        text, known = self.text, self.manifest["labels"]
+        top_k = known["num_labels"] if top_k is None else top_k
+        num_first = first_tokens or max(known.get("first_tokens") or 0, top_k)
         ids_BT = np.tile(np.array(text["prompt_ids"], np.int64), (len(image_BCHW), 1))
         position_BT = np.tile(np.arange(ids_BT.shape[1]), (len(ids_BT), 1))
-        logits, reading = Reading.begin(
+        logits, state = KVState.encode_prompt(
             self.graphs["decoder"], self.encode(image_BCHW), ids_BT,
             segment_ids=np.zeros_like(ids_BT), position_ids=position_BT,
         )  # fmt: skip
@@ -214,13 +393,13 @@ class OnnxRecognizer(OnnxFolder):
                 f"{num_first} labels are to be begun, and only {most} tokens can begin one; take "
                 "a smaller top_k or first_tokens"
             )
-        found = one_shot.one_shot(
-            logits[:, -1], reading, prompt_length=ids_BT.shape[1],
-            separator_id=text["separator_id"], num_first=num_first, room=told["room"], rows=rows,
+        found = one_shot(
+            logits[:, -1], state, prompt_length=ids_BT.shape[1],
+            separator_id=text["separator_id"], num_first=num_first, room=known["room"], rows=rows,
         )  # fmt: skip
         return [self._ranked(labels)[:top_k] for labels in found]
 
-    def _ranked(self, found: Sequence[one_shot.Found]) -> list[Label]:
+    def _ranked(self, found: Sequence[Found]) -> list[Label]:
         """Labels as texts, the probabilities of equal ones summed, the likeliest first."""
         probs: dict[str, float] = {}
         for label in sorted(found, key=lambda one: -one.log_p):

@@ -2,8 +2,8 @@
 
 It knows a timm model as it comes, and BERT, RoBERTa or XLM-RoBERTa as transformers have it, each
 with a linear projection without a bias: a dual encoder of other parts is refused. The text
-encoder's configuration lies in ``text/``, whose place is written as an absolute path, because
-open_clip takes no other: where the folder is moved, it is to be changed in the JSON.
+encoder's configuration is in ``text/``; its place is written as an absolute path, because
+open_clip takes no other: where the folder is moved, change it in the JSON.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-import engine.torchvision_ops  # before timm, which imports torchvision
+import engine.torchvision_ops  # noqa: F401  before timm, which imports torchvision
 
 import timm  # isort: skip
 from engine.config.schema import Config, Export
 from engine.errors import UserError
-from engine.export.folder import new_folder, write_manifest
-from engine.export.preprocessing import image_section
+from engine.export.folder import described, new_folder, write_manifest
+from engine.export.images import image_section
 from engine.models.dual_encoder import DualEncoder
 from engine.run import Run
 
@@ -31,27 +31,26 @@ _POOLERS = {"first": "cls_last_hidden_state_pooler", "mean": "mean_pooler"}
 _CONFIG, _WEIGHTS, _TEXT = "open_clip_config.json", "open_clip_model.safetensors", "text"
 
 
-def build(trained: Run, folder: Path, section: Export, key: str) -> None:
-    """Write ``folder``. Raises UserError: another task, parts open_clip has not, other content."""
-    model, config = trained.model, trained.config
-    if trained.task_name != "clip" or not isinstance(model, DualEncoder):
+def build(run: Run, folder: Path, section: Export, key: str) -> None:
+    """Write ``folder``. UserError: another task, parts that open_clip lacks, other content."""
+    model, config = run.model, run.config
+    if run.task_name != "clip" or not isinstance(model, DualEncoder):
         raise UserError(
-            f"--task={trained.task_name} has no form in open_clip; clip has one",
+            f"--task={run.task_name} has no form in open_clip; clip has one",
             key="export.format",
         )
     _check(model, config)
-    told = {
+    settings = {
         "model_cfg": _model(model, config, folder.resolve()),
         "preprocess_cfg": _preprocessing(config),
     }
     with new_folder(folder, key) as made:
-        (made / _CONFIG).write_text(json.dumps(told, indent=1) + "\n", encoding="utf8")
+        (made / _CONFIG).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf8")
         save_file(_tensors(model), made / _WEIGHTS, metadata={"format": "pt"})
         encoder: Any = model.text_encoder
         encoder.model.config.save_pretrained(made / _TEXT)
-        trained.task.tokenizer.save(made)  # where open_clip looks for it
-        write_manifest(made, {"format": "open_clip", "task": "clip", "engine": engine.__version__,
-                              "origin": trained.origin, "step": trained.step})  # fmt: skip
+        run.task.tokenizer.save(made)  # where open_clip looks for it
+        write_manifest(made, described(run, "open_clip"))
 
 
 def _check(model: DualEncoder, config: Config) -> None:

@@ -48,11 +48,12 @@ def test_other_content_is_never_replaced(tmp_path: Path) -> None:
     mine.mkdir()
     write(mine)  # an empty folder may be used
     (mine / "notes.txt").write_text("of mine")
-    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "file").write_text("not a folder")
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / MANIFEST).write_text("[]")
-    for target, told in ((mine, "notes.txt"), (tmp_path / "file", "no folder"), (foreign, MANIFEST),
+    for target, told in ((mine, "notes.txt"), (tmp_path / "file", "not a folder"),
+                         (foreign, MANIFEST),
                          (tmp_path / "file" / "below", "cannot write")):  # fmt: skip
         with pytest.raises(UserError, match=told) as caught:
             write(target)
@@ -74,7 +75,7 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(UserError, match=r"a\.bin is missing"):
         read_manifest(target)
-    with pytest.raises(UserError, match="no exported folder"):
+    with pytest.raises(UserError, match="not an exported folder"):
         read_manifest(tmp_path)
     (target / MANIFEST).write_text(json.dumps({"version": 99, "files": {}}))
     with pytest.raises(UserError, match="form 99"):

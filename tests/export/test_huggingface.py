@@ -18,8 +18,7 @@ from engine.config import schema
 from engine.config.schema import Crop, Export, Generate, Resize, Transforms
 from engine.errors import UserError
 from engine.export import exported_model, huggingface
-from engine.export.images import Preprocess
-from engine.export.preprocessing import image_section
+from engine.export.images import Preprocess, image_section
 from engine.generate.labels import encode_prompt, recognise
 from engine.generate.texts import generate_texts
 from engine.run import Run
@@ -31,9 +30,7 @@ from tests.models.decoders.test_decoders import SIZES
 TEXTS = ["a photo of a dog", "a photo of a cat"]  # of the README
 
 
-def run_readme(
-    trained: Run, tmp_path: Path, monkeypatch
-) -> tuple[dict[str, Any], torch.Tensor]:
+def run_readme(trained: Run, tmp_path: Path, monkeypatch) -> tuple[dict[str, Any], torch.Tensor]:
     """What the README's code leaves behind, with pixels and image tokens as its model has them,
     and the pixels of the same image as we have them."""
     folder = tmp_path / "out"

@@ -11,8 +11,7 @@ from engine.config.schema import Config, Crop, Data, Normalize, Resize, Transfor
 from engine.data.decode import decode, decode_by
 from engine.data.transforms import pipeline
 from engine.errors import UserError
-from engine.export.images import Preprocess
-from engine.export.preprocessing import image_section
+from engine.export.images import Preprocess, image_section
 from engine.types import BadSample
 from tests.layers.test_layers import ROOT
 

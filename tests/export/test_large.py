@@ -51,15 +51,15 @@ READ = """
 import json, sys
 import numpy as np
 from pathlib import Path
-from engine.export.onnx_session import Graph, Reading
+from engine.export.onnx_runner import Graph, KVState
 
 folder, described = Path(sys.argv[1]), json.loads(sys.argv[2])
 case = np.load(folder / "case.npz")
 graph, ids = Graph(folder, described, 1), case["ids"]
-first, reading = Reading.begin(
+first, state = KVState.encode_prompt(
     graph, case["image"], ids[:, :2], attention_mask=np.ones_like(ids[:, :2])
 )
-last, _ = reading.go_on(ids[:, 2:], attention_mask=np.ones_like(ids[:, 2:]))
+last, _ = state.extend(ids[:, 2:], attention_mask=np.ones_like(ids[:, 2:]))
 np.save(folder / "logits.npy", np.concatenate([first, last], axis=1))
 """
 

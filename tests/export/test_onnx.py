@@ -233,7 +233,7 @@ def test_the_command_line_of_each_task(
     assert list(fitting["probs"]) == ["a dog", "a cat"]
     assert abs(sum(fitting["probs"].values()) - 1) < 1e-5
     assert run.main(["/nowhere", str(images[0])]) == 2
-    assert "no exported folder" in capsys.readouterr().err
+    assert "not an exported folder" in capsys.readouterr().err
 
 
 def test_a_folder_of_another_task_is_told(clip: Exported) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from engine.config.schema import Decoder as Section
 from engine.errors import UserError
 from engine.export import graphs, steps
-from engine.export.onnx_session import Graph, Reading
+from engine.export.onnx_runner import Graph, KVState
 from engine.models.decoders.language_model import Decoder
 from engine.models.decoders.prefix import PrefixDecoder
 from engine.registry import find
@@ -104,10 +104,12 @@ def test_logits_are_torchs_however_a_text_is_read(
     want = logits_of(decoder, image_BND, ids_BT, torch.ones_like(ids_BT))
     chunks = np.split(ids_BT.numpy(), np.cumsum(parts)[:-1], axis=1)
     first = chunks[0]
-    logits, reading = Reading.begin(graph, image_BND.numpy(), first, **texts_of(decoder, first))
+    logits, state = KVState.encode_prompt(
+        graph, image_BND.numpy(), first, **texts_of(decoder, first)
+    )
     found, start = [logits], first.shape[1]
     for chunk in chunks[1:]:
-        logits, reading = reading.go_on(chunk, **texts_of(decoder, chunk, start))
+        logits, state = state.extend(chunk, **texts_of(decoder, chunk, start))
         found.append(logits)
         start += chunk.shape[1]
     assert np.abs(np.concatenate(found, axis=1) - want).max() < 1e-4
@@ -123,9 +125,9 @@ def test_prompts_padded_on_the_left_are_read_as_if_alone(exported: tuple[Decoder
     ids, mask = ids_BT[:, :5].numpy().copy(), np.ones((3, 5), np.int64)
     for row, number in enumerate(pads):
         ids[row, :number] = mask[row, :number] = 0
-    _, reading = Reading.begin(graph, image_BND.numpy(), ids, attention_mask=mask)
+    _, state = KVState.encode_prompt(graph, image_BND.numpy(), ids, attention_mask=mask)
     said = ids_BT[:, 5:7].numpy()
-    logits, _ = reading.go_on(said, attention_mask=np.ones_like(said))
+    logits, _ = state.extend(said, attention_mask=np.ones_like(said))
     for row, number in enumerate(pads):
         alone = ids_BT[row : row + 1, number:7]
         want = logits_of(decoder, image_BND[row : row + 1], alone, torch.ones_like(alone))
@@ -139,10 +141,10 @@ def test_labels_side_by_side_do_not_see_one_another(exported: tuple[Decoder, Gra
     image_BND, ids_BT = make_texts(2)
     prompt, first, second = ids_BT[:, :3], ids_BT[:, 3:6], ids_BT[:, 6:9]  # three labels' tokens
     given = texts_of(decoder, prompt.numpy())
-    _, reading = Reading.begin(graph, image_BND.numpy(), prompt.numpy(), **given)
+    _, state = KVState.encode_prompt(graph, image_BND.numpy(), prompt.numpy(), **given)
     segments = np.tile([1, 2, 3], (2, 1))
     for place, tokens in ((3, first), (4, second)):
-        logits, reading = reading.go_on(
+        logits, state = state.extend(
             tokens.numpy(), segment_ids=segments, position_ids=np.full_like(segments, place)
         )
     for label in range(3):
