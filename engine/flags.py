@@ -15,7 +15,7 @@ from engine.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What the user asked for on the command line."""
+    """The command line as values."""
 
     task: str
     cfg: Path

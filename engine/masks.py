@@ -39,10 +39,10 @@ def visible(
         last: the last so many queries alone, [B, last, T], of rows that are all valid.
     """
     order_BT = causal_BT.cumsum(1)
-    asked = slice(None if last is None else -last, None)
-    sees_BTT = order_BT[:, None, :] <= order_BT[:, asked, None]
+    queries = slice(None if last is None else -last, None)
+    sees_BTT = order_BT[:, None, :] <= order_BT[:, queries, None]
     if segment_BT is not None:
-        key, query = segment_BT[:, None, :], segment_BT[:, asked, None]
+        key, query = segment_BT[:, None, :], segment_BT[:, queries, None]
         sees_BTT = sees_BTT & ((key == 0) | (key == query))
     if unseen_BT is not None:
         sees_BTT = sees_BTT & ~unseen_BT.bool()[:, None, :]

@@ -16,7 +16,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        super().increase_indent(flow, False)  # lists stand in from their key
+        super().increase_indent(flow, False)  # lists are indented below their key
 
 
 def _sequence(dumper: yaml.SafeDumper, tag: str, items: list[Any] | tuple[Any, ...]) -> yaml.Node:

@@ -70,11 +70,11 @@ class Lr(Section):
 
 
 class ParamGroup(Section):
-    """Parameters whose name the regular expression finds; the first group that matches rules."""
+    """Parameters whose name matches the regular expression; the first matching group counts."""
 
     pattern: str
     train: Literal["train", "freeze", "lora", "rows"] = "train"
-    tokens: Names = []  # rows: of a table of tokens, those of these alone
+    tokens: Names = []  # rows: of an embedding table, the rows of these tokens alone
     lr_scale: NonNegativeFloat = 1.0
     weight_decay: float | None = None
     freeze: bool = False  # the same as train: freeze
@@ -86,14 +86,14 @@ class Optim(Section):
     lr: Lr = Lr()
     grad_clip: PositiveFloat | None = None  # by the global norm
     groups: list[ParamGroup] = []
-    keys_finetune: Names = []  # if any: only parameters with one of these in their names train
-    layer_decay: Fraction = 1.0  # lr factor a layer, counted down from each tower's head
+    keys_finetune: Names = []  # if any: only parameters whose names contain one of these train
+    layer_decay: Fraction = 1.0  # lr factor per layer, counted down from each tower's head
 
 
 class DebiasSampling(Section):
     weights: dict[str, PositiveFloat] = {}  # dataset: weight instead of its size
     temperature: PositiveFloat = 1.0  # p ∝ weight ** (1 / temperature)
-    allow_repeats: bool = False  # of a dataset smaller than the batch
+    allow_repeats: bool = False  # of a dataset that is smaller than the batch
 
 
 class Resize(Section):
@@ -150,8 +150,8 @@ class TextAugment(Section):
 class Transforms(Section):
     train_transforms: Names = ["random_resize_crop", "random_flip"]
     valid_transforms: Names = ["resize", "center_crop"]
-    # How images come to the lists' size, instead of by the resizes and crops there. pad: in full,
-    # with margins of the mean colour; crop: their middle; resize: in full, stretched.
+    # How images are brought to the lists' size, in place of their resizes and crops. pad: whole,
+    # with margins in the mean colour; crop: the middle; resize: whole, stretched.
     image_aspect_ratio: Literal["pad", "crop", "resize"] | None = None
     resize: Resize = Resize()
     resize_bicubic: Resize = Resize(interpolation="bicubic")
@@ -167,15 +167,15 @@ class Transforms(Section):
 
 
 class Labels(Section):
-    """What there is to recognise in an image, and the text that it is learned as.
+    """The labels of an image, and the text by which they are learned.
 
     A row reads ``PROMPT label, label,``. The drawn prompts and the words left out are those of NXTP
     (arXiv 2312.02142) in kind; one prompt is drawn for each sample and epoch.
     """
 
-    source: Literal["given", "nouns"] = "given"  # of the dataset; or nouns of its captions
+    source: Literal["given", "nouns"] = "given"  # by the dataset; nouns: those of its captions
     separator: str = ","  # a single token of the decoder's tokenizer
-    prompt: str = "The objects in the image are"  # whenever labels are asked for
+    prompt: str = "The objects in the image are"  # in evaluation and generation
     train_prompts: Names = [
         "The objects in the image are",
         "The items present in the photograph are",
@@ -191,11 +191,11 @@ class Labels(Section):
     leave_out: Names = [
         "background", "day", "front", "illustration", "image", "ounce", "person", "photography",
         "stock",
-    ]  # whole words that are no objects, of nouns alone  # fmt: skip
+    ]  # whole words that are not objects, of nouns alone  # fmt: skip
 
 
 class Prompt(Section):
-    """What stands before a caption or an answer, the same in training and generation."""
+    """What precedes a caption or an answer, the same in training and generation."""
 
     template: str = "plain"  # of engine/data/text/templates.yaml; a file FILE.yaml; or a text
     instruction: str = ""
@@ -219,11 +219,11 @@ class Data(Section):
     debias: DebiasSampling = DebiasSampling()
     max_bad_fraction: Fraction = 0.01  # of the samples read
     max_image_pixels: PositiveInt = 178_956_970  # Pillow's bound for a decompression bomb
-    # Of JPEGs; auto: simplejpeg if it is installed. pillow_exact: Pillow resizes, too, at a price.
+    # Of JPEGs; auto: simplejpeg if installed. pillow_exact: Pillow also resizes, which is slower.
     decoder: Literal["auto", "simplejpeg", "pillow", "pillow_exact"] = "auto"
     max_caption_chars: PositiveInt = 100_000  # a longer caption is a bad sample
     max_images: PositiveInt = 16  # of one sample; one with more is a bad sample
-    conversations: Literal["turns", "flatten"] = "turns"  # flatten: every question a row of its own
+    conversations: Literal["turns", "flatten"] = "turns"  # flatten: a row per question
     prompt: Prompt = Prompt()
     labels: Labels = Labels()
 
@@ -234,11 +234,11 @@ class ImageEncoder(Section):
     embedding_dim: PositiveInt | None = None  # checked against the model's own width
     pretrained: bool = False
     trainable: bool = True
-    image_size: PositiveInt | None = None  # default: what the transforms put out
+    image_size: PositiveInt | None = None  # default: that of the transforms
     pool: Literal["auto", "cls", "mean", "model"] = "auto"  # auto: CLS token if there is one
     patch_drop: ProperFraction = 0.0  # share of patches left out in training (FLIP)
     gradient_checkpointing: bool = False
-    init: str | None = None  # a run of ours to take this tower's weights from
+    init: str | None = None  # a run of this engine to take this tower's weights from
     param: dict[str, Any] = {}  # passed to timm.create_model
 
 
@@ -268,12 +268,12 @@ class Projection(Section):
 
 
 class Connector(Section):
-    """From the image encoder's tokens to what the decoder takes."""
+    """From the image encoder's tokens to the decoder's input."""
 
     name: str = "linear"  # identity | linear | linear_no_bias | linear_norm | mlpNx_gelu
     layer: Annotated[int, Field(lt=0)] = -1  # hidden layer counted from the end; -1: after its norm
     keep_cls: bool = True  # the encoder's class token and other prefix tokens
-    positions: Literal["sincos2d"] | None = None  # added to what the decoder gets of an image
+    positions: Literal["sincos2d"] | None = None  # added to the decoder's image tokens
 
 
 class Decoder(Section):
@@ -282,11 +282,11 @@ class Decoder(Section):
     config: dict[str, Any] = {}  # model_type and sizes of a model from random weights
     pretrained: bool = False
     max_length: PositiveInt = 40  # tokens of prompt and caption, special ones included
-    # Of truncated alone: its blocks, and who sees whom of the labels that share a row.
+    # Of truncated alone: its blocks, and which labels of a row see each other.
     num_blocks: NonNegativeInt | None = None  # the first so many; default: all
     keep: list[NonNegativeInt] | None = None  # these instead, counted from 0
     mask: Literal["independent", "nxtp"] = "independent"  # nxtp: the rule of arXiv 2312.02142
-    # per_label: each label stands right behind the prompt; auto: so where they are independent
+    # per_label: each label's positions follow the prompt's; auto: so where they are independent
     positions: Literal["auto", "per_label", "sequential"] = "auto"
     image_token: str | None = None  # a token between image and text; added to the tokenizer
     gradient_checkpointing: bool = False
@@ -294,7 +294,7 @@ class Decoder(Section):
 
 
 class Lora(Section):
-    """Low-rank adapters (arXiv 2106.09685), where a group of ``optim.groups`` says train: lora."""
+    """Low-rank adapters (arXiv 2106.09685), for groups of ``optim.groups`` with train: lora."""
 
     rank: PositiveInt = 8
     alpha: PositiveFloat = 8.0
@@ -309,7 +309,7 @@ class Model(Section):
     connector: Connector = Connector()
     decoder: Decoder = Decoder()
     lora: Lora = Lora()
-    init: str | None = None  # a run of ours to take all weights from
+    init: str | None = None  # a run of this engine to take all weights from
 
 
 class Temperature(Section):
@@ -378,7 +378,7 @@ class RecognitionEval(Section):
     """How recognised labels are scored."""
 
     k: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 5, 10]  # labels of an image
-    encoder: str | None = None  # of sentences: a hub id, folder, CLIP, or a clip run of ours
+    encoder: str | None = None  # of sentences: a hub id, folder or CLIP, or a clip run
     label_set: str | None = None  # for mAP: a file of names, or "dataset": all that its rows have
     num_images: PositiveInt | None = None  # of each validation set; default: all
     num_examples: NonNegativeInt = 8  # in the gallery
@@ -396,7 +396,7 @@ class Eval(Section):
 class Ranker(Section):
     """A contrastive model that scores how well a caption fits its image."""
 
-    model: str | None = None  # a clip run of ours, or a hub id or folder of a CLIP
+    model: str | None = None  # a clip run of this engine, or a hub id or folder of a CLIP
 
 
 class Generate(Section):
@@ -415,7 +415,7 @@ class Generate(Section):
     seed: NonNegativeInt = 0
     ranker: Ranker = Ranker()  # chooses among the samples of best_of_n
     scorer: Ranker = Ranker()  # gives CLIPScore
-    answers: list[str] | str | None = None  # of questions: the likeliest of these, or of a file's
+    answers: list[str] | str | None = None  # to questions: the likeliest of these, or of a file
     input: str | None = None  # --mode=generate: a folder of images, or a file of questions
     images: str | None = None  # the folder of the questions' images; default: that of their file
     output: str | None = None  # where the texts go; default: the run's folder
@@ -423,18 +423,18 @@ class Generate(Section):
     # Of labels (--task=recognize):
     num_labels: PositiveInt = 10  # of an image
     first_tokens: PositiveInt | None = None  # one_shot: labels begun; default: num_labels
-    label_rows: PositiveInt = 64  # labels of an image that are decoded at a time
-    # By the product of a label's probabilities, its perplexity, the likeness of its tokens to the
-    # image's in the decoder's space, the ranker's cosine, or as they were found
+    label_rows: PositiveInt = 64  # labels of an image decoded at once
+    # By the product of a label's probabilities, its perplexity, the similarity of its tokens to the
+    # image's in the decoder's space, the ranker's cosine, or in the order of decoding
     rank: Literal["prob", "ppl", "sim", "clip", "none"] = "prob"
-    attention: bool = False  # --mode=generate: pictures of what each label looked at
+    attention: bool = False  # --mode=generate: pictures of what each label attends to
 
 
 class Export(Section):
     format: str = "onnx"  # a file of engine/export: onnx, open_clip, hf
     output: str | None = None  # the folder to write; default: the run's, export/FORMAT
     opset: Annotated[int, Field(ge=18, le=23)] = 20  # of ONNX
-    # Weights in files beside their graphs; auto: where they come to 2 GB, too much for one file
+    # Weights in files beside their graphs; auto: where they are 2 GB or more, too much for one file
     external_data: Literal["auto", "always"] = "auto"
 
 

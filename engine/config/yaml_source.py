@@ -1,7 +1,7 @@
 """YAML text → plain values, each with the file and line where it is written.
 
 The dialect is YAML as a reader means it: ``1e-4`` is a number, ``no`` is a word, only ``true`` and
-``false`` are truth values, a key stands once. The one Python tag that is known is
+``false`` are truth values, a key is written once. The one Python tag that is known is
 ``!!python/tuple``; no other tag is, so that nothing in a file can run code.
 """
 

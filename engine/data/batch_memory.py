@@ -62,7 +62,7 @@ def allocate(shape: Sequence[int], dtype: torch.dtype = torch.uint8) -> Tensor:
             return torch.empty(shape, dtype=dtype)
         whole_pages = -(-num_bytes // _HUGE_PAGE) * _HUGE_PAGE  # which also aligns them
         memory = mmap.mmap(-1, whole_pages, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):  # a kernel without them; small ones cost a tenth of all the time
+        with suppress(OSError):  # a kernel without them; small ones cost a tenth of the whole time
             memory.madvise(mmap.MADV_HUGEPAGE)
         count = num_bytes // dtype.itemsize
         return torch.frombuffer(memory, dtype=dtype, count=count).view(torch.Size(shape))
@@ -79,7 +79,7 @@ def allocate(shape: Sequence[int], dtype: torch.dtype = torch.uint8) -> Tensor:
 def stack_images(samples: Sequence[Sample]) -> Tensor:
     """``image_BCHW`` of the first image of each sample that has one, for a collate.
 
-    Images that lie side by side already, as the loader puts them, are not copied.
+    Images that are adjacent in memory, as the loader writes them, are not copied.
     """
     images = [sample.images[0] for sample in samples if sample.images]
     together = _side_by_side(images)
@@ -93,7 +93,7 @@ def stack_several(samples: Sequence[Sample]) -> tuple[Tensor | None, Tensor]:
     """``image_BKCHW`` and int64 ``num_images_B`` of samples with any number of images each.
 
     K is the most that a sample has, and no images (None) where that is 0; places that a row does
-    not fill are black. Images that lie side by side already are not copied where all rows have K.
+    not fill are black. Images that are adjacent in memory are not copied where all rows have K.
     """
     rows = [sample.images for sample in samples]
     counts = [len(row) for row in rows]
@@ -127,7 +127,7 @@ def _side_by_side(images: Sequence[Tensor]) -> Tensor | None:
         and (image.shape, image.stride(), image.dtype) == form
         for i, image in enumerate(images)
     )
-    # Two memories may happen to be neighbours.
+    # Two separate allocations may happen to be adjacent.
     if beside and first.untyped_storage().data_ptr() == last.untyped_storage().data_ptr():
         return first.as_strided((len(images), *first.shape), (first.numel(), *first.stride()))
     return None

@@ -79,7 +79,7 @@ def decode(image: bytes | Path, *, max_pixels: int, target: Size | None = None) 
             raise BadSample("too large", str(error)) from error
         except MemoryError as error:
             raise BadSample("too large", "not enough memory to decode it") from error
-        except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
+        except Exception as error:  # Pillow's readers raise nearly any exception on damaged bytes
             detail = f"{type(error).__name__}: {error}"
             if isinstance(error, UnidentifiedImageError):  # it names an object in memory
                 detail = f"begins with {data[:16]!r}; formats read are {', '.join(_KNOWN)}"
@@ -113,7 +113,7 @@ def _load(image: Image.Image, max_pixels: int, target: Size | None) -> Image.Ima
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(jpeg.ORIENTATION, 1)
-    except Exception:  # damaged EXIF says nothing about the pixels
+    except Exception:  # damaged EXIF does not concern the pixels
         return 1
     return value if isinstance(value, int) else 1
 
@@ -121,7 +121,7 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Any mode of Pillow's → RGB, 8 bits a channel."""
     if image.mode == "RGB" and "transparency" not in image.info:
-        # Other readers may want their file again, which is closed on return.
+        # Other readers may need their file again, which is closed on return.
         return image if image.format == "JPEG" else image.copy()
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")

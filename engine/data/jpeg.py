@@ -1,8 +1,8 @@
 """Plain JPEGs by libjpeg-turbo through simplejpeg, where that is installed (extra ``fast``).
 
-It puts out the very pixels that Pillow does, in two thirds of the time and without a copy. Only
-what both decode alike is taken: 8-bit YCbCr, RGB or grey, of a header that holds no surprises, and
-not a single warning on the way. Everything else is Pillow's, which then says what is wrong with it.
+It gives the very pixels that Pillow does, in two thirds of the time and without a copy. Only images
+that both decode alike are decoded here: 8-bit YCbCr, RGB or grey, with an ordinary header and not a
+single warning. Everything else is left to Pillow, which then reports what is wrong with it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ ORIENTATION = 0x0112  # EXIF 2.32, section 4.6.4
 # Markers, ITU-T T.81 table B.1
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive, Huffman-coded
 _OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
-_ALONE = (0x01, *range(0xD0, 0xDA))  # without a length, and not to be met in a header
+_ALONE = (0x01, *range(0xD0, 0xDA))  # without a length, and never in a header
 _UNEXPECTED = frozenset(_OTHER_FRAMES + _ALONE)
 _SCAN, _APP1, _FILL = 0xDA, 0xE1, 0xFF
 
 
 class Header(NamedTuple):
-    """What a plain JPEG says of itself; ``orientation`` is EXIF's, 1 for upright."""
+    """Of a plain JPEG; ``orientation`` is EXIF's, 1 for upright."""
 
     height: int
     width: int
@@ -49,7 +49,7 @@ def read_header(data: bytes) -> Header | None:
         before, marker, length = data[at], data[at + 1], data[at + 2] << 8 | data[at + 3]
         if before != _FILL:
             return None
-        if marker == _FILL:  # any number of them may stand before a marker
+        if marker == _FILL:  # any number of them may precede a marker
             at += 1
             continue
         if marker == _SCAN:
@@ -85,7 +85,7 @@ def _orientation(exif: bytes) -> int:
             read = Image.Exif()
             read.load(exif)
             value = read.get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF says nothing about the pixels
+    except Exception:  # damaged EXIF does not concern the pixels
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 

@@ -1,7 +1,7 @@
 """From a sampler's rows to collated batches, in worker processes.
 
-One torch DataLoader serves a whole run: what it is asked for are step numbers, and each worker
-computes a step's rows itself from the sampler. A batch is therefore a pure function of (seed, step,
+One torch DataLoader serves a whole run: its indices are step numbers, and each worker computes a
+step's rows itself from the sampler. A batch is therefore a pure function of (seed, step,
 rank, world), whatever the number of workers, and a resume begins at its step at once.
 """
 
@@ -109,7 +109,7 @@ class _Steps(Dataset):
         return step, seeded(self.collate, samples, self.reader.seed or 0, epoch, step), bad
 
     def _stand_in(self, step: int, epoch: int) -> Batch:
-        """A row of another rank of which nothing is learned, since all wait for each other's
+        """A batch of another rank's row that teaches nothing, since all ranks wait for each other's
         passes; {} where no other has a sample, or ranks without one cannot take part."""
         if self.blank is not None and isinstance(self.rows_of, TrainRows):
             for dataset, row in self.rows_of.others(step).tolist():
@@ -120,8 +120,8 @@ class _Steps(Dataset):
         return {}
 
     def _fetched(self, step: int, epoch: int, rows: Indices) -> Iterator[Fetched | BadRecord]:
-        """The rows a few at a time: between two images to decode, code for reading is slow, being
-        out of the processor's caches."""
+        """The rows a few at a time: the code that reads is slow right after an image was decoded,
+        since it is no longer in the processor's caches."""
         for first in range(0, len(rows), _FETCHED):
             places = rows[first : first + _FETCHED].tolist()
             yield from [self.reader.fetch(step, epoch, dataset, row) for dataset, row in places]
@@ -203,7 +203,7 @@ def train_batches(
     """(step, batch, bad records) of this rank for steps ``first_step`` … ``total_steps - 1``.
 
     A bad sample is left out of its batch. A rank that has none left takes part with another rank's
-    by ``blank``, which makes a batch of which nothing is learned, or None where it cannot. Raises
+    by ``blank``, which makes a batch that teaches nothing, or None where it cannot. Raises
     UserError for batches with fewer samples than ranks, FaultError when none of a step's samples
     can be used, without ``blank`` none of a rank's, or a worker dies.
     """

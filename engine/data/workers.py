@@ -1,4 +1,4 @@
-"""How the loader's worker processes live and die."""
+"""The lifetime of the loader's worker processes."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Tiles:
     def _exp_is_bounded(self) -> bool:
         """Whether exp(z) and its sums neither overflow nor underflow, as |z| ≤ scale·‖I‖·‖T‖."""
         if self.image_BD.is_cuda or not min(self.shape):
-            return False  # on a GPU a look at the norms would make the host wait
+            return False  # on a GPU reading the norms would make the host wait
         longest_I, longest_T = (x.norm(dim=1).max() for x in (self.image_BD, self.text_KD))
         largest = float(self.scale * longest_I * longest_T)
         limits = torch.finfo(self.image_BD.dtype)

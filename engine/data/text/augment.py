@@ -1,8 +1,8 @@
 """Text augmentation in training: words masked, replaced at random, or left out.
 
 After ZeroVL (arXiv 2112.09331), where a fifth of the word pieces is touched. The rates
-are shares of word pieces, met on average. What is drawn is a word: all of its pieces share its
-fate, so that no word is left half masked.
+are shares of word pieces, met on average. Draws are per word: all of its pieces share its
+fate, so that no word is half masked.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ _KEY = "model.text_encoder.tokenizer"
 def build(
     config: schema.Tokenizer, *, captions: Callable[[], Iterator[str]] | None = None
 ) -> TextTokenizer:
-    """The tokenizer ``config.tag``. Raises UserError where there is none, or none without its code.
+    """The tokenizer ``config.tag``. Raises UserError where there is none, or it needs code to run.
 
     Code that comes with a tokenizer is never run.
     """
@@ -47,13 +47,13 @@ def _read(tag: str) -> Any:
     try:
         if place.is_dir():
             return AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
-        try:  # a cached copy first: without a network, asking for it takes most of a minute
+        try:  # a cached copy first: without a network, a request takes most of a minute
             return AutoTokenizer.from_pretrained(
                 tag, trust_remote_code=False, local_files_only=True
             )
         except (OSError, ValueError):
             return AutoTokenizer.from_pretrained(tag, trust_remote_code=False)
-    except Exception as error:  # of many kinds: network, missing files, a form too new or broken
+    except Exception as error:  # of many kinds: network, missing files, a format too new, damage
         first_line = str(error).strip().split("\n", 1)[0]
         raise UserError(
             f"cannot read tokenizer {tag!r}: {first_line} "

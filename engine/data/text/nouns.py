@@ -17,7 +17,7 @@ from engine.errors import UserError
 _NOUNS = ("NN0", "NN1", "NN2")  # of the BNC's tags: people, dog, dogs
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[.,;:!?]")
 _WORDS = 1 << 15  # whose analyses are kept
-_CAPTIONS = 1 << 15  # whose nouns are kept: epochs come back to them
+_CAPTIONS = 1 << 15  # whose nouns are kept: each epoch has them again
 
 
 @functools.cache
@@ -41,7 +41,7 @@ def nouns(caption: str) -> tuple[str, ...]:
     """Lemmas of a caption's common nouns, in small letters, each once, in their order."""
     words = _WORD.findall(caption.lower())
     found = [
-        lemma.lower().rstrip("'’")  # of a name in the genitive the mark is left
+        lemma.lower().rstrip("'’")  # a genitive's apostrophe remains
         for word, lemma, tag in _tagger().tag_sent(words, casesensitive=False)
         if tag in _NOUNS and len(word) > 1 and not any(letter.isdigit() for letter in word)
     ]

@@ -1,4 +1,4 @@
-"""Captions as token ids: one class for every tokenizer, saved as Hugging Face's folders are.
+"""Captions as token ids: one class for every tokenizer, saved in Hugging Face's form.
 
 The work is done by the ``tokenizers`` library; transformers is not needed, neither to tokenize nor
 to read back what was saved.
@@ -41,7 +41,7 @@ class TextTokenizer:
         self.tokens = {role: tokens[role] for role in ROLES if tokens.get(role)}
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        # A caption that spells '[SEP]' says these five characters; it does not end the text.
+        # '[SEP]' in a caption is five characters; it does not end the text.
         tokenizer.encode_special_tokens = True
         spelled = {role: tokenizer.token_to_id(token) for role, token in self.tokens.items()}
         ids = {role: i for role, i in spelled.items() if i is not None}
@@ -62,12 +62,12 @@ class TextTokenizer:
         self._num_added = tokenizer.num_special_tokens_to_add(is_pair=False)
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token so spelled; None where there is none."""
+        """The id of the token with that spelling; None where there is none."""
         number: int | None = self.tokenizer.token_to_id(token)
         return number
 
     def add_special(self, token: str) -> int:
-        """The id of a special token, which is added where there is none so spelled."""
+        """The id of a special token, which is added where it does not exist."""
         self.tokenizer.add_special_tokens([AddedToken(token, special=True)])
         number: int = self.tokenizer.get_vocab(with_added_tokens=True)[token]
         self.special_ids |= {number}

@@ -1,8 +1,8 @@
 """``transforms.image_aspect_ratio``: images of any shape brought to one size in one of three ways.
 
-    pad     in full: margins in the mean colour, then resized
-    crop    resized by the side that is short of it, then the middle
-    resize  in full: stretched
+    pad     whole: margins in the mean colour, then resized
+    crop    resized until it covers the size, then the middle
+    resize  whole: stretched
 
 Margins and their colour (its fractions dropped) are those of LLaVA's ``expand2square``.
 """
@@ -66,7 +66,7 @@ class Fit:
             whole = -(-width * down // across), width
         else:
             whole = height, -(-height * across // down)
-        if whole[0] * whole[1] > _MAX_PADDED_PIXELS:  # resized before: at the edges a little else
+        if whole[0] * whole[1] > _MAX_PADDED_PIXELS:  # resized before: edges differ a little
             inner = round(height * down / whole[0]), round(width * across / whole[1])
             image = self._resized(image, (max(1, inner[0]), max(1, inner[1])))
             whole = self.size

@@ -51,7 +51,7 @@ def height_width(image: Picture) -> Size:
 
 
 def to_tensor(image: Picture) -> Tensor:
-    """uint8 CHW; the memory stays HWC, which is the order that the resize kernel wants."""
+    """uint8 CHW; the memory stays HWC, which is the resize kernel's order."""
     if isinstance(image, Tensor):
         return image
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -82,7 +82,7 @@ def _read_only(pixels_HWC: np.ndarray) -> Tensor:
 
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch warns once that nothing keeps us from writing
+    warnings.simplefilter("ignore")  # torch warns once that the memory could be written to
     _read_only(np.frombuffer(b"\0", np.uint8))
 
 
@@ -122,7 +122,7 @@ def resample(image_CHW: Tensor, size: Size, interpolation: str, crop: Box | None
     given = tuple(image_CHW.shape[1:])
     top, left, height, width = crop or (0, 0, *size)
     if given != size:
-        # Where the result began is fixed by the scale, where it ends is not.
+        # The scale fixes where the result begins, not where it ends.
         end = _end(given[0], size[0], top + height), _end(given[1], size[1], left + width)
         scale = size[0] / given[0], size[1] / given[1]
         image_1CHW = _OPERATIONS[interpolation](image_1CHW, end, False, *scale)
@@ -131,7 +131,7 @@ def resample(image_CHW: Tensor, size: Size, interpolation: str, crop: Box | None
 
 def _end(given: int, whole: int, wanted: int) -> int:
     """How many pixels to compute of ``whole``, the first ``wanted`` being of use."""
-    # As many as there were would look to the kernel like nothing to do.
+    # With as many as were given, the kernel would do nothing.
     return whole if wanted == given else wanted
 
 

@@ -157,7 +157,7 @@ def build(
             if isinstance(piece, Resize | RandomResizeCrop | Fit):
                 piece.exact = True
         return Pipeline(pieces, size, None, decoder)
-    if names[0] not in PIECES:  # a transform from outside is given what Pillow gives
+    if names[0] not in PIECES:  # a transform from outside is given a Pillow image
         decoder = "pillow"
     if config.image_aspect_ratio is None:
         pieces = _fused(names, pieces, config)
@@ -167,7 +167,7 @@ def build(
 def _fitted(
     names: list[str], pieces: list[Piece], config: schema.Transforms, size: Size
 ) -> list[Piece]:
-    """One piece in place of all resizes and crops, where the first of them stands."""
+    """One piece in place of all resizes and crops, at the place of the first."""
     places = [place for place, name in enumerate(names) if name in _SIZED]
     chosen = (getattr(config, names[place]) for place in places)
     ways = [section.interpolation for section in chosen if hasattr(section, "interpolation")]
