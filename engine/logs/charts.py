@@ -56,7 +56,7 @@ def line_chart(title: str, series: Mapping[str, Points]) -> Chart | None:
     series = {name: list(points) for name, points in series.items() if points}
     if not series:
         return None
-    notes = {}  # of the dots, shown where the pointer rests
+    notes: dict[str, str] = {}  # of the dots, shown where the pointer rests
 
     def draw(axes: Axes) -> None:
         for number, points in enumerate(series.values()):

@@ -20,7 +20,6 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -230,10 +229,7 @@ def meteor(references: Tokens, candidates: Tokens) -> tuple[float, list[float]]:
         raise JavaError(f"METEOR failed: {error}") from error
     finally:
         process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):  # what was left unread goes with it
-                pipe.close()
+        process.communicate()  # to its end, with both pipes closed
         if scorer.lock.locked():  # else the scorer waits for itself when it is deleted
             scorer.lock.release()
     return _number(corpus), [_number(item) for item in items]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import launch as launcher
+from engine.metrics import captions
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -95,6 +96,22 @@ def mistake(done, *told):
     assert len(printed.strip().splitlines()) == 1, printed
     for word in told:
         assert word in printed
+
+
+@pytest.fixture
+def meteor():
+    """Asks for the real METEOR, which takes seconds to load its tables."""
+
+
+@pytest.fixture(autouse=True)
+def quick_meteor(request, monkeypatch):
+    """A constant in METEOR's place in runs of this process, where a test does not ask for it."""
+
+    def constant(references, candidates):
+        return 0.5, [0.5] * len(references)
+
+    if "meteor" not in request.fixturenames:
+        monkeypatch.setitem(captions._BY_JAVA, "METEOR", constant)
 
 
 @pytest.fixture

@@ -38,6 +38,12 @@ def test_a_config_trains_and_goes_on_where_it_was(caption, launch, kind):
     assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
 
 
+def test_evaluations_report_meteor(caption, launch, meteor):
+    caption("eval.epoch_interval=1", "eval.captions.num_images=3")
+    (row,) = (row for row in launch.rows() if "tiny/CIDEr" in row)
+    assert 0 <= row["tiny/METEOR"] < 0.5 and row["tiny/tokenizer"] == "PTB by Java"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_config_is_evaluated(caption, launch, kind):
     done = caption(
