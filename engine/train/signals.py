@@ -35,7 +35,7 @@ class StopRequest:
             self._previous = {number: signal.signal(number, self._handle) for number in _WATCHED}
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             # None: a handler that was not installed from Python and cannot be put back from it
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -128,7 +128,6 @@ _KINDS: dict[str, Callable[[Scene, str, np.random.Generator], _Asked]] = {
     "yes/no": _yes_no,
     "match": _match,
 }
-KINDS = tuple(_KINDS)
 
 
 def _either(scene: Scene, rng: np.random.Generator) -> tuple[Group, Group]:
