@@ -455,7 +455,7 @@ class Config(Section):
     eval: Eval = Eval()
     generate: Generate = Generate()
     export: Export = Export()
-    options: dict[str, dict[str, Any]] = {}  # module from outside: values of its class Options
+    options: dict[str, Any] = {}  # module from outside: its class Options
 
     @model_validator(mode="before")
     @classmethod

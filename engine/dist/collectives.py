@@ -1,7 +1,7 @@
 """Collectives over rows that differ in number from rank to rank; all of them work in one process.
 
-Ranks need not hold equally many rows (last batches, skipped samples): whoever calls states every
-rank's ``counts``, which ``row_counts`` learns over a CPU group that never waits for the device.
+Ranks need not hold equally many rows (last batches, skipped samples): the caller passes every
+rank's ``counts``, which ``row_counts`` gets over a CPU group that never waits for the device.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def all_reduce_(x: Tensor, op: Literal["sum", "max", "min"] = "sum", group: Grou
 def start_shift(x: Tensor, rows: int, group: Group = None) -> Callable[[], Tensor]:
     """Start to send ``x`` to the next rank of a ring, and ``rows`` rows from the one before.
 
-    Returns a function that waits and gives the rows received, so that work can go on meanwhile.
+    Returns a function that waits and gives the rows received, so that work can overlap with it.
     """
     n, me = world(group), rank(group)
     if n == 1:

@@ -1,7 +1,7 @@
-"""One process a device: started, told of signals, waited for; and one exit code for all of them.
+"""One process a device: started, sent signals, waited for; and one exit code for all of them.
 
-Elastic agents start workers too, but report neither the exit codes of workers that were asked to
-stop, nor pass on a second Ctrl-C, and give 30 seconds for a save. Workers see the same environment
+Elastic agents start workers too, but neither report the exit codes of workers that were asked to
+stop nor pass on a second Ctrl-C, and give 30 seconds for a save. Workers see the same environment
 as under torchrun.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from engine.flags import Arguments
 
 SAVE_SECONDS = 1800.0  # after a first signal: a large checkpoint on slow storage
-PEER_SECONDS = 20.0  # after a worker failed: the others wait for it in vain
+PEER_SECONDS = 20.0  # after a worker failed: the others would wait for ever
 HURRY_SECONDS = 10.0  # after a second Ctrl-C
 _POLL_SECONDS = 0.1
 _REPORT, _REPORTED = "ENGINE_REPORT_DIR", "reported"
@@ -39,7 +39,7 @@ def first_to_report(code: int) -> bool:
     exit ``code`` the one for all of them.
 
     What goes wrong in one worker ends the others with errors of their own, which may well end
-    before it, and a mistake in the configuration is met by all of them.
+    before it, and all of them meet an error in the configuration.
     """
     folder = os.environ.get(_REPORT)
     if folder is None:
@@ -56,7 +56,7 @@ def run_workers(script: Path, argv: Sequence[str], arguments: Arguments) -> int:
     """Run ``script argv`` in this node's processes and return the exit code for all of them.
 
     0 where every worker ended well, also after a signal; else that of the first that failed or
-    told what was wrong: 2 for a user's mistake, 130 after a second Ctrl-C, 128 + signal for a
+    reported what was wrong: 2 for a user error, 130 after a second Ctrl-C, 128 + signal for a
     worker that had nothing to save when it was stopped, and 1.
     """
     with _meeting_port(arguments) as port, tempfile.TemporaryDirectory() as reports:
@@ -98,7 +98,7 @@ def _environment(arguments: Arguments, local_rank: int, port: int) -> dict[str, 
 
 @contextmanager
 def _meeting_port(arguments: Arguments) -> Iterator[int]:
-    """The port that was given, or a free one, held so that nobody else is given it meanwhile."""
+    """The port that was given, or a free one, held so that no other process is given it."""
     if arguments.master_port is not None:
         yield arguments.master_port
         return
@@ -110,7 +110,7 @@ def _meeting_port(arguments: Arguments) -> Iterator[int]:
 
 
 class _Watch:
-    """Waits for the workers, passing on signals, and settles what the exit code is."""
+    """Waits for the workers, passing on signals, and determines the exit code."""
 
     def __init__(
         self, workers: Sequence[subprocess.Popen[bytes]], arguments: Arguments, reports: Path
@@ -131,7 +131,7 @@ class _Watch:
                     _kill(running)
                 time.sleep(_POLL_SECONDS)
             self._settle()
-            return self._told() if self._code == 1 else self._code or 0
+            return self._reported() if self._code == 1 else self._code or 0
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -149,7 +149,7 @@ class _Watch:
                 worker.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
     def _settle(self) -> None:
-        """Take the code of a worker that failed, and ask the others to end: they cannot go on."""
+        """Take the code of a worker that failed, and ask the others to end with it."""
         if self._code is not None:
             return
         for rank, worker in enumerate(self._workers, start=self._first_rank):
@@ -170,7 +170,7 @@ class _Watch:
             _say(f"the process of rank {rank} was killed by {name}{hint}")
         return code if code in (2, 130) else 1
 
-    def _told(self) -> int:
+    def _reported(self) -> int:
         """The code of the worker whose message was printed; 1 where none had one."""
         try:
             return int((self._reports / _REPORTED).read_text(encoding="utf8"))

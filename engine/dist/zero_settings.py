@@ -76,7 +76,7 @@ class Settings:
 
     @property
     def offloads(self) -> bool:
-        """Whether anything is to be kept in the host's memory."""
+        """Whether anything is kept in the host's memory."""
         places = (self._zero().get(name, {}) for name in _OFFLOADS)
         return self.param.offload is not None or any(p.get("device") == "cpu" for p in places)
 

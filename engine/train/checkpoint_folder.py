@@ -2,7 +2,7 @@
 
 step_N/model.safetensors   the model's parameters and buffers, readable by any other tool
        state.safetensors   tensors of everything else (optimizer, scaler …)
-       state.json          the structure that those tensors belong into
+       state.json          the structure that those tensors belong to
        config.yaml         the resolved configuration
        manifest.json       step, metric, and each file's size and SHA-256; its own as well
 """
@@ -38,7 +38,7 @@ _STEP = re.compile(r"step_(0|[1-9]\d*)")
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that a checkpoint will hold, in the form in which it is written."""
+    """All that a checkpoint will hold, as it is written."""
 
     step: int
     model: dict[str, Tensor]
@@ -59,7 +59,7 @@ class Snapshot:
         *,
         copy: bool,
     ) -> Snapshot:
-        """``copy``: onto the CPU, so that training may go on changing the originals."""
+        """``copy``: onto the CPU, so that training may change the originals."""
         unique, tied = serial.untie(model)
         tensors, skeleton = serial.flatten(state)
         if copy:
@@ -115,7 +115,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: Path, *, contents: bool = True) -> Checkpoint:
-        """The checkpoint in ``folder``, once found intact; DamageError says what is not.
+        """The checkpoint in ``folder``, if it is intact; DamageError says what is not.
 
         ``contents=False`` compares sizes only, and reads none of the large files.
         """
@@ -139,14 +139,14 @@ class Checkpoint:
         """The rest of the run's state, as it was given to be saved, with tensors on the CPU."""
         if self.step is None:
             raise UserError(
-                f"{self.path} holds a model's weights only; to go on with a run, name its folder "
+                f"{self.path} holds a model's weights only; to continue a run, name its folder "
                 "or one of its checkpoints/step_N"
             )
         skeleton = json.loads((self.path / SKELETON).read_text("utf8"))
         return serial.unflatten(serial.read_tensors(self.path / STATE), skeleton)
 
     def config_text(self) -> str | None:
-        """The configuration that it was made with, where it is known."""
+        """The configuration that it was made with, None where it is not known."""
         return None if self.step is None else (self.path / CONFIG).read_text("utf8")
 
 

@@ -80,7 +80,7 @@ def make_plan(config: Config, world: int) -> Plan:
             data.train_name,
             data.debias,
             data.window_shards,
-            blocks=lambda: _blocks(sources),
+            blocks=lambda: [source.blocks for source in sources],
             texts=lambda: _texts(config, sources),
         ),
         key="data.train_type",
@@ -104,11 +104,6 @@ def _texts(config: Config, sources: list[Source]) -> TextLengths:
     answers = [np.maximum(source.column("answer_length"), 1) for source in sources]
     signs = zip(answers, lengths, strict=True)
     return TextLengths([np.where(length < 0, -own, own) for own, length in signs])
-
-
-def _blocks(sources: list[Source]) -> list[np.ndarray | None]:
-    """Rows of each shard of the datasets that are stored in shards."""
-    return [source.blocks for source in sources]
 
 
 def _stream_plan(config: Config, sources: list[Source]) -> Plan:
@@ -135,6 +130,7 @@ def order_key(config: Config, plan: Plan) -> dict[str, Any]:
     """Everything that the order of samples depends on: a resumed run must agree in all of it."""
     chosen = {name: row_options(name, config.data) for name in config.data.train_name}
     conversations = config.data.conversations
+    own = config.options.get(config.data.train_type)  # of a sampler from outside
     return {
         "runner.seed": config.runner.seed,
         "data.train_name": list(config.data.train_name),
@@ -148,4 +144,5 @@ def order_key(config: Config, plan: Plan) -> dict[str, Any]:
         "data.window_shards and shards": plan.sampler.identity if plan.sampler else None,
         "lengths of the texts": plan.sampler.lengths_digest if plan.sampler else None,
         "data.conversations": None if conversations == "turns" else conversations,
+        "options of data.train_type": own.model_dump(mode="json") if own is not None else None,
     }

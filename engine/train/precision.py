@@ -40,7 +40,7 @@ class Precision:
 
     @property
     def weights(self) -> torch.dtype:
-        """Of the weights: fp32, or fp64 where a run is to be compared to the last digit."""
+        """Of the weights: fp32, or fp64 where runs are compared to the last digit."""
         return torch.float64 if self.name == "fp64" else torch.float32
 
 

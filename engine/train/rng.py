@@ -1,4 +1,4 @@
-"""Randomness as a pure function of seeds: no part of a run hangs on what was drawn before it."""
+"""Randomness as a pure function of seeds: no part of a run depends on what was drawn before it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def derive(*numbers: int) -> int:
-    """A 63-bit seed that hangs on each number and on their order (BLAKE2b)."""
+    """A 63-bit seed that depends on each number and on their order (BLAKE2b)."""
     text = ",".join(str(int(number)) for number in numbers)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -20,7 +20,7 @@ def derive(*numbers: int) -> int:
 def isolated(seed: int, device: torch.device) -> Iterator[None]:
     """Within the block torch draws from ``seed`` on the CPU and on ``device``.
 
-    Afterwards both generators stand where they stood. Costs no wait for the device.
+    Afterwards both generators are as they were. Does not wait for the device.
     """
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None

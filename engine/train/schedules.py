@@ -37,7 +37,7 @@ def linear_schedule_with_warmup(warmup_steps: int, total_steps: int) -> Factor:
 def multi_step_schedule_with_warmup(
     warmup_steps: int, total_steps: int, *, milestone_steps: Sequence[float], gamma: float = 0.1
 ) -> Factor:
-    """Times ``gamma`` from each milestone on: a step, or below 1 a share of all steps."""
+    """Times ``gamma`` from each milestone on: a step, or below 1 a fraction of all steps."""
     steps = sorted(m * total_steps if 0 < m < 1 else m for m in milestone_steps)
     return _warmed_up(warmup_steps, lambda step: gamma ** bisect.bisect_right(steps, step))
 
@@ -82,7 +82,7 @@ SCHEDULES: dict[str, Callable[..., Factor]] = {
 def factor(config: Lr, total_steps: int) -> Factor:
     """The schedule of a run of ``total_steps``: step from 0 → factor on the learning rate.
 
-    Raises UserError for an unknown name or param, or a value that makes no sense.
+    Raises UserError for an unknown name or param, or a value that is out of range.
     """
     if config.name not in SCHEDULES:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Stopping a run politely: the first SIGTERM or SIGINT asks, a second SIGINT insists."""
+"""Stopping a run: the first SIGTERM or SIGINT requests it, a second SIGINT exits at once."""
 
 from __future__ import annotations
 

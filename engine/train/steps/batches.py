@@ -1,4 +1,4 @@
-"""A rank's batch in parts: which rows make up each sub-batch, and their way to the device."""
+"""A rank's batch in parts: which rows make up each sub-batch, and their copy to the device."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def num_rows(batch: Batch) -> int:
 
 
 class Split:
-    """Which rows make up each sub-batch: as equally many as can be.
+    """Which rows make up each sub-batch; their numbers differ by one at most.
 
-    ``by_length`` puts rows of like text length together, the longest last, so that each sub-batch
-    is padded to its own longest text only. Behind them come ``idle`` ones, of the first row again,
-    which are to leave no trace: passes that other ranks wait for.
+    ``by_length`` puts rows of similar text length together, the longest last, so that each
+    sub-batch is padded to its own longest text only. After them come ``idle`` ones, of the first
+    row again, which must leave no trace: passes that other ranks wait for.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Split:
         self.rows += [slice(0, 1)] * idle
 
     def batch_order(self, parts: Sequence[Tensor]) -> Tensor:
-        """Rows of all sub-batches, put into the order that they have in the batch."""
+        """Rows of all sub-batches, in the order that they have in the batch."""
         rows = torch.cat(list(parts))
         return rows if self._inverse is None else rows[self._inverse]
 

@@ -16,7 +16,7 @@ from engine.dist import collectives
 from engine.errors import UserError
 
 Result = TypeVar("Result")
-_SHARE = {"cuda": 0.9, "cpu": 0.5}  # of the memory that may be filled; a CPU out of it kills us
+_SHARE = {"cuda": 0.9, "cpu": 0.5}  # of what may be filled; a CPU's system kills beyond
 _SLACK = 1.1  # graphs differ in size from step to step
 
 
@@ -81,7 +81,7 @@ class KeepGraphs:
         """``work()``; where memory runs out, ``undo()`` and again, with fewer graphs kept.
 
         ``alone``: no other rank waits for this one; ``work`` may change that by ``self.alone``.
-        Raises UserError where others wait, or where there are no graphs to do without.
+        Raises UserError where others wait, or where no graphs are left to drop.
         """
         while True:
             self.alone = alone
