@@ -18,6 +18,7 @@ from typing import Any
 from engine.errors import UserError
 
 _ROOT = Path(__file__).parent
+_LISTED = ("NAMES", "MODALITIES")  # constants that are read without an import
 _ENTRIES = {"modes": "run"}  # the function that makes a file a part, where it is not ``build``
 
 
@@ -34,14 +35,20 @@ def names(folder: str) -> dict[str, str]:
     return known
 
 
+def declared(folder: str, constant: str) -> dict[str, tuple[str, ...]]:
+    """What each file of parts lists as ``constant``, by its stem, without importing it."""
+    files = dict.fromkeys(names(folder).values())
+    return {stem: _top_level(_ROOT / folder / f"{stem}.py").get(constant, ()) for stem in files}
+
+
 def _top_level(path: Path) -> dict[str, tuple[str, ...]]:
-    """Names a file defines at its top level; for NAMES, what it lists."""
+    """Names a file defines at its top level; for those in _LISTED, what they list."""
     found: dict[str, tuple[str, ...]] = {}
     for node in ast.parse(path.read_text(encoding="utf8")).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = ()
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            listed = node.targets[0].id == "NAMES"
+            listed = node.targets[0].id in _LISTED
             found[node.targets[0].id] = tuple(ast.literal_eval(node.value)) if listed else ()
     return found
 

@@ -31,7 +31,7 @@ from engine.registry import nearest
 
 Faults = dict[tuple[str, ...], str]
 _MORE_PARTS = (
-    *("model.decoder.name", "model.decoder.tokenizer.name"),
+    *("model.decoder.name", "model.decoder.tokenizer.name", "eval.extra"),
     *("transforms.train_transforms", "transforms.valid_transforms"),
 )
 

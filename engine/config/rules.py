@@ -62,6 +62,16 @@ def _transform_names(config: Config) -> Iterator[Violation]:
                 yield Violation((path,), f"no transform is called {name!r}; {nearest(name, known)}")
 
 
+def _evaluations(config: Config) -> Iterator[Violation]:
+    for index, name in enumerate(config.eval.extra):
+        if "." not in name:
+            yield Violation(
+                (f"eval.extra.{index}",),
+                f"{name!r} is not the dotted name of a module; evaluations of the engine need not "
+                "be named",
+            )
+
+
 def _is_known(name: str, known: list[str]) -> bool:
     return name in known or "." in name
 
@@ -195,6 +205,7 @@ def _labels(config: Config) -> Iterator[Violation]:
 RULES: tuple[Callable[[Config], Iterator[Violation]], ...] = (
     _part_names,
     _transform_names,
+    _evaluations,
     _datasets,
     _debias,
     _image_decoder,

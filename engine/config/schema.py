@@ -391,6 +391,8 @@ class Eval(Section):
     recognition: RecognitionEval = RecognitionEval()
     linear_probe: LinearProbe = LinearProbe()
     shuffle_words: bool = False  # also score captions with their words shuffled
+    bootstrap: PositiveInt | None = None  # draws for the 95% intervals of retrieval; null: none
+    extra: Names = []  # evaluations from outside the tree, by dotted names
 
 
 class Ranker(Section):

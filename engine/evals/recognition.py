@@ -1,148 +1,138 @@
-"""Labels of a validation set: those that a model gives each image, scored against its own."""
+"""Labels of images, the best first, scored against a validation set's own."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
-import torch
 from PIL import Image
 
 from engine.config.schema import Generate, RecognitionEval
 from engine.data.bad_samples import BadRecord, summary
 from engine.data.loader import valid_batches
 from engine.data.text.labels import LabelText, clean, labels_of
-from engine.dist import collectives
+from engine.data.text.nouns import lemmatiser
 from engine.errors import FaultError, UserError
-from engine.evals import prompts
-from engine.evals.encode import Encoder, evaluating
-from engine.evals.recognised import Recognised, curve, score
-from engine.evals.sentences import Embed
+from engine.evals import classes
+from engine.evals.evaluation import Generation, Result
+from engine.evals.inputs import Folder, open_folder
+from engine.evals.predict import Predictor, evaluating
+from engine.evals.scorers import ClipScorer, Embed, Scorers
 from engine.generate import labels as label_search
-from engine.generate.labels import Label
+from engine.generate.labels import Label, attention_maps
+from engine.logs.charts import precision_recall
+from engine.logs.gallery import Example, weight_map
 from engine.metrics import recognition as metrics
-from engine.types import BadSample, Source
+from engine.run import Run
+from engine.types import BadSample, Batch, Source
+
+MODALITIES = ("labels",)
+Vectors = Callable[[Sequence[str]], np.ndarray]
 
 _MAX_LABEL_SET = 20_000  # labels that each image is asked about
 
 
 @dataclass(frozen=True, slots=True)
-class Recognition:
-    """What an evaluation found: figures in percent, predictions by row, bad samples, the curve."""
+class Recognised:
+    """An image's labels, the best first, and its own."""
 
-    metrics: dict[str, float]
-    predictions: list[Recognised]
-    bad: list[BadRecord]
-    curve: Image.Image | None
+    image_id: str
+    row: int  # of the source
+    labels: list[Label]
+    references: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of a predictions file."""
+        line: dict[str, Any] = {
+            "image_id": self.image_id,
+            "labels": [label.to_json() for label in self.labels],
+        }
+        if self.references:
+            line["references"] = self.references
+        return line
 
 
 def evaluate(
-    encoder: Encoder,
+    model: Predictor,
     source: Source,
     section: Generate,
     scoring: RecognitionEval,
     *,
     num_images: int | None = None,
-    ranker: Any = None,
+    ranker: ClipScorer | None = None,
     embed: Embed | None = None,
-) -> Recognition:
-    """Recognise and score; every rank takes part and gets the same figures."""
-    task: Any = encoder.task
+) -> Result:
+    """Recognise and score, in percent; every rank takes part and gets the same figures."""
+    task: Any = model.task
     codes = np.asarray(source.column("image_id"))
     _, first = np.unique(codes, return_index=True)
     rows = np.sort(first)[:num_images]
     own, bad = _references(source, codes, rows, task.section)
     rows = np.array([row for row in rows.tolist() if own[int(codes[row])]], dtype=np.int64)
     label_set = _label_set(scoring, own, source.name, task.text)
-    predictions, log_p, unread = recognise(encoder, source, rows, section, ranker, label_set)
+    predictions, log_p, unread = recognise(model, source, rows, section, ranker, label_set)
     bad += unread
     if not predictions:
         raise FaultError(f"{source.name}: no image of {len(first)} is usable: {summary(bad)}")
     predictions = [replace(p, references=own[int(codes[p.row])]) for p in predictions]
-    found = score(predictions, scoring.k, embed)
+    found: dict[str, float | str] = {**score(predictions, scoring.k, embed)}
     if label_set:
         scores = np.asarray([log_p[p.row] for p in predictions])
         is_true = np.asarray([[a in p.references for a in label_set] for p in predictions])
         found["mAP"] = 100 * metrics.mean_average_precision(scores, is_true)
         found["chance_mAP"] = 100 * metrics.mean_average_precision(np.zeros_like(scores), is_true)
-    return Recognition(found, predictions, bad, curve(source.name, predictions))
+    return Result(found, bad, predictions, picture=curve(source.name, predictions))
 
 
 def recognise(
-    encoder: Encoder,
+    model: Predictor,
     source: Source,
     rows: np.ndarray,
     section: Generate,
-    ranker: Any = None,
+    ranker: ClipScorer | None = None,
     label_set: Sequence[str] = (),
     stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[list[Recognised], dict[int, list[float]], list[BadRecord]]:
     """Labels of the rows' images, on every rank alike; log p of each of ``label_set``, by row; and
     what could not be read. ``stopped`` is asked after each batch of a rank: no more follow."""
-    found, log_p, bad = _generate(encoder, source, rows, section, label_set, stopped)
-    done = sorted(found)
-    if section.rank == "clip" and done:
-        texts = [[label.text for label in found[row]] for row in done]
-        cosines = ranker.cosines(source, done, texts)
-        for row, liked in zip(done, cosines, strict=True):
-            scored = [replace(a, score=c) for a, c in zip(found[row], liked, strict=True)]
+    task: Any = model.task
+
+    def labels(batch: Batch) -> list[Any]:  # (labels, log p) of JSON values
+        numbers = batch["index_B"].tolist()
+        encoded = label_search.encode_prompt(task, model.model, batch["image_BCHW"])
+        found = label_search.recognise(task, model.model, encoded, section, rows=numbers)
+        log_p: list[list[float]] = [[] for _ in numbers]
+        if label_set:
+            log_p = label_search.log_probs(
+                task, model.model, encoded, label_set, rows=section.label_rows
+            ).tolist()
+        plain = [[(a.text, a.prob, a.score, a.ids) for a in one] for one in found]
+        return list(zip(plain, log_p, strict=True))
+
+    every, bad = model.predict(
+        source, rows, labels,
+        collate=task.pictures, batch_size=section.batch_size, stopped=stopped,
+    )  # fmt: skip
+    found = {
+        row: [Label(t, p, s, tuple(i)) for t, p, s, i in one] for row, (one, _) in every.items()
+    }
+    if section.rank == "clip" and found:
+        assert ranker is not None
+        texts = [[label.text for label in one] for one in found.values()]
+        cosines = ranker.cosines(source, list(found), texts)
+        for row, scores in zip(found, cosines, strict=True):
+            scored = [replace(a, score=c) for a, c in zip(found[row], scores, strict=True)]
             found[row] = label_search.ranked(scored, "clip")
     predictions = [
-        Recognised(source[row].image_id, row, found[row][: section.num_labels]) for row in done
+        Recognised(source[row].image_id, row, one[: section.num_labels])
+        for row, one in found.items()
     ]
-    return predictions, log_p, bad
-
-
-def _generate(
-    encoder: Encoder,
-    source: Source,
-    rows: np.ndarray,
-    section: Generate,
-    label_set: Sequence[str],
-    stopped: Callable[[], bool],
-) -> tuple[dict[int, list[Label]], dict[int, list[float]], list[BadRecord]]:
-    task: Any = encoder.task
-    model: Any = encoder.model
-    told: list[Any] = []  # (row, labels, log p), of JSON values
-    bad: list[BadRecord] = []
-    batches = valid_batches(
-        source,
-        rows,
-        encoder.transform,
-        task.pictures,
-        batch_size=section.batch_size,
-        rank=collectives.rank(),
-        world=collectives.world(),
-        num_workers=encoder.num_workers,
-        limits=encoder.limits,
-    )
-    with evaluating(encoder.model), torch.no_grad():
-        for _, batch, bad_here in batches:
-            bad += bad_here
-            if not batch:
-                continue
-            here = batch["index_B"].tolist()
-            with encoder.autocast():
-                image_BCHW = batch["image_BCHW"].to(encoder.device)
-                encoded = label_search.encode_prompt(task, model, image_BCHW)
-                labels = label_search.recognise(task, model, encoded, section, rows=here)
-                log_p: list[list[float]] = [[] for _ in here]
-                if label_set:
-                    log_p = label_search.log_probs(
-                        task, model, encoded, label_set, rows=section.label_rows
-                    ).tolist()
-            plain = [[(a.text, a.prob, a.score, a.ids) for a in one] for one in labels]
-            told += zip(here, plain, log_p, strict=True)
-            if stopped():
-                break
-    gathered = collectives.all_gather_json([told, [one.to_json() for one in bad]])
-    every = [entry for part, _ in gathered for entry in part]
-    found = {row: [Label(t, p, s, tuple(i)) for t, p, s, i in labels] for row, labels, _ in every}
-    bad = [BadRecord(**record) for _, records in gathered for record in records]
-    return found, {row: log_p for row, _, log_p in every}, bad
+    return predictions, {row: log_p for row, (_, log_p) in every.items()}, bad
 
 
 def _references(
@@ -184,11 +174,11 @@ def _label_set(
         found = sorted({label for labels in own.values() for label in labels})
     else:
         try:
-            classes = prompts.load(scoring.label_set, dataset=name).classes
+            known = classes.load(scoring.label_set, dataset=name).classes
         except UserError as error:
             error.key = key
             raise
-        found = clean(names[0] for names in classes)
+        found = clean(names[0] for names in known)
     if len(found) > _MAX_LABEL_SET:
         raise UserError(
             f"{name} has {len(found):,} labels, too many to ask each image about "
@@ -201,3 +191,186 @@ def _label_set(
         except BadSample as bad:
             raise UserError(str(bad), key=key) from bad
     return found
+
+
+# --- figures
+
+
+def score(
+    predictions: Sequence[Recognised], ks: Sequence[int], embed: Embed | None = None
+) -> dict[str, float]:
+    """Precision, recall and F1 at each k, in percent: word for word, by lemma where there is a
+    lemmatiser, and by meaning where there is an encoder (``embed``). Beside them, F1 of naming
+    the k labels that these images have most often, whatever an image shows (``commonest_…``)."""
+    own = [p.references for p in predictions]
+    given = [[label.text for label in p.labels][: max(ks)] for p in predictions]
+    often = Counter(label for labels in own for label in labels).most_common(max(ks))
+    vectors = _vectors([*given, *own], embed) if embed else None
+    names = {"P": "precision", "R": "recall", "F1": "f1"}
+    found = {
+        f"{kind}_{name}@{k}": 100 * getattr(scores, part)
+        for kind, by_k in _scores(given, own, ks, vectors).items()
+        for k, scores in by_k.items()
+        for name, part in names.items()
+    }
+    blind = _scores([[label for label, _ in often]] * len(own), own, ks, vectors)
+    for kind, by_k in blind.items():
+        found |= {f"commonest_{kind}_F1@{k}": 100 * scores.f1 for k, scores in by_k.items()}
+    return found
+
+
+def _scores(
+    given: Sequence[Sequence[str]],
+    own: Sequence[Sequence[str]],
+    ks: Sequence[int],
+    vectors: Vectors | None,
+) -> dict[str, dict[int, metrics.Scores]]:
+    """Scores by the kind of agreement and k."""
+    kinds = {"exact": {k: metrics.exact(given, own, k) for k in ks}}
+    if (lemma := lemmatiser()) is not None:
+        kinds["lemma"] = {k: metrics.exact(given, own, k, lambda s: lemma(s.lower())) for k in ks}
+    if vectors is not None:  # cosines [true, predicted] of each image's labels
+        pairs = zip(own, given, strict=True)
+        likeness = [vectors(true) @ vectors(given).T for true, given in pairs]
+        kinds["semantic"] = {k: metrics.semantic(likeness, k) for k in ks}
+    return kinds
+
+
+def _vectors(label_lists: Sequence[Sequence[str]], embed: Embed) -> Vectors:
+    """Vectors [N, D] of any of these labels; every text is encoded once."""
+    texts = sorted({label for labels in label_lists for label in labels})
+    vector_ND, at = embed(texts), {text: place for place, text in enumerate(texts)}
+    return lambda labels: vector_ND[[at[label] for label in labels]]
+
+
+def curve(name: str, predictions: Sequence[Recognised]) -> Image.Image | None:
+    """The precision-recall curve of all labels; None where none was given."""
+    pairs = [[(label.text, label.prob) for label in p.labels] for p in predictions]
+    found = metrics.curve(pairs, [p.references for p in predictions])
+    if not found.precision.size:
+        return None
+    points = (found.recall.tolist(), found.precision.tolist())
+    return precision_recall(f"Labels of {name}, word for word", {"by probability": points})
+
+
+class RecognitionEvaluation(Generation):
+    """Of the validation sets, and of a folder of images."""
+
+    name, title, unit = "labels", "Labels of", "image"
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.scorers = Scorers(run)
+
+    @property
+    def best(self) -> str:
+        """F1 of as many labels as ``eval.recognition.k`` has first."""
+        return f"exact_F1@{self.config.eval.recognition.k[0]}"
+
+    def check(self) -> None:
+        """Also what ranks labels, and how many of them there are to score."""
+        super().check()
+        self._check_labels()
+        most, number = max(self.config.eval.recognition.k), self.config.generate.num_labels
+        if most > number:
+            raise UserError(
+                f"figures at k {most} are asked for, of {number} labels an image; raise "
+                "generate.num_labels or leave that k out",
+                key="eval.recognition.k",
+            )
+        _ = self.scorers.sentences, self.scorers.ranker
+
+    def _check_labels(self) -> None:
+        label_search.check(self.config.generate, self.run.task.tokenizer.vocab_size)
+
+    def evaluate(self, dataset: str, model: Predictor) -> Result:
+        """Figures of the labels, their precision-recall curve, and the first few to look at."""
+        source, section = self.open(dataset), self.config.eval.recognition
+        found = evaluate(
+            model,
+            source,
+            self.config.generate,
+            section,
+            num_images=section.num_images or self.num_rows,
+            ranker=self.scorers.ranker,
+            embed=self.scorers.sentences,
+        )
+        shown = found.predictions[: section.num_examples]
+        found.examples = [self.example(source, one) for one in shown]
+        return found
+
+    def inputs(self) -> Folder:
+        """A folder of images."""
+        source = open_folder(self.config.generate.input)
+        self._check_labels()
+        _ = self.scorers.ranker  # opened now: hours of work may come before it is asked
+        return source
+
+    def predict(
+        self,
+        model: Predictor,
+        source: Source,
+        rows: np.ndarray,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> tuple[list[Recognised], list[BadRecord]]:
+        """Labels of each image."""
+        ranker = self.scorers.ranker
+        found, _, bad = recognise(
+            model, source, rows, self.config.generate, ranker, stopped=stopped
+        )
+        return found, bad
+
+    def example(self, source: Source, prediction: Recognised) -> Example:
+        """An image with its own labels and those that it was given, with their probabilities."""
+        given: list[tuple[str, float | None]] = [(a.text, a.prob) for a in prediction.labels]
+        image = self.thumbnail(source, prediction.row)
+        return Example(image, prediction.references, given, prediction.image_id)
+
+    def more_files(
+        self, folder: Path, model: Predictor, source: Source, predictions: Sequence[Recognised]
+    ) -> str:
+        """With ``generate.attention``, ``attention/IMAGE/``: a picture for each label."""
+        if not self.config.generate.attention:
+            return ""
+        number = write_attention(folder / "attention", model, source, predictions)
+        return f", {number} pictures: {folder / 'attention'}"
+
+
+def write_attention(
+    folder: Path, predictor: Predictor, source: Source, found: Sequence[Recognised]
+) -> int:
+    """A picture for each label of each image; returns their number.
+
+    The image is shown as the model saw it, cropped and squeezed by the transforms.
+    """
+    model: Any = predictor.model
+    task: Any = predictor.task
+    labels = {one.row: one for one in found}
+    number = 0
+    batches = valid_batches(
+        source, np.asarray(sorted(labels)), predictor.transform, task.pictures,
+        batch_size=1, rank=0, world=1, num_workers=predictor.num_workers, limits=predictor.limits,
+    )  # fmt: skip
+    with evaluating(model):
+        for _, batch, _ in batches:
+            if not batch:
+                continue
+            one = labels[int(batch["index_B"][0])]
+            image_1CHW = batch["image_BCHW"].to(predictor.device)
+            with predictor.autocast():
+                maps = attention_maps(task, model, image_1CHW, [a.ids for a in one.labels])
+            seen = Image.fromarray(image_1CHW[0].permute(1, 2, 0).cpu().numpy())
+            place = folder / one.image_id
+            place.mkdir(parents=True, exist_ok=True)
+            for earlier in place.glob("[0-9][0-9]_*.png"):  # of other labels
+                earlier.unlink()
+            for rank, (label, weight_hw) in enumerate(zip(one.labels, maps, strict=True), 1):
+                drawn = weight_map(seen, weight_hw.cpu().numpy(), f"{label.text}  {label.prob:.3f}")
+                drawn.save(place / f"{rank:02d}_{quote(label.text, safe=' ')[:80]}.png")
+                number += 1
+    return number
+
+
+def build(run: Run) -> RecognitionEvaluation:
+    """Scores of labels, and labels of a folder."""
+    return RecognitionEvaluation(run)

@@ -12,11 +12,17 @@ from engine.data.bad_samples import BadRecord, summary
 from engine.data.share import rank_slice
 from engine.dist import collectives
 from engine.errors import FaultError, UserError
-from engine.evals.encode import Encoded, Encoder, gather_numbers
+from engine.evals.evaluation import Evaluation, Result
+from engine.evals.predict import Encoded, Predictor, gather_numbers
+from engine.logs.gallery import Example
 from engine.metrics import retrieval as metrics
+from engine.run import Run
 from engine.types import BadSample, Source
 
+MODALITIES = ("text",)
 SHUFFLED = "shuffled_words/"
+
+_NUM_EXAMPLES = 8  # images of the gallery
 
 
 @dataclass
@@ -34,7 +40,7 @@ class Retrieval:
 
 
 def evaluate(
-    encoder: Encoder,
+    model: Predictor,
     source: Source,
     *,
     num_rows: int | None = None,
@@ -51,9 +57,9 @@ def evaluate(
     as high on those does not read the order. Raises UserError where nothing is left to rank,
     FaultError for features that are NaN or infinite.
     """
-    gallery = _gallery(encoder, source, num_rows)
+    gallery = _gallery(model, source, num_rows)
     image_ID, caption_image_C = gallery.images.features, gallery.caption_image
-    caption_CD = encoder.texts(list(gallery.captions.values()))
+    caption_CD = model.texts(list(gallery.captions.values()))
     ranks = _ranks(source, image_ID, caption_CD, caption_image_C)
     found = Retrieval(
         metrics=metrics.from_ranks(*ranks),
@@ -64,7 +70,7 @@ def evaluate(
     )
     if shuffle_words:
         mixed = [_shuffled(caption, seed, row) for row, caption in gallery.captions.items()]
-        mixed_ranks = _ranks(source, image_ID, encoder.texts(mixed), caption_image_C)
+        mixed_ranks = _ranks(source, image_ID, model.texts(mixed), caption_image_C)
         values = metrics.from_ranks(*mixed_ranks)
         found.metrics |= {SHUFFLED + name: value for name, value in values.items()}
     if bootstrap_draws:
@@ -88,7 +94,7 @@ class _Gallery:
     bad: list[BadRecord]
 
 
-def _gallery(encoder: Encoder, source: Source, num_rows: int | None) -> _Gallery:
+def _gallery(model: Predictor, source: Source, num_rows: int | None) -> _Gallery:
     seen = len(source) if num_rows is None else min(num_rows, len(source))
     captions, bad = _captions(source, seen)
     good = np.setdiff1d(np.arange(seen), [record.index for record in bad])
@@ -98,7 +104,7 @@ def _gallery(encoder: Encoder, source: Source, num_rows: int | None) -> _Gallery
     image_rows = good[first[by_appearance]]
     owner = np.argsort(by_appearance)[owner]  # image of each good row, in order of appearance
 
-    images = encoder.images(source, image_rows)
+    images = model.images(source, image_rows)
     place = np.full(len(image_rows), -1)  # of an image among those that could be read
     place[np.searchsorted(image_rows, images.rows)] = np.arange(len(images.rows))
     kept = place[owner] >= 0
@@ -113,7 +119,7 @@ def _gallery(encoder: Encoder, source: Source, num_rows: int | None) -> _Gallery
         images,
         {row: caption for row, caption in captions.items() if row in rows},
         good[kept],
-        torch.from_numpy(place[owner[kept]]).to(encoder.device),
+        torch.from_numpy(place[owner[kept]]).to(model.device),
         seen,
         bad,
     )
@@ -166,3 +172,38 @@ def _examples(
 def _shuffled(caption: str, seed: int, row: int) -> str:
     words = caption.split()
     return " ".join(words[i] for i in np.random.default_rng([seed, row]).permutation(len(words)))
+
+
+class RetrievalEvaluation(Evaluation):
+    """Of the validation sets."""
+
+    best = "RSUM"
+
+    def evaluate(self, dataset: str, model: Predictor) -> Result:
+        """Recalls both ways, with their confidence intervals where ``eval.bootstrap`` asks."""
+        source, section = self.open(dataset), self.config.eval
+        found = evaluate(
+            model,
+            source,
+            num_rows=self.num_rows,
+            shuffle_words=section.shuffle_words,
+            seed=self.config.runner.seed,
+            bootstrap_draws=section.bootstrap or 0,
+            num_examples=_NUM_EXAMPLES,
+        )
+        figures: dict[str, float | str] = {**found.metrics}
+        for name, (low, high) in found.intervals.items():
+            figures |= {f"{name}_low": low, f"{name}_high": high}
+        examples = [self._example(source, *example) for example in found.examples]
+        return Result(figures, found.bad, examples=examples)
+
+    def _example(self, source: Source, row: int, captions: list[tuple[int, float]]) -> Example:
+        """An image with its own caption, and those found for it: (row, cosine), best first."""
+        own = source[row]
+        found = [(source[other].caption, cosine) for other, cosine in captions]
+        return Example(self.thumbnail(source, row), [own.caption], found, own.image_id)
+
+
+def build(run: Run) -> RetrievalEvaluation:
+    """Recalls of images and captions by each other."""
+    return RetrievalEvaluation(run)

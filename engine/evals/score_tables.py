@@ -1,6 +1,6 @@
-"""CSV files of images and texts to be scored together, and what their scores say.
+"""CSV files of images and texts to be scored together, and their figures.
 
-Three forms, told by their columns:
+Three forms, recognised by their columns:
 
     image,text[,human_score]                 pairs, with what people think of them
     image,caption,negative_caption[,kind]    SugarCrepe: a right and a wrong text for an image
@@ -29,7 +29,7 @@ from engine.metrics import agreement
 from engine.metrics.files import read_csv
 
 HUMAN = "human_score"
-_DIGITS = 6  # of a figure that are told
+_DIGITS = 6  # of a figure
 _FEW = 2  # items that a correlation takes
 _FORMS: dict[str, list[tuple[str, str, str]]] = {  # (image's column, text's, the score's name)
     "pairs": [("image", "text", "vqa_score")],
@@ -88,12 +88,12 @@ class Table:
         table_RP = self._table(scores)
         whole = np.isfinite(table_RP).all(1)
         rows = [row for row, fine in zip(self.rows, whole, strict=True) if fine]
-        told: dict[str, Any] = {"form": self.form, "rows": len(self.rows)}
-        told["left_out"] = len(self.rows) - len(rows)
+        common: dict[str, Any] = {"form": self.form, "rows": len(self.rows)}
+        common["left_out"] = len(self.rows) - len(rows)
         if not rows:
-            return told
+            return common
         table_RP = table_RP[whole]
-        told["mean_score"] = _rounded(float(table_RP.mean()))
+        common["mean_score"] = _rounded(float(table_RP.mean()))
         if self.form == "winoground":
             found: dict[str, Any] = agreement.winoground(table_RP.reshape(-1, 2, 2))
         elif self.form == "sugarcrepe":
@@ -103,7 +103,7 @@ class Table:
             found = _with_people(self.path, rows, table_RP[:, 0], group_by)
         else:
             found = {}
-        return told | {name: _rounded(value) for name, value in found.items()}
+        return common | {name: _rounded(value) for name, value in found.items()}
 
 
 def _with_people(
@@ -111,21 +111,21 @@ def _with_people(
 ) -> dict[str, Any]:
     judged = [place for place, row in enumerate(rows) if row[HUMAN].strip()]
     human = [float(rows[place][HUMAN]) for place in judged]
-    told: dict[str, Any] = {"human_scores": len(judged)}
+    found: dict[str, Any] = {"human_scores": len(judged)}
     if len(judged) < _FEW:
-        return told
+        return found
     score_J = score_R[judged]
     groups = [rows[place][group_by] for place in judged] if group_by else None
-    told["pearson"] = agreement.pearson(score_J, human)
-    told["kendall_tau_b"] = agreement.kendall_tau_b(score_J, human)
+    found["pearson"] = agreement.pearson(score_J, human)
+    found["kendall_tau_b"] = agreement.kendall_tau_b(score_J, human)
     try:
         pairs = agreement.pairwise_accuracy(score_J, human, groups)
     except ValueError as error:
         raise UserError(f"{path}: within each {group_by} {error}") from error
-    told["pairwise_accuracy"] = pairs.accuracy
-    told["pairwise_accuracy_without_ties"] = pairs.accuracy_without_ties
-    told["tie_epsilon"] = pairs.epsilon
-    return told | {"pairs_compared": pairs.num_pairs, "pairs_drawn": pairs.drawn}
+    found["pairwise_accuracy"] = pairs.accuracy
+    found["pairwise_accuracy_without_ties"] = pairs.accuracy_without_ties
+    found["tie_epsilon"] = pairs.epsilon
+    return found | {"pairs_compared": pairs.num_pairs, "pairs_drawn": pairs.drawn}
 
 
 def _rounded(value: Any) -> Any:
@@ -137,7 +137,7 @@ def _rounded(value: Any) -> Any:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a command is told of a table."""
+    """The arguments of a command that name a table."""
     parser.add_argument("--csv", type=Path, required=True, help="images and texts")
     parser.add_argument("--images", type=Path, help="folder of the images; default: the CSV's")
     parser.add_argument("--out", type=Path, help="default: vqa_score/NAME in the run's folder")

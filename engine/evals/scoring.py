@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from engine.dist import collectives
-from engine.evals.run import Evaluations
+from engine.evals.evaluation import Evaluations
 from engine.logs.progress import Progress
 from engine.logs.samples import FOLDER as SAMPLES_FOLDER
 from engine.logs.samples import write_samples
@@ -45,11 +45,12 @@ def save_predictions(run: Run, evaluations: Evaluations, label: str) -> None:
     if collectives.rank() != 0:
         return
     folder = run.run_dir / SAMPLES_FOLDER
-    for dataset, predictions in evaluations.predictions.items():
+    for dataset, result in evaluations.results:
         try:
-            write_samples(folder, dataset, label, [p.to_json() for p in predictions])
-            if dataset in evaluations.pictures:
-                name = f"{quote(dataset, safe=' ')}.{label}.curve.png"
-                evaluations.pictures[dataset].save(folder / name)
+            if result.predictions:
+                rows = [prediction.to_json() for prediction in result.predictions]
+                write_samples(folder, dataset, label, rows)
+            if result.picture is not None:
+                result.picture.save(folder / f"{quote(dataset, safe=' ')}.{label}.curve.png")
         except OSError as error:  # a full disk, say: the figures are worth more
             run.warn(f"predictions of {dataset} are not saved: {error}")

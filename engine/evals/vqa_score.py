@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from engine.config.schema import Config
+from engine.data.decode import decode_by
+from engine.data.text.templates import template as find_template
+from engine.data.transforms import pipeline
 from engine.errors import UserError, exit_code
 from engine.evals import score_tables
-from engine.evals.encode import evaluating
-from engine.evals.pictures import Picture, Pictures
-from engine.evals.vqa_score_texts import Asking
+from engine.evals.predict import evaluating
 from engine.generate.likelihood import log_likelihoods
 from engine.run import Run, warn_on_stderr
 from engine.tools.jobs import count
@@ -32,7 +35,10 @@ from engine.types import BadSample
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 ANSWER = "Yes"
-_MOST_TOLD = 20  # of what is left out
+_MOST_NAMED = 20  # of what is left out
+
+Picture = str | Path | bytes | Image.Image | Tensor
+"""A file, its bytes, an image, or a tensor CHW: uint8, or floats of 0 … 1."""
 
 
 class VQAScore:
@@ -75,7 +81,7 @@ class VQAScore:
         self.task = task
         usual = 32 if next(found.parameters()).device.type == "cpu" else 64  # by what caches hold
         self.batch_size = batch_size or usual
-        self.asking = Asking(task, question, answer, against, template)
+        self.spec = PromptSpec(task, question, answer, against, template)
         self.pictures = Pictures(found, task.config)
 
     def __call__(
@@ -88,7 +94,7 @@ class VQAScore:
         """
         if not len(images) or not texts:
             raise ValueError(f"{len(images)} images and {len(texts)} texts have no scores")
-        for error in self.asking.refused(texts).values():
+        for error in self.spec.refused(texts).values():
             raise error
         places = [place for place in range(len(images)) for _ in texts]
         with torch.set_grad_enabled(grad), evaluating(self.model):
@@ -108,11 +114,11 @@ class VQAScore:
         """Scores [P] of each image with the text in the same place.
 
         An image that returns is read and encoded once; a window of images is in memory at a time.
-        One that cannot be read, and a text that cannot be asked about, is told to ``bad`` and
+        One that cannot be read, and a text that cannot be asked about, is given to ``bad`` and
         scores NaN, or without it raises BadSample. ``stopped`` is asked between two windows whether
         to leave out the rest, as NaN.
         """
-        refused = self.asking.refused(texts)
+        refused = self.spec.refused(texts)
         for text, error in refused.items():
             if bad is None:
                 raise error
@@ -163,14 +169,14 @@ class VQAScore:
         parts = [torch.empty(0, device=tokens_MND.device)]
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            asked = [self.asking.asked(texts[i]) for i in chosen]
-            said = [self.asking.said(texts[i]) for i in chosen]
+            prompts = [self.spec.prompt(texts[i]) for i in chosen]
+            targets = [self.spec.targets(texts[i]) for i in chosen]
             place_B = torch.tensor([places[i] for i in chosen], device=tokens_MND.device)
-            given = self.task, self.model, tokens_MND[place_B], asked, said
+            given = self.task, self.model, tokens_MND[place_B], prompts, targets
             with self.autocast():
-                found = log_likelihoods(*given, template=self.asking.template)
+                found = log_likelihoods(*given, template=self.spec.template)
             log_p_BA = found.log_p_R.view(len(chosen), -1)
-            if len(self.asking.answers) > 1:
+            if len(self.spec.answers) > 1:
                 parts.append(log_p_BA.softmax(1)[:, 0])
             else:
                 parts.append((log_p_BA[:, 0] / found.tokens_R).exp())
@@ -185,6 +191,106 @@ class VQAScore:
             with self.autocast():
                 parts.append(self.model.image_tokens(torch.stack([*pixels[start : start + size]])))
         return torch.cat(parts)
+
+
+class Pictures:
+    """Reads images for a ``VisionLanguage`` as its evaluation does."""
+
+    def __init__(self, model: Any, config: Config) -> None:
+        self.model, self.max_pixels = model, config.data.max_image_pixels
+        self.transform = pipeline.for_split(config, "valid")
+
+    def __call__(self, image: Picture) -> Tensor:
+        """Normalised floats CHW on the model's device. Raises BadSample.
+
+        Floats are stretched to the model's size where they are of another, and keep their graph;
+        all else goes through the transforms of evaluation.
+        """
+        mean_C11, std_C11 = self.model.mean_C11, self.model.std_C11
+        if isinstance(image, Tensor) and image.is_floating_point():
+            image_CHW = image.to(mean_C11)
+            if image_CHW.shape[1:] != self.transform.size:
+                image_CHW = nn.functional.interpolate(
+                    image_CHW[None], self.transform.size, mode="bilinear", antialias=True
+                )[0]
+            return (255 * image_CHW - mean_C11) / std_C11
+        if isinstance(image, str | Path | bytes):
+            image = decode_by(
+                self.transform.decoder,
+                image if isinstance(image, bytes) else Path(image),
+                max_pixels=self.max_pixels,
+                target=self.transform.decode_size,
+            )
+        elif isinstance(image, Image.Image):
+            image = image.convert("RGB")
+        return (self.transform(image).to(mean_C11) - mean_C11) / std_C11
+
+    def read(
+        self, image: Picture, bad: Callable[[Picture, BadSample], None] | None
+    ) -> Tensor | None:
+        """The same, or None where the image cannot be read, which ``bad`` is given."""
+        try:
+            return self(image)
+        except BadSample as error:
+            if bad is None:
+                raise
+            bad(image, error)
+            return None
+
+
+class PromptSpec:
+    """A question, its answers and the template that both are put into.
+
+    Args:
+        task: of --task=vqa.
+        question, answer: ``{}`` is the text's place, in either or in both.
+        against: another answer, or None.
+        template: its name; None: the task's own.
+
+    Raises UserError for a question and an answer without the text, and for an unknown template.
+    """
+
+    def __init__(
+        self, task: Any, question: str, answer: str, against: str | None, template: str | None
+    ) -> None:
+        if sorted(each.count("{}") for each in (question, answer)) not in ([0, 1], [1, 1]):
+            given = f"{question!r}, {answer!r}"
+            raise UserError(f"the question or the answer must have {{}} in it, once: {given}")
+        self.task, self.question = task, question
+        self.answers = [answer] if against is None else [answer, against]
+        instruction = task.config.data.prompt.instruction
+        self.template = (
+            template and find_template(template, key="template", instruction=instruction)
+        ) or None
+
+    def prompt(self, text: str) -> str:
+        """The question about a text."""
+        return self.question.replace("{}", text)
+
+    def targets(self, text: str) -> list[str]:
+        """The answer, and the one that it is compared with."""
+        return [each.replace("{}", text) for each in self.answers]
+
+    def refused(self, texts: Sequence[str]) -> dict[str, BadSample]:
+        """Of the texts those that the model cannot be asked about, and why."""
+        found = {}
+        for text in dict.fromkeys(texts):
+            try:
+                self._check(text)
+            except BadSample as error:
+                found[text] = BadSample(error.cause, f"{error.detail}: {text[:80]!r}")
+        return found
+
+    def _check(self, text: str) -> None:
+        ids_1P = self.task.prompts([self.prompt(text)], template=self.template)[0]
+        longest = max(len(self.task.answer_ids(each)) for each in self.targets(text))
+        limit = self.task.max_length
+        if ids_1P.shape[1] > limit or longest > self.task.room(ids_1P):
+            raise BadSample(
+                "prompt too long",
+                f"{ids_1P.shape[1]} tokens, and {longest} of the answer, "
+                f"model.decoder.max_length {limit}",
+            )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -219,14 +325,13 @@ def main(argv: Sequence[str]) -> int:
         ).tolist()
     num_scored = sum(not math.isnan(score) for score in scores)
     if num_scored:
-        for thing, why in list(bad.items())[:_MOST_TOLD]:
+        for thing, why in list(bad.items())[:_MOST_NAMED]:
             warn_on_stderr(f"{thing[-200:]} is left out: {why}")
-        if (more := len(bad) - _MOST_TOLD) > 0:
+        if (more := len(bad) - _MOST_NAMED) > 0:
             warn_on_stderr(f"and {more} more are left out")
     if stop.requested:
-        warn_on_stderr(
-            f"{stop.name}: {num_scored} of {len(scores)} pairs are scored; the rest is left out"
-        )
+        done = f"{num_scored} of {len(scores)} pairs are scored"
+        warn_on_stderr(f"{stop.name}: {done}; the rest is left out")
         if not num_scored:
             return 130
     elif not num_scored:

@@ -6,53 +6,44 @@ A class's feature is the L2-normed mean of the L2-normed features of its prompts
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.data.bad_samples import BadRecord, summary
+from engine.data.bad_samples import summary
 from engine.data.share import rank_slice
 from engine.dist import collectives
 from engine.errors import FaultError, UserError
-from engine.evals.encode import Encoder
-from engine.evals.labels import NamedLabels
-from engine.evals.prompts import Prompts
+from engine.evals.classes import NamedLabels, Prompts, load
+from engine.evals.evaluation import Evaluation, Result
+from engine.evals.predict import Predictor
 from engine.metrics import classification as metrics
+from engine.run import Run
 from engine.types import Source
+
+MODALITIES = ("text",)
 
 _CHUNK = 4096  # images scored at once
 
 
-@dataclass
-class ZeroShot:
-    """What an evaluation found; equal on every rank."""
-
-    metrics: dict[str, float]
-    num_images: int
-    num_seen: int
-    bad: list[BadRecord]
-
-
 def evaluate(
-    encoder: Encoder, source: Source, prompts: Prompts, *, num_rows: int | None = None
-) -> ZeroShot:
+    model: Predictor, source: Source, prompts: Prompts, *, num_rows: int | None = None
+) -> Result:
     """Accuracy at 1 and 5 and mean per class, in percent, of ``num_rows`` images (default: all).
 
-    Those are spread evenly over the rows, which mostly lie class by class. Rows that name their
-    class are labelled by the prompts' names.
-    Images that cannot be read are left out and named in ``bad``. Raises UserError where classes and
-    the source's labels do not fit, FaultError for features that are NaN.
+    Those are spread evenly over the rows, which are mostly sorted by class. Rows that name their
+    class are labelled by the prompts' names. Images that cannot be read are left out and named in
+    ``bad``. Raises UserError where classes and the source's labels do not fit, FaultError for
+    features that are NaN.
     """
     classes = source.classes
     prompts = prompts.in_order_of(classes, source.name)
     if classes is None:
         source = NamedLabels(source, prompts.numbers(), prompts.origin)
     seen = len(source) if num_rows is None else min(num_rows, len(source))
-    class_KD = class_features(encoder, prompts)
-    images = encoder.images(source, np.arange(seen) * len(source) // max(seen, 1))
+    class_KD = class_features(model, prompts)
+    images = model.images(source, np.arange(seen) * len(source) // max(seen, 1))
     if not len(images.rows):
         raise UserError(
             f"dataset {source.name!r} ({source.split}) has no image that can be used: "
@@ -68,13 +59,13 @@ def evaluate(
             rank_N[rows] = ranks.cpu()
     except ValueError as error:
         raise FaultError(f"evaluation on {source.name!r}: {error}") from error
-    return ZeroShot(metrics.from_ranks(rank_N, label_N), len(label_N), seen, images.bad)
+    return Result({**metrics.from_ranks(rank_N, label_N)}, images.bad)
 
 
-def class_features(encoder: Encoder, prompts: Prompts) -> Tensor:
+def class_features(model: Predictor, prompts: Prompts) -> Tensor:
     """[classes, D], L2-normed. Each rank encodes its share of the classes."""
     share = rank_slice(range(len(prompts.classes)), collectives.rank(), collectives.world())
-    prompt_ND = encoder.texts([text for label in share for text in prompts.texts(label)])
+    prompt_ND = model.texts([text for label in share for text in prompts.texts(label)])
     counts = [len(prompts.texts(label)) for label in range(len(prompts.classes))]
     parts = F.normalize(prompt_ND, dim=-1).split(counts)
     return F.normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
@@ -92,3 +83,36 @@ def checked_labels(source: Source, row_N: np.ndarray, label_N: Tensor, num_class
             "labelled images (format: imagefolder, or a CSV with a column labels)"
         )
     return label_N
+
+
+class ZeroShotEvaluation(Evaluation):
+    """Of the sets of labelled images in ``eval.zero_shot``."""
+
+    best = "accuracy@1"
+    order = 1
+
+    def datasets(self) -> list[str]:
+        """The sets' names."""
+        return list(self.config.eval.zero_shot)
+
+    def check(self) -> None:
+        """Also that the classes are those of the dataset."""
+        for name in self.datasets():
+            self._classes(name)
+
+    def evaluate(self, dataset: str, model: Predictor) -> Result:
+        """Accuracies."""
+        return evaluate(model, *self._classes(dataset), num_rows=self.num_rows)
+
+    def _classes(self, name: str) -> tuple[Source, Prompts]:
+        """Labelled images, and the prompts of their classes. Raises UserError."""
+        chosen, key = self.config.eval.zero_shot[name], f"eval.zero_shot.{name}"
+        source = self.open(chosen.dataset, key=f"{key}.dataset")
+        texts = load(chosen.classes, chosen.templates, dataset=chosen.dataset, key=key)
+        texts.in_order_of(source.classes, source.name)
+        return source, texts
+
+
+def build(run: Run) -> ZeroShotEvaluation:
+    """Accuracies of labelled images by the texts of their classes."""
+    return ZeroShotEvaluation(run)

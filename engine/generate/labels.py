@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import exp
+from math import exp, log
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor
 from engine.config.schema import Generate
 from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
-from engine.generate import draws, label_search
-from engine.generate.one_shot import Found, label_log_probs, num_first_tokens, one_shot
+from engine.generate import label_search, texts
+from engine.generate.label_search import Found, label_log_probs, num_first_tokens
 from engine.models.decoders.prefix import KVState
 from engine.models.vision_language import Recognizer
 
@@ -107,7 +108,7 @@ def recognise(
 ) -> list[list[Label]]:
     """Each image's labels, all that were found, by ``section.rank``; ``clip`` ranks nothing yet.
 
-    Drawn ones hang on ``section.seed`` and the image's number in ``rows`` (by default its place).
+    Drawn ones depend on ``section.seed`` and the image's number in ``rows`` (by default its place).
     """
     numbers = range(len(encoded.image_BND)) if rows is None else rows
     found = _search(task, model, encoded.state, section, numbers)
@@ -133,7 +134,7 @@ def _search(
         return label_search.beam(decoder, state, num_beams=section.num_beams, **common)
     common |= {"rows": section.label_rows}
     if section.method == "sample":
-        uniform_RT = draws.uniforms(section.seed, rows, section.num_samples, room)
+        uniform_RT = texts.uniforms(section.seed, rows, section.num_samples, room)
         return label_search.sample(
             decoder,
             state,
@@ -144,7 +145,7 @@ def _search(
             **common,
         )
     num_first = num_first_tokens(section, len(decoder.head()[0]))
-    return one_shot(decoder, state, num_first=num_first, room=room, **common)
+    return label_search.one_shot(decoder, state, num_first=num_first, room=room, **common)
 
 
 def _labels(
@@ -216,3 +217,60 @@ def log_probs(
     """
     ids = [task.text.ids(label) for label in labels]
     return label_log_probs(model.decoder, encoded.state, ids, rows=rows)
+
+
+# --- where in an image each of its labels looked
+
+
+@torch.no_grad()
+def attention_maps(
+    task: LabellingTask,
+    model: Recognizer,
+    image_1CHW: Tensor,
+    labels: Sequence[tuple[int, ...]],
+) -> Tensor:
+    """Weights [labels, h, w] over one image, its rows from the top; ``labels`` are tokens.
+
+    A label's tokens are read behind image and prompt, as in training. The weights that they give to
+    the image's tokens are averaged over blocks, heads and the label's tokens. They show where the
+    decoder took its values from, which is not the same as why it chose the label.
+    """
+    if not labels:
+        return torch.zeros(0, 1, 1)
+    decoder = model.decoder
+    encoded = encode_prompt(task, model, image_1CHW)
+    device, start = image_1CHW.device, encoded.state.num_text
+    ids = [(token, number, start + place) for number, label in enumerate(labels)
+           for place, token in enumerate(label)]  # fmt: skip
+    ids_S, number_S, position_S = torch.tensor(ids, device=device).unbind(1)
+    with eager(decoder.model):
+        output = decoder.extend(
+            encoded.state, ids_S[None], number_S[None] + 1, position_S[None], output_attentions=True
+        )
+    num_image = encoded.state.num_image
+    weights_LSN = torch.stack([w[0].float().mean(0)[:, :num_image] for w in output.attentions])
+    weight_SN = weights_LSN.mean(0)
+    sums_KN = weight_SN.new_zeros(len(labels), num_image).index_add_(0, number_S, weight_SN)
+    mean_KN = sums_KN / torch.tensor([[len(label)] for label in labels], device=device)
+    if model.keep_prefix:  # class tokens lie nowhere in the image
+        mean_KN = mean_KN[:, getattr(model.image_encoder, "num_prefix_tokens", 0) :]
+    height, width = grid(mean_KN.shape[1], image_1CHW.shape[2] / image_1CHW.shape[3])
+    return mean_KN.view(-1, height, width)
+
+
+def grid(num_tokens: int, ratio: float) -> tuple[int, int]:
+    """Rows and columns that so many tokens lie in, of an image ``ratio`` times as high as wide."""
+    rows = [n for n in range(1, num_tokens + 1) if num_tokens % n == 0]
+    height = min(rows, key=lambda n: abs(log(n * n / num_tokens / ratio)))
+    return height, num_tokens // height
+
+
+@contextmanager
+def eager(model: Any) -> Iterator[None]:
+    """Attention that gives its weights away, within the block."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -104,17 +104,17 @@ def _weigh(
 ) -> Likelihoods:
     different = dict.fromkeys(text for given in targets for text in given)
     ids = {text: torch.tensor(task.answer_ids(text)) for text in different}
-    said = [(row, ids[text]) for row, given in enumerate(targets) for text in given]
-    tokens = torch.tensor([len(answer) for _, answer in said])
+    answers = [(row, ids[text]) for row, given in enumerate(targets) for text in given]
+    tokens = torch.tensor([len(answer) for _, answer in answers])
     # of like length together: an answer is padded to the longest beside it
     order = tokens.argsort(stable=True)
     fitting = max(1, _MOST_BYTES // max(1, known.row_bytes))
     found = []
     for chosen in order.split(min(rows, fitting)):
         labels_RL = pad_sequence(
-            [said[i][1] for i in chosen], batch_first=True, padding_value=IGNORED
+            [answers[i][1] for i in chosen], batch_first=True, padding_value=IGNORED
         )
-        row_R = torch.tensor([said[i][0] for i in chosen], device=device)
+        row_R = torch.tensor([answers[i][0] for i in chosen], device=device)
         found.append(-_decoder(model).nll_after(known, row_R, labels_RL.to(device)))
     back = order.argsort().to(device)
     return Likelihoods(torch.cat(found)[back], tokens.to(device))

@@ -1,17 +1,27 @@
-"""Texts about images, by transformers' ``generate``: greedy, beams, sampling."""
+"""Texts about images, by transformers' ``generate``: greedy, beams, sampling.
+
+Draws depend on the seed and the image, not on which images share a batch. torch's generator serves
+a batch row after row, so that other rows, or other processes, would give an image another text.
+Here every text has random numbers of its own, one a token, and each finds its token by the inverse
+of the cumulated probabilities: a number for a token, not one for each of the vocabulary.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
+
+import transformers  # isort: skip
 from engine.config.schema import Generate
+from engine.data.permutation import hash64
 from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
-from engine.generate import draws
 from engine.models.vision_language import VisionLanguage
 from engine.types import Batch
 
@@ -36,7 +46,7 @@ def num_texts(section: Generate) -> int:
 def options(section: Generate, room: int, eos_id: int, pad_id: int) -> dict[str, Any]:
     """The keywords of transformers' ``generate``; ``room`` bounds the new tokens.
 
-    Temperature, top-k and top-p are not among them: ``draws.processors`` apply them before a draw.
+    Temperature, top-k and top-p are not among them: ``processors`` apply them before a draw.
     """
     limit = min(section.max_new_tokens or room, room)
     chosen: dict[str, Any] = {
@@ -73,7 +83,7 @@ def generate_texts(
 ) -> list[list[str]]:
     """``num_texts(section)`` texts for each image.
 
-    Drawn ones hang on ``section.seed`` and the image's number in ``rows`` (by default its place).
+    Drawn ones depend on ``section.seed`` and the image's number in ``rows`` (by default its place).
     """
     ids_BP, mask_BP = (x.to(image_BCHW.device) for x in task.prompts(instructions))
     image_BND = model.image_tokens(image_BCHW)
@@ -87,7 +97,7 @@ def generate_batch(
 ) -> list[list[str]]:
     """``num_texts(section)`` texts for each row of a batch of prompts, as ``VqaTask.prompt_batch``.
 
-    Drawn ones hang on ``section.seed`` and the row's ``index_B``. Where the model goes on with the
+    Drawn ones depend on ``section.seed`` and the row's ``index_B``. Where the decoder continues the
     prompt, the longest one of the batch bounds the new tokens.
     """
     image_MND, num_images_B = model.batch_tokens(batch)
@@ -121,8 +131,8 @@ def _speak(
     keywords = options(section, room, task.eos_id, task.tokenizer.pad_id)
     each = num_texts(section)
     if keywords["do_sample"]:
-        uniform_BT = draws.uniforms(section.seed, numbers, each, keywords["max_new_tokens"])
-        keywords["logits_processor"] = draws.processors(
+        uniform_BT = uniforms(section.seed, numbers, each, keywords["max_new_tokens"])
+        keywords["logits_processor"] = processors(
             uniform_BT.to(asked.ids_BP.device),
             temperature=section.temperature,
             top_k=section.top_k,
@@ -131,3 +141,58 @@ def _speak(
     found = model.decoder.generate(*asked, **keywords).tolist()
     texts = [task.tokenizer.decode(ids) for ids in found]
     return [texts[start : start + each] for start in range(0, len(texts), each)]
+
+
+# --- draws
+
+
+def uniforms(seed: int, rows: Sequence[int], num_texts: int, num_tokens: int) -> Tensor:
+    """Numbers in [0, 1), fp64 [len(rows) · num_texts, num_tokens], the texts of a row together.
+
+    Those of a row's k-th text are the same whatever else is asked for: each text has a splitmix64
+    (Steele et al. 2014) of its own, which begins at a hash of (seed, row, k).
+    """
+    starts = [hash64(seed, row, text) for row in rows for text in range(num_texts)]
+    steps = np.arange(1, num_tokens + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    state_BT = np.array(starts, dtype=np.uint64)[:, None] + steps
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state_BT = (state_BT ^ state_BT >> np.uint64(shift)) * np.uint64(factor)
+    state_BT ^= state_BT >> np.uint64(31)
+    return torch.from_numpy((state_BT >> np.uint64(11)) * 2.0**-53)
+
+
+class Draw(transformers.LogitsProcessor):
+    """Leaves each row the one token that its next number chooses, at probability 1.
+
+    ``uniform_BT`` is used up from the left, a column a call. It must stand behind whatever else
+    changes the scores.
+    """
+
+    def __init__(self, uniform_BT: Tensor) -> None:
+        self._columns = iter(uniform_BT.split(1, dim=1))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores [B, V] → 0 at the drawn token, −∞ elsewhere."""
+        uniform_B1 = next(self._columns)
+        # fp64: in fp32 a token of less than 6e-8 could not be drawn at all
+        cumulated_BV = scores.softmax(-1, dtype=torch.float64).cumsum(-1)
+        place_B1 = uniform_B1 * cumulated_BV[:, -1:]
+        token_B1 = torch.searchsorted(cumulated_BV, place_B1, right=True)
+        # scores that are no numbers point behind the vocabulary
+        token_B1 = token_B1.clamp_max(scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token_B1, 0.0)
+
+
+def processors(
+    uniform_BT: Tensor, *, temperature: float, top_k: int, top_p: float
+) -> transformers.LogitsProcessorList:
+    """Temperature, top-k and top-p in the order of transformers' ``generate``, then the draw."""
+    found = transformers.LogitsProcessorList()
+    if temperature != 1:
+        found.append(transformers.TemperatureLogitsWarper(temperature))
+    if top_k:
+        found.append(transformers.TopKLogitsWarper(top_k))
+    if top_p < 1:
+        found.append(transformers.TopPLogitsWarper(top_p))
+    found.append(Draw(uniform_BT))
+    return found

@@ -16,8 +16,6 @@ from engine.logs.run_log import METRICS_FILE
 from engine.logs.samples import write_whole
 
 REPORT_FILE = "report.html"
-_CURVES = ("RSUM", "accuracy@1", "CIDEr", "CLIPScore", "accuracy")
-_HEADLINES = ("RSUM", "accuracy@1", "CIDEr", "accuracy")
 _KNOWN = frozenset(
     (
         *("step", "epoch", "seconds", "samples_seen", "bad_samples"),
@@ -34,8 +32,8 @@ def write_report(
     name: str = "",
     settings: str | None = None,
     galleries: Mapping[str, Sequence[Example]] | None = None,
-    curves: Sequence[str] = _CURVES,
-    headlines: Sequence[str] = _HEADLINES,
+    curves: Sequence[str] = (),
+    headlines: Sequence[str] = (),
 ) -> Path:
     """Write ``run_dir/report.html`` from its metrics.jsonl, whole or not at all; returns its path.
 
@@ -48,7 +46,8 @@ def write_report(
         settings = config.read_text(encoding="utf8") if config.exists() else ""
     metrics = run_dir / METRICS_FILE
     rows = list(jsonl.read(metrics)) if metrics.exists() else []
-    text = page(name or run_dir.resolve().name, rows, settings, galleries or {}, curves, headlines)
+    title = name or run_dir.resolve().name
+    text = page(title, rows, settings, galleries or {}, curves, headlines)
     return write_whole(run_dir / REPORT_FILE, text)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.evals.run import Evaluations
+from engine.evals.evaluation import Evaluations
 from engine.evals.scoring import score_model
 from engine.run import Run
 

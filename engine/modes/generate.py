@@ -1,10 +1,12 @@
 """``--mode=generate``: captions or labels of a folder of images, answers to a file of questions.
 
-captions.jsonl  answers.jsonl     labels.jsonl   a line an input
-captions_coco.json  answers_vqa.json             the official form of results
-captions.html   answers.html      labels.html    a page to look at
-attention/IMAGE/                                 labels, with generate.attention: where each looked
-bad_samples.jsonl                                what was left out
+What is generated, and from what, says the task's evaluation (``engine.evals.evaluation``).
+
+NAME.jsonl         a line an input; NAME is captions, answers or labels
+captions_coco.json, answers_vqa.json     the official form of results
+NAME.html          a page to look at
+attention/IMAGE/   labels, with generate.attention: where each looked
+bad_samples.jsonl  what was left out
 
 What an earlier call has written stays until there is something to put in its place. The first
 Ctrl-C ends with what has been done so far, in a folder ``partial`` of its own; a second one ends at
@@ -17,23 +19,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
-from PIL import Image
 
-from engine.config.schema import Generate
 from engine.data.bad_samples import BadRecord, BadSamples, summary
-from engine.data.loader import valid_batches
 from engine.dist import collectives
 from engine.errors import UserError
-from engine.evals import answers
-from engine.evals.encode import Encoder, evaluating
-from engine.evals.gallery import spoken
-from engine.evals.input_images import Folder, open_folder
-from engine.evals.question_files import KEY, Questions
-from engine.evals.run import Evaluations
-from engine.logs.gallery import Example, weight_map
+from engine.evals.evaluation import Evaluations, Generation
+from engine.evals.inputs import Inputs
+from engine.evals.predict import Predictor
 from engine.logs.progress import Progress, duration
 from engine.logs.report import write_gallery
 from engine.logs.samples import lines, make_writable, results, write_whole
@@ -48,181 +42,43 @@ _REPORT_SECONDS = 10.0
 def run(run: Run) -> None:
     """Generate with the run's checkpoint what its task says. Raises UserError."""
     run.stop.saves = True
-    form = next((_FORMS[one] for one in run.task.modalities if one in _FORMS), None)
-    if form is None:
+    generation = Evaluations(run).generation
+    if generation is None:
         raise UserError(
             f"--mode=generate writes texts about images, which --task={run.task_name} does not "
             "learn; take --task=caption"
         )
-    evaluations = Evaluations(run)
-    source = form.open(run.config.generate)
-    output = Output(run, form.name, len(source), form.input)
-    predict = form.predictor(evaluations)
+    source = generation.inputs()
+    output = Output(run, generation.name, len(source), generation.unit)
     module = run.model
     output.prepare()
-    if isinstance(source, Folder) and collectives.rank() == 0:
+    if collectives.rank() == 0:
         for closed in source.closed:
             run.warn(f"left out: {closed}")
-    encoder = evaluations.encoder(module)
-    found, bad = predict(encoder, source, np.arange(len(source)), output.after_batch)
-    folder = output.settle(found, bad, form.nothing(source))
+    model, rows = Predictor.of_run(run, module), np.arange(len(source))
+    found, bad = generation.predict(model, source, rows, output.after_batch)
+    nothing = f"none of the {len(source)} {generation.unit}s of {source.origin} can be used"
+    folder = output.settle(found, bad, nothing)
     if folder is None:
         return
-    page = write(folder, form, source, found, run.config.data.max_image_pixels)
-    message = f"{form.counted(found)}: {folder / form.name}.jsonl, {page}"
-    if form.name == "labels" and run.config.generate.attention and not output.stopped:
-        number = write_attention(folder / "attention", encoder, source, found)
-        message += f", {number} pictures: {folder / 'attention'}"
-    Progress().message(message)
+    files = write(folder, generation, source, found)
+    if not output.stopped:
+        files += generation.more_files(folder, model, source, found)
+    number = counted(found, generation.unit)
+    Progress().message(f"{generation.title} {number}: {files}")
 
 
-Predict = Callable[
-    [Encoder, Any, np.ndarray, Callable[[], bool]], tuple[Sequence[Any], list[BadRecord]]
-]
-"""(encoder, source, rows, whether to stop) → predictions, and what could not be read."""
-
-
-class Captions:
-    """One caption of each image of a folder."""
-
-    name, input, official, title = "captions", "image", "captions_coco.json", "Captions of"
-
-    def open(self, section: Generate) -> Any:
-        """The inputs. Raises UserError."""
-        return open_folder(section.input)
-
-    def nothing(self, source: Any) -> str:
-        """The message where no input is of use."""
-        return f"none of the {len(source)} images in {source.root} can be read"
-
-    def counted(self, found: Sequence[Any]) -> str:
-        return counted(found, self.name.removesuffix("s"))
-
-    def predictor(self, evaluations: Evaluations) -> Predict:
-        """What predicts. Raises UserError for settings that cannot be served."""
-        from engine.evals.captions import speak  # with its scorers, which take a while to import
-
-        config, ranker = evaluations.config, evaluations.judge("ranker")
-        instruction = config.data.prompt.instruction
-        return lambda encoder, source, rows, stopped: speak(
-            encoder, source, rows, config.generate, instruction, ranker, stopped
-        )
-
-    def example(self, source: Any, one: Any, max_pixels: int) -> Example:
-        """A prediction to look at."""
-        return spoken(source, one, max_pixels)
-
-
-class Labels(Captions):
-    """Labels of each image of a folder, with probabilities."""
-
-    name, official, title = "labels", None, "Labels of"
-
-    def counted(self, found: Sequence[Any]) -> str:
-        return f"labels of {counted(found, 'image')}"
-
-    def predictor(self, evaluations: Evaluations) -> Predict:
-        from engine.evals.recognition import recognise  # with transformers
-
-        ranker, _ = evaluations.judges.of_labels(evaluations.task)
-
-        def predict(
-            encoder: Encoder, source: Any, rows: np.ndarray, stopped: Callable[[], bool]
-        ) -> tuple[Sequence[Any], list[BadRecord]]:
-            section = evaluations.config.generate
-            found, _, bad = recognise(encoder, source, rows, section, ranker, stopped=stopped)
-            return found, bad
-
-        return predict
-
-    def example(self, source: Any, one: Any, max_pixels: int) -> Example:
-        from engine.evals.recognised import shown
-
-        return shown(source, one, max_pixels)
-
-
-class Answers(Captions):
-    """Answers to the questions of a file."""
-
-    name, input, official, title = "answers", "question", "answers_vqa.json", "Answers to"
-
-    def open(self, section: Generate) -> Any:
-        answers.choices(section)
-        name = section.input
-        if name is None or not Path(name).is_file():
-            what = "--mode=generate" if name is None else f"there is no file {name}"
-            raise UserError(f"{what}: input=FILE names a CSV or JSON file of questions", key=KEY)
-        return Questions(Path(name), Path(section.images) if section.images else None)
-
-    def nothing(self, source: Any) -> str:
-        return f"none of the {len(source)} questions of {source.path} can be asked"
-
-    def predictor(self, evaluations: Evaluations) -> Predict:
-        from engine.evals.vqa import answer  # with transformers
-
-        section = evaluations.config.generate
-        return lambda encoder, source, rows, stopped: answer(
-            encoder, source, rows, section, stopped=stopped
-        )
-
-    def example(self, source: Any, one: Any, max_pixels: int) -> Example:
-        return answers.shown(source, one, max_pixels)
-
-
-_FORMS = {"caption": Captions(), "labels": Labels(), "answer": Answers()}  # by what is learned
-
-
-def write(folder: Path, form: Captions, source: Any, found: Sequence[Any], max_pixels: int) -> Path:
-    """The lines, the official form where there is one, and the page, whose path is returned."""
+def write(folder: Path, generation: Generation, source: Inputs, found: Sequence[Any]) -> str:
+    """The lines, the official form where there is one, and the page; returns their paths."""
     rows = [one.to_json() for one in found]
-    write_whole(folder / f"{form.name}.jsonl", lines(rows))
-    if form.official is not None:
-        write_whole(folder / form.official, results(rows))
-    examples = [form.example(source, one, max_pixels) for one in found[:NUM_SHOWN]]
-    section = heading(examples, found, form.input)
-    page = folder / f"{form.name}.html"
-    inputs = source.path if isinstance(source, Questions) else source.root
-    write_gallery(page, f"{form.title} {inputs}", section, examples)
-    return page
-
-
-def write_attention(
-    folder: Path, encoder: Encoder, source: Folder, found: Sequence[Any]
-) -> int:
-    """A picture for each label of each image; returns their number.
-
-    The image is shown as the model saw it, cropped and squeezed by the transforms.
-    """
-    from engine.generate.attention import attention_maps
-
-    model: Any = encoder.model
-    task: Any = encoder.task
-    labels = {one.row: one for one in found}
-    number = 0
-    batches = valid_batches(
-        source, np.asarray(sorted(labels)), encoder.transform, task.pictures,
-        batch_size=1, rank=0, world=1, num_workers=encoder.num_workers, limits=encoder.limits,
-    )  # fmt: skip
-    with evaluating(model):
-        for _, batch, _ in batches:
-            if not batch:
-                continue
-            one = labels[int(batch["index_B"][0])]
-            image_1CHW = batch["image_BCHW"].to(encoder.device)
-            with encoder.autocast():
-                maps = attention_maps(task, model, image_1CHW, [a.ids for a in one.labels])
-            seen = Image.fromarray(image_1CHW[0].permute(1, 2, 0).cpu().numpy())
-            place = folder / one.image_id
-            place.mkdir(parents=True, exist_ok=True)
-            for earlier in place.glob("[0-9][0-9]_*.png"):  # of other labels
-                earlier.unlink()
-            for rank, (label, weight_hw) in enumerate(zip(one.labels, maps, strict=True), 1):
-                drawn = weight_map(
-                    seen, weight_hw.cpu().numpy(), f"{label.text}  {label.prob:.3f}"
-                )
-                drawn.save(place / f"{rank:02d}_{quote(label.text, safe=' ')[:80]}.png")
-                number += 1
-    return number
+    table, page = (folder / f"{generation.name}.{ending}" for ending in ("jsonl", "html"))
+    write_whole(table, lines(rows))
+    if generation.results_file is not None:
+        write_whole(folder / generation.results_file, results(rows))
+    examples = [generation.example(source, one) for one in found[:NUM_SHOWN]]
+    section = heading(examples, found, generation.unit)
+    write_gallery(page, f"{generation.title} {source.origin}", section, examples)
+    return f"{table}, {page}"
 
 
 class Output:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine import registry
-from engine.evals.encode import check_size
+from engine.evals.predict import check_size
 from engine.run import Run
 from engine.train import state
 from engine.train.state import TrainState

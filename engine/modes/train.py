@@ -9,7 +9,7 @@ from engine.data.bad_samples import BadSamples
 from engine.data.tar.damage import known_damage
 from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
 from engine.dist import collectives
-from engine.evals.run import Evaluations
+from engine.evals.evaluation import Evaluations, missing_metric
 from engine.evals.scoring import save_predictions, score_model
 from engine.logs.report import write_report
 from engine.logs.run_log import RunLog, open_log
@@ -54,6 +54,7 @@ def run(run: Run) -> None:
         training = Training(
             config, text, run.task, plan, state, store, bad, log, run.stop, run.device,
             evaluate=lambda: evaluate(run, evaluations, state, log),
+            best_metric=evaluations.best_metric,
         )  # fmt: skip
         metrics = training.run()
         if run.stop.requested:
@@ -91,7 +92,10 @@ def end(run: Run, evaluations: Evaluations, state: TrainState) -> None:
         if rank == 0:
             save_adapters(state.module, run.run_dir / "adapters", config.model.lora, weights)
     if rank == 0:
-        write_report(run.run_dir, galleries=evaluations.galleries)
+        write_report(
+            run.run_dir, galleries=evaluations.galleries, curves=evaluations.curves,
+            headlines=evaluations.headlines,
+        )  # fmt: skip
 
 
 def evaluate(run: Run, evaluations: Evaluations, state: TrainState, log: RunLog) -> Metrics:
@@ -101,6 +105,8 @@ def evaluate(run: Run, evaluations: Evaluations, state: TrainState, log: RunLog)
     save_predictions(run, evaluations, f"step_{state.step}")
     for dataset, examples in evaluations.galleries.items():
         log.examples(state.step, dataset, examples)
+    if missing := missing_metric(metrics, run.config.ckpt.best_metric):
+        log.message(missing)
     return metrics
 
 

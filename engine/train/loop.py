@@ -27,7 +27,6 @@ from engine.data.transforms import pipeline
 from engine.dist import collectives
 from engine.errors import FaultError
 from engine.logs.run_log import RunLog
-from engine.train.best import best_metric, missing
 from engine.train.checkpoint import CheckpointStore
 from engine.train.plan import Plan, order_key
 from engine.train.signals import StopRequest
@@ -50,6 +49,7 @@ class Training:
     stop: StopRequest
     device: torch.device
     evaluate: Callable[[], Metrics]
+    best_metric: Callable[[Metrics], float | None]  # what decides which checkpoint is the best
     stream: StreamLoader | None = None  # of streamed sources, while the loop runs
 
     def run(self) -> Metrics:
@@ -220,8 +220,6 @@ class Training:
         metrics = self.evaluate()
         if metrics:
             self.log.row({"step": self.state.step, **metrics})
-        if warning := missing(metrics, self.config.ckpt.best_metric):
-            self.log.message(warning)
         return metrics
 
     def save(self, metrics: Metrics) -> None:
@@ -234,7 +232,7 @@ class Training:
             model=self.state.parallel.weights(),
             state=state,
             config_text=self.config_text,
-            metric=best_metric(metrics, self.config.ckpt.best_metric),
+            metric=self.best_metric(metrics),
             copy=not self.state.parallel.copies,
         )
 

@@ -24,11 +24,12 @@ import engine.torchvision_ops  # noqa: F401  before transformers and open_clip
 
 from open_clip import coca_model  # isort: skip
 from transformers.modeling_outputs import BaseModelOutput  # isort: skip
+
 from engine.config.schema import Config, Decoder, Generate
 from engine.data.sources import open_source
 from engine.evals.captions import speak
-from engine.evals.clip_scorer import ClipScorer
-from engine.evals.run import Evaluations
+from engine.evals.predict import Predictor
+from engine.evals.scorers import ClipScorer
 from engine.generate import texts
 from tests.bench.caption import CONFIG
 from tests.bench.runs import CONFIG as CLIP_CONFIG
@@ -175,14 +176,14 @@ def best_of_ten(
     speaker: Speaker, config: Config, options: Options, folder: Path, images: int | None
 ) -> dict[str, Work]:
     """Ten ranked samples of each image, and one, from images on."""
-    encoder = Evaluations(speaker.run).encoder(speaker.model)
+    predictor = Predictor.of_run(speaker.run, speaker.model)
     source = open_source("drawn", "valid", config.data, key="data.valid_name")
     judging = make_run(configured(options, folder, CLIP_CONFIG))
-    ranker = ClipScorer("clip", Evaluations(judging).encoder(judging.build_model()))
+    ranker = ClipScorer("clip", Predictor.of_run(judging, judging.build_model()))
     rows = np.arange(len(source))[:images]
 
     def run(section: Generate, judge: ClipScorer | None) -> Work:
-        return lambda: speak(encoder, source, rows, section, "", judge)
+        return lambda: speak(predictor, source, rows, section, "", judge)
 
     return {
         "ten": run(speaker.section(method="best_of_n", num_samples=10), ranker),

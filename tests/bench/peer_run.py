@@ -25,7 +25,7 @@ from engine.config.schema import Config
 from engine.data.sources import open_source
 from engine.data.transforms.pipeline import output_size
 from engine.evals import retrieval
-from engine.evals.encode import Encoder
+from engine.evals.predict import Predictor
 from engine.train.precision import Precision
 from engine.types import Batch, Sample, Task
 from tests.bench.peer import CPU, Trainer
@@ -52,7 +52,7 @@ class PeerTask(Task):
 def score(config: Config, model: nn.Module) -> dict[str, float]:
     """Our retrieval figures of the validation data, images by its own validation transform."""
     size = output_size(config.transforms.valid_transforms, config.transforms)[0]
-    encoder = Encoder(
+    encoder = Predictor(
         PeerTask(),
         model,
         open_clip.image_transform(size, is_train=False),

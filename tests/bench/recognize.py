@@ -19,7 +19,7 @@ from torch import Tensor
 
 from engine.config.schema import Decoder as Section
 from engine.generate import label_search
-from engine.generate.one_shot import Found, one_shot
+from engine.generate.label_search import Found, one_shot
 from engine.models.decoders.prefix import PrefixDecoder
 from engine.registry import find
 from tests.bench.table import Line, Options

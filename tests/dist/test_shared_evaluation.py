@@ -16,7 +16,7 @@ from engine.config.schema import Generate
 from engine.data.transforms import pipeline
 from engine.dist import collectives
 from engine.evals import vqa
-from engine.evals.encode import Encoder
+from engine.evals.predict import Predictor
 from engine.evals.vqa_score import VQAScore
 from tests.dist import sharded_runs as runs
 from tests.dist.sharded_runs import Case
@@ -41,7 +41,7 @@ def seen(case: Case, folder: Path) -> dict[str, Any]:
     transforms = ran.task.config.transforms.model_copy(update={"valid_transforms": ["resize"]})
     ran.task.config = ran.task.config.model_copy(update={"transforms": transforms})
     transform = pipeline.build(["resize"], transforms, "transforms")
-    encoder = Encoder(ran.task, ran.state.module, transform, torch.device("cpu"), num_workers=0)
+    encoder = Predictor(ran.task, ran.state.module, transform, torch.device("cpu"), num_workers=0)
     pixels = torch.rand(3, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     said, scores, counts = [], [], []
     for steps in (range(0), range(2)):

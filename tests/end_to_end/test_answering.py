@@ -101,7 +101,7 @@ def test_a_file_of_questions_is_answered(trained, ask, tmp_path):
     path = tmp_path / "questions.json"
     path.write_text(json.dumps({"questions": questions}), encoding="utf8")
     done = ask(f"input={path}", f"generate.images={images}")
-    assert "2 answers" in done.stdout
+    assert "Answers to 2 questions" in done.stdout
     assert "1 question left out: 1 missing" in done.stdout
     official = json.loads((tmp_path / "out" / "answers_vqa.json").read_text(encoding="utf8"))
     assert [r["question_id"] for r in official] == [7, 9]

@@ -9,6 +9,7 @@ from engine.config import schema
 from engine.data.text import bytes as byte_tokenizer
 from engine.models.vision_language import VisionLanguage
 from engine.registry import find
+from engine.run import Run
 
 SIZE, PATCH = 16, 8
 DECODERS = {
@@ -72,6 +73,11 @@ def make(decoder="t5", template="vqa_plain", *, dtype=torch.float64, **sections)
             if parameter.ndim > 1:
                 parameter.mul_(2)
     return task, model.to(dtype).eval()
+
+
+def run():
+    """A run of --task=vqa that nothing has been opened for."""
+    return Run("vqa", config(), torch.device("cpu"))
 
 
 def noise(count, seed=0, dtype=torch.float64):

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from engine.data.transforms.pipeline import to_tensor
-from engine.evals.encode import Encoder
+from engine.evals.predict import Predictor
 from engine.types import BadSample, Row, Source, Task
 
 
@@ -58,6 +58,8 @@ class ColourSource(Source):
 class ColourTask(Task):
     """Counts its batches, so that tests can see what was encoded."""
 
+    modalities = ("image", "text")
+
     def __init__(self):
         self.seen = {"image": [], "text": []}
 
@@ -94,6 +96,6 @@ class Passing(nn.Module):
         return self.dropout(x + 1e-3)
 
 
-def encoder(**changes):
+def predictor(**changes):
     settings = {"batch_size": 4, "num_workers": 0, "device": torch.device("cpu")} | changes
-    return Encoder(ColourTask(), settings.pop("model", Passing()), to_tensor, **settings)
+    return Predictor(ColourTask(), settings.pop("model", Passing()), to_tensor, **settings)

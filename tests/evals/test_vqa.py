@@ -11,8 +11,8 @@ from PIL import Image
 from engine.config.schema import Generate
 from engine.data.transforms import pipeline
 from engine.errors import FaultError, UserError
-from engine.evals import answers, vqa
-from engine.evals.encode import Encoder
+from engine.evals import vqa
+from engine.evals.predict import Predictor
 from engine.generate.likelihood import log_likelihoods
 from engine.metrics.vqa import vqa_accuracy
 from engine.types import BadSample, Row
@@ -58,13 +58,13 @@ class Asked:
         return self.rows[index]
 
 
-def encoder(decoder="t5"):
+def predictor(decoder="t5"):
     task, model = answering.make(decoder)
     with torch.no_grad():
         model.connector.weight.mul_(20)  # else a random model says the same of all images
     transforms = task.config.transforms
     transform = pipeline.build(["resize"], transforms, "transforms.valid_transforms")
-    return Encoder(task, model.train(), transform, torch.device("cpu"), num_workers=0)
+    return Predictor(task, model.train(), transform, torch.device("cpu"), num_workers=0)
 
 
 def section(**options):
@@ -73,7 +73,7 @@ def section(**options):
 
 @pytest.mark.parametrize("decoder", ["t5", "causal"])
 def test_the_likeliest_answer_is_chosen_row_by_row(decoder):
-    used, source = encoder(decoder), Asked()
+    used, source = predictor(decoder), Asked()
     found = vqa.evaluate(used, source, section(answers=COLOURS))
     assert [p.question_id for p in found.predictions] == [f"q{i}" for i in range(11)]
     model, task = used.model.eval(), used.task
@@ -96,7 +96,7 @@ def test_the_likeliest_answer_is_chosen_row_by_row(decoder):
 
 
 def test_figures_are_those_of_the_metric():
-    found = vqa.evaluate(encoder(), Asked(), section(answers=COLOURS))
+    found = vqa.evaluate(predictor(), Asked(), section(answers=COLOURS))
     scores = [100 * vqa_accuracy(p.answer, p.references) for p in found.predictions]
     told = found.metrics
     assert told["accuracy"] == pytest.approx(np.mean(scores), abs=0.005)
@@ -113,7 +113,7 @@ def test_figures_are_those_of_the_metric():
 def test_kinds_of_answers_are_the_annotated_ones_where_there_are_any():
     source = Asked()
     source.rows[:5] = [replace(row, answer_type="yes/no") for row in source.rows[:5]]
-    found = vqa.evaluate(encoder(), source, section(answers=COLOURS))
+    found = vqa.evaluate(predictor(), source, section(answers=COLOURS))
     scores = [100 * vqa_accuracy(p.answer, p.references) for p in found.predictions]
     told = {name: value for name, value in found.metrics.items() if name.startswith("answer:")}
     assert list(told) == ["answer:other", "answer:yes_no"]
@@ -124,7 +124,7 @@ def test_kinds_of_answers_are_the_annotated_ones_where_there_are_any():
 
 
 def test_single_answers_are_matched_exactly():
-    found = vqa.evaluate(encoder(), Asked(num_answers=1), section(answers=COLOURS))
+    found = vqa.evaluate(predictor(), Asked(num_answers=1), section(answers=COLOURS))
     right = [p.answer == p.references[0] for p in found.predictions]
     assert found.metrics["accuracy"] == pytest.approx(100 * np.mean(right), abs=0.005)
     assert found.metrics["accuracy_is"] == "exact match"
@@ -132,7 +132,7 @@ def test_single_answers_are_matched_exactly():
 
 
 def test_answers_are_generated_and_do_not_hang_on_the_batch():
-    used, source = encoder(), Asked()
+    used, source = predictor(), Asked()
     before = torch.get_rng_state()
     whole, _ = vqa.answer(used, source, np.arange(11), section())
     assert used.model.training
@@ -150,26 +150,26 @@ def test_bad_rows_are_left_out_and_named():
     source = Asked(bad=(1, 4))
     source.rows[6] = replace(source.rows[6], images=(b"broken",))
     source.rows[7] = replace(source.rows[7], turns=(("human", "<image> <image> <image>?"),))
-    found = vqa.evaluate(encoder(), source, section(answers=COLOURS), num_rows=9)
+    found = vqa.evaluate(predictor(), source, section(answers=COLOURS), num_rows=9)
     assert [p.row for p in found.predictions] == [0, 2, 3, 5, 8]
     told = {(r.index, r.cause) for r in found.bad}
     assert told == {
         (1, "malformed"), (4, "malformed"), (6, "not an image"), (7, "image count")
     }  # fmt: skip
     with pytest.raises(FaultError, match=r"none of the 3 questions is usable.*malformed"):
-        vqa.evaluate(encoder(), Asked(3, bad=(0, 1, 2)), section())
+        vqa.evaluate(predictor(), Asked(3, bad=(0, 1, 2)), section())
     with pytest.raises(FaultError, match="none of them has an answer"):
-        vqa.evaluate(encoder(), Asked(3, num_answers=0), section(answers=COLOURS))
+        vqa.evaluate(predictor(), Asked(3, num_answers=0), section(answers=COLOURS))
 
 
 def test_an_answer_that_has_no_room():
     with pytest.raises(UserError, match=r"takes 381 tokens.* raise") as raised:
-        vqa.evaluate(encoder("causal"), Asked(), section(answers=["x" * 380, "y"]))
+        vqa.evaluate(predictor("causal"), Asked(), section(answers=["x" * 380, "y"]))
     assert raised.value.key == "generate.answers"
 
 
 def on_a_rank():
-    found = vqa.evaluate(encoder(), Asked(bad=(9,)), section(answers=COLOURS))
+    found = vqa.evaluate(predictor(), Asked(bad=(9,)), section(answers=COLOURS))
     return found.metrics, [p.to_json() for p in found.predictions], len(found.bad)
 
 
@@ -185,8 +185,8 @@ def test_two_ranks_find_the_same_as_one():
 
 def test_an_example_to_look_at():
     source = Asked()
-    (found, *_), _ = vqa.answer(encoder(), source, np.arange(1), section(answers=COLOURS))
-    shown = answers.shown(source, found, 10**6)
+    (found, *_), _ = vqa.answer(predictor(), source, np.arange(1), section(answers=COLOURS))
+    shown = vqa.VqaEvaluation(answering.run()).example(source, found)
     assert shown.captions == ["dd", "df"]
     assert shown.found == [(found.answer, found.probability)]
     assert shown.name == "What colour is 0? · i0"
@@ -200,8 +200,8 @@ def test_lists_of_allowed_answers(tmp_path):
     (tmp_path / "lines.txt").write_text("yes\nno\n", encoding="utf8")
     (tmp_path / "list.json").write_text('["yes", "no"]', encoding="utf8")
     for given in (["yes", "no"], str(tmp_path / "lines.txt"), str(tmp_path / "list.json")):
-        assert answers.choices(section(answers=given)) == ["yes", "no"]
-    assert answers.choices(section()) == []
+        assert vqa.choices(section(answers=given)) == ["yes", "no"]
+    assert vqa.choices(section()) == []
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_lists_of_allowed_answers(tmp_path):
         ({"answers": ["a", " "]}, "has an empty one"),
         ({"answers": "/no/such"}, "no file /no/such"),
         ({"answers": "bad.json"}, "bad.json cannot be read"),
-        ({"answers": "object.json"}, "no JSON list of texts"),
+        ({"answers": "object.json"}, "not a JSON list of texts"),
         ({"method": "best_of_n"}, "chooses captions"),
     ],
 )
@@ -221,5 +221,5 @@ def test_lists_that_are_wrong(options, message, tmp_path, monkeypatch):
     (tmp_path / "bad.json").write_text("[", encoding="utf8")
     (tmp_path / "object.json").write_text("[1]", encoding="utf8")
     with pytest.raises(UserError, match=message) as raised:
-        answers.choices(section(**options))
+        vqa.choices(section(**options))
     assert raised.value.key in ("generate.answers", "generate.method")

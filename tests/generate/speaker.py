@@ -7,6 +7,7 @@ from engine.config.schema import Decoder as Section
 from engine.data.text import bytes as byte_tokenizer
 from engine.models.vision_language import VisionLanguage
 from engine.registry import find
+from engine.types import Task
 
 NAMES = ("causal", "t5_cross")
 _SIZES = {
@@ -35,7 +36,7 @@ class Pixels(nn.Module):
         return self.layer(image_BCHW.flatten(2).transpose(1, 2))
 
 
-class Speaker:
+class Speaker(Task):
     """What generation asks of a task."""
 
     modalities = ("image", "caption")

@@ -61,7 +61,8 @@ def parsed(path):
 
 def test_one_whole_file_without_network_or_script(run):
     shown = example(["a <script>alert(1)</script> cat"], [("A cat, a SCRIPT", 0.3)], '"><i>')
-    path = report.write_report(run, name="<i>exp</i>", galleries={"<i>coco</i>": [shown]})
+    galleries, curves = {"<i>coco</i>": [shown]}, ["RSUM", "accuracy@1"]
+    path = report.write_report(run, name="<i>exp</i>", galleries=galleries, curves=curves)
     assert path == run / "report.html"
     tags, text = parsed(path), path.read_text()
     assert not {"script", "link", "iframe", "i", "b"} & set(tags.seen) - {"b"}

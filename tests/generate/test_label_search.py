@@ -14,9 +14,9 @@ from engine.config.schema import Generate
 from engine.data.text.labels import lay_out, stack
 from engine.errors import UserError
 from engine.generate import label_search
-from engine.generate.draws import uniforms
+from engine.generate.label_search import Found, label_log_probs, one_shot
 from engine.generate.labels import check
-from engine.generate.one_shot import Found, label_log_probs, one_shot
+from engine.generate.texts import uniforms
 from tests.models.decoders.test_decoders import VOCABULARY
 from tests.models.decoders.test_truncated import (  # noqa: F401  a fixture among them
     FAMILIES,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from engine.errors import UserError
-from engine.evals.question_files import Questions
+from engine.evals.inputs import Questions
 from engine.types import BadSample
 from tests.data.formats.folders import image
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from engine.generate.draws import Draw, processors, uniforms
+from engine.generate.texts import Draw, processors, uniforms
 from tests.generate import speaker
 
 VOCABULARY, DRAWS = 50, 40_000

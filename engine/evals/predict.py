@@ -1,0 +1,226 @@
+"""The one loop in which a model runs over a dataset: features, captions, answers, labels.
+
+Each rank reads its share of the rows, a batch at a time; what comes of them is gathered, so that
+every rank has all of it, in the order of rows. Rows that cannot be read are kept apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.config.schema import Transforms
+from engine.data.bad_samples import BadRecord
+from engine.data.loader import Collate, Transform, valid_batches
+from engine.data.reader import Limits
+from engine.data.transforms import pipeline
+from engine.dist import collectives
+from engine.run import Run
+from engine.types import Batch, Sample, Source
+
+T = TypeVar("T")
+
+
+@dataclass
+class Encoded:
+    """Every rank's images, in the order of the rows asked for, without those that are bad."""
+
+    features: Tensor  # [N, D] fp32, on the predictor's device
+    rows: np.ndarray  # [N] of the source
+    labels: Tensor  # [N] -1 where there is none; on the CPU
+    bad: list[BadRecord]
+
+
+@dataclass
+class Predictor:
+    """A model with all that it takes to run it over a dataset; the same on every rank.
+
+    ``batch_size`` counts all ranks' samples. The model is put into eval mode for each call, and
+    each of its modules back as it was; training's random state stays as it is.
+    """
+
+    task: Any
+    model: Any
+    transform: Transform
+    device: torch.device
+    batch_size: int = 256
+    num_workers: int | None = 0
+    limits: Limits = Limits()  # noqa: RUF009  frozen
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    @classmethod
+    def of_run(cls, run: Run, model: Any, task: Any = None, transform: Any = None) -> Predictor:
+        """A model, by default of the run's own task, run as the run's evaluations are."""
+        return cls(
+            run.task if task is None else task,
+            model,
+            run.transform("valid") if transform is None else transform,
+            run.device,
+            batch_size=run.config.data.batch_size_val,
+            num_workers=run.config.data.num_workers,
+            limits=run.limits,
+            autocast=run.precision.autocast,
+        )
+
+    def predict(
+        self,
+        source: Source,
+        rows: np.ndarray,
+        step: Callable[[Batch], Sequence[T]],
+        *,
+        collate: Collate,
+        batch_size: int,
+        limits: Limits | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> tuple[dict[int, T], list[BadRecord]]:
+        """Row → what ``step`` gives of it, on every rank alike; and the rows that are bad.
+
+        ``step`` takes a batch of ``collate`` on the device, whose ``index_B`` are its rows, and
+        gives a JSON value for each of them. ``stopped`` is asked after each batch of a rank: no
+        more follow.
+        """
+        found: dict[int, T] = {}
+
+        def one(batch: Batch) -> None:
+            numbers = batch["index_B"].tolist()
+            found.update(zip(numbers, step(batch), strict=True))
+
+        bad = self._run(
+            source, rows, one, collate, batch_size, self.limits if limits is None else limits,
+            stopped,
+        )  # fmt: skip
+        gathered = collectives.all_gather_json([list(found.items())])
+        every = {row: value for [part] in gathered for row, value in part}
+        return dict(sorted(every.items())), bad
+
+    def images(self, source: Source, rows: np.ndarray) -> Encoded:
+        """Features of the images of ``rows``."""
+        features: list[Tensor] = []
+        numbers: list[Tensor] = []
+
+        def one(batch: Batch) -> None:
+            numbers.append(torch.stack([batch["index_B"], batch["label_B"]]))
+            features.append(self.task.encode(self.model, batch, "image").float())
+
+        bad = self._run(source, rows, one, self.task.batch, self.batch_size, self.limits)
+        mine_2N = torch.cat(numbers, dim=1) if numbers else torch.empty(2, 0, dtype=torch.int64)
+        index_N, label_N = (gather_numbers(mine_N, self.device) for mine_N in mine_2N)
+        return Encoded(self._gather(features), index_N.numpy(), label_N, bad)
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Features [N, D] of this rank's texts and all other ranks', in rank order."""
+        # Texts of like length share a batch, so that little of it is padding.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        size = -(-self.batch_size // collectives.world())
+        found = []
+        with evaluating(self.model), torch.no_grad():
+            for start in range(0, len(order), size):
+                batch = self.task.tokenize([texts[i] for i in order[start : start + size]])
+                with self.autocast():
+                    found.append(self.task.encode(self.model, self._moved(batch), "text").float())
+        if found:
+            back = torch.tensor(order, dtype=torch.int64).argsort()
+            found = [torch.cat(found)[back.to(self.device)]]
+        return self._gather(found)
+
+    def _run(
+        self,
+        source: Source,
+        rows: np.ndarray,
+        step: Callable[[Batch], None],
+        collate: Collate,
+        batch_size: int,
+        limits: Limits,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> list[BadRecord]:
+        """``step`` with each batch of this rank's share of ``rows``; all ranks' bad rows."""
+        bad: list[BadRecord] = []
+        batches = valid_batches(
+            source,
+            rows,
+            self.transform,
+            _WithRows(collate),
+            batch_size=batch_size,
+            rank=collectives.rank(),
+            world=collectives.world(),
+            num_workers=self.num_workers,
+            pin=self.device.type == "cuda",
+            limits=limits,
+        )
+        devices = [self.device] if self.device.type == "cuda" else []
+        with evaluating(self.model), torch.no_grad(), torch.random.fork_rng(devices):
+            for _, batch, bad_here in batches:
+                bad += bad_here
+                if batch:
+                    with self.autocast():
+                        step(self._moved(batch))
+                if stopped():
+                    break
+        gathered = collectives.all_gather_json([record.to_json() for record in bad])
+        return [BadRecord(**record) for records in gathered for record in records]
+
+    def _moved(self, batch: Batch) -> Batch:
+        return {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
+
+    def _gather(self, parts: list[Tensor]) -> Tensor:
+        """All ranks' features; a rank that has none learns their width from the others."""
+        width = max(collectives.all_gather_json(parts[0].shape[1] if parts else 0))
+        mine = torch.cat(parts) if parts else torch.empty(0, width, device=self.device)
+        return collectives.all_gather_rows(mine, collectives.row_counts(len(mine)))
+
+
+def gather_numbers(mine_N: Tensor, device: torch.device) -> Tensor:
+    """int64 numbers of all ranks in rank order, on the CPU; they travel over ``device``."""
+    counts = collectives.row_counts(len(mine_N))
+    return collectives.all_gather_rows(mine_N.to(device), counts).cpu()
+
+
+def check_size(model: nn.Module, transforms: Transforms) -> None:
+    """Raises UserError where images of evaluations have a size that the image encoder cannot take.
+
+    It takes that of training: nothing is run where both are the same.
+    """
+    train, valid = (
+        pipeline.output_size(names, transforms)
+        for names in (transforms.train_transforms, transforms.valid_transforms)
+    )
+    tower = getattr(model, "image_encoder", None)
+    if tower is not None and train != valid:
+        weight = next(tower.parameters())
+        with torch.no_grad(), evaluating(tower):
+            tower(torch.zeros(1, 3, *valid, device=weight.device, dtype=weight.dtype))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the block; then each module's own mode again (frozen parts stay in eval)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class _WithRows:
+    """The task's collate, with each sample's row and label beside it."""
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Sample]) -> Batch:
+        labels = [-1 if sample.row.label is None else sample.row.label for sample in samples]
+        return self.collate(samples) | {
+            "index_B": torch.tensor([sample.index for sample in samples]),
+            "label_B": torch.tensor(labels),
+        }
