@@ -221,29 +221,29 @@ class PrefixModel(LanguageModel):
     @torch.no_grad()
     def labels(self, image: Picture) -> dict[str, float]:
         """Labels with their probabilities, the likeliest first: those of a recognize run."""
-        told = self.settings["labels"]
+        options = self.settings["labels"]
         tokens = self.image_tokens(self.image_encoder.pixels([image]))
         out, place = self.read(tokens, self.text_ids(self.prompt()))
         first = out.logits[0, -1].log_softmax(-1)
-        first[told["separator"]] = -torch.inf  # it begins no label
-        log_p, token = first.topk(told["first_tokens"])
+        first[options["separator"]] = -torch.inf  # it begins no label
+        log_p, token = first.topk(options["first_tokens"])
         cache, ids, ended = out.past_key_values, token[:, None], torch.zeros(len(token)).bool()
         cache.batch_repeat_interleave(len(token))  # image and prompt, for each label
-        for number in range(1, told["room"]):
+        for number in range(1, options["room"]):
             out = self.next(ids[:, -1:], cache, place[:, -1:] + number)
             following, token = out.logits[:, -1].log_softmax(-1).max(-1)
             log_p += torch.where(ended, 0.0, following)
             ids = torch.cat([ids, token[:, None]], 1)
-            ended |= token == told["separator"]
+            ended |= token == options["separator"]
         found: dict[str, float] = {}
         for row, prob, whole in zip(
             ids.tolist(), log_p.exp().tolist(), ended.tolist(), strict=True
         ):
             if whole:
-                row = row[: row.index(told["separator"])]
+                row = row[: row.index(options["separator"])]
                 label = self.tokenizer.decode(row, skip_special_tokens=True).strip()
                 found[label] = found.get(label, 0.0) + prob
-        best = sorted(found.items(), key=lambda pair: -pair[1])[: told["num_labels"]]
+        best = sorted(found.items(), key=lambda pair: -pair[1])[: options["num_labels"]]
         return dict(best)
 
 

@@ -83,7 +83,7 @@ def write(
 ) -> dict[str, Any]:
     """Translate ``part`` to the file ``path``; returns its shapes for the manifest.
 
-    ``past`` are the items of its last argument, a list. Weights lie in ``path``.data where they
+    ``past`` are the items of its last argument, a list. Weights are in ``path``.data where they
     come to 2 GB or more, or ``beside`` asks for it.
     """
     with torch.no_grad(), _quietly(), _plain_attention(part):

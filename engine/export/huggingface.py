@@ -64,29 +64,19 @@ folder is read by `from_pretrained` of transformers; in this folder runs
 Where its import fails for a torchvision that is built for another torch ("Could not import module
 'AutoImageProcessor'"), install torch's own torchvision, or import `engine.torchvision_ops` first.
 """
-_CODE = {  # of the README
-    "clip": """from exported_model import load
+_CODE = """from exported_model import load
 
 model = load(".")
-texts = ["a photo of a dog", "a photo of a cat"]
+"""
+_USES = {  # of the model, by task
+    "clip": """texts = ["a photo of a dog", "a photo of a cat"]
 image, text = model.image_features(["a.jpg"]), model.text_features(texts)
 logits = model.logits(["a.jpg"], texts)
 print(texts, logits.tolist())
 """,
-    "caption": """from exported_model import load
-
-model = load(".")
-print(model.answer("a.jpg"))
-""",
-    "vqa": """from exported_model import load
-
-model = load(".")
-print(model.answer("a.jpg", "What is it?"))
-""",
-    "recognize": """from exported_model import load
-
-model = load(".")
-for label, prob in model.labels("a.jpg").items():
+    "caption": 'print(model.answer("a.jpg"))\n',
+    "vqa": 'print(model.answer("a.jpg", "What is it?"))\n',
+    "recognize": """for label, prob in model.labels("a.jpg").items():
     print(f"{prob:.3f}  {label}")
 """,
 }
@@ -111,9 +101,9 @@ print(texts, logits.tolist())
 def build(run: Run, folder: Path, section: Export, key: str) -> None:
     """Write ``folder``. Raises UserError: another task, parts that transformers does not have,
     other content there."""
-    if run.task_name not in _CODE:
+    if run.task_name not in _USES:
         raise UserError(
-            f"--task={run.task_name} has no form in transformers; {', '.join(_CODE)} have one",
+            f"--task={run.task_name} cannot be exported to transformers; {', '.join(_USES)} can",
             key="export.format",
         )
     processor = _processor(run.config)
@@ -124,7 +114,7 @@ def build(run: Run, folder: Path, section: Export, key: str) -> None:
         if settings is not None:
             _write_json(made / "exported_model.json", settings)
             shutil.copyfile(exported_model.__file__, made / "exported_model.py")
-        code = _CODE[run.task_name]
+        code = _CODE + _USES[run.task_name]
         if settings is None:
             max_length = run.config.model.text_encoder.max_length
             code = _WHOLE_CODE.format(max_length=max_length)
@@ -165,7 +155,7 @@ def _joined(run: Run, folder: Path) -> bool:
     text = run.config.model.text_encoder
     ids = run.task.tokenizer.rows(["a text"], text.max_length)[0][0]
     pooled = model.text_encoder.model.config.model_type == "clip_text_model" and text.pool == "last"
-    # CLIP's pooling looks for the end of the text; 2 has another meaning to it
+    # CLIP's pooling looks for the end of the text; a 2 means another thing there
     ended = ids[-1] in run.task.tokenizer.special_ids and ids[-1] != 2
     if not (pooled and ended and set(model.scalar_names) == {"logit_scale"}):
         return False
@@ -327,8 +317,8 @@ def _save_image_encoder(
     of_timm = isinstance(encoder, TimmImageEncoder)
     if not (of_timm or isinstance(encoder, HuggingfaceImageEncoder)):
         raise UserError(
-            f"transformers has no {section.name!r} image encoder; timm and huggingface have a form "
-            "there",
+            f"transformers has no {section.name!r} image encoder; timm and huggingface can "
+            "be exported",
             key=f"{_IMAGE}.name",
         )
     pixels = torch.randn(2, 3, *image_section(config)["size"])
@@ -373,13 +363,11 @@ def _wrapped(model: Any, section: ImageEncoder, pixels: Tensor, pooled: bool) ->
     tag = section.tag if ":" not in section.tag else model.pretrained_cfg["architecture"]
 
     def made() -> Any:
-        settings: dict[str, Any] = {
-            "architecture": tag,
-            "model_args": options,
-            "do_pooling": pooled,
-        }
-        settings["hidden_size"] = width  # which other classes of transformers ask for
-        return transformers.TimmWrapperModel(transformers.TimmWrapperConfig(**settings))
+        config: Any = transformers.TimmWrapperConfig(
+            architecture=tag, model_args=options, do_pooling=pooled,
+            hidden_size=width,  # which other classes of transformers ask for
+        )  # fmt: skip
+        return transformers.TimmWrapperModel(config)
 
     try:
         try:

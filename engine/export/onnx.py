@@ -57,7 +57,7 @@ def build(run: Run, folder: Path, section: Export, key: str) -> None:
             ) from error
     if run.task_name not in _TASKS:
         raise UserError(
-            f"--task={run.task_name} has no form in ONNX; {', '.join(_TASKS)} have one",
+            f"--task={run.task_name} cannot be exported to ONNX; {', '.join(_TASKS)} can",
             key="export.format",
         )
     image = image_section(run.config)

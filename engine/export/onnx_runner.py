@@ -180,7 +180,7 @@ def _finish(
         num_active = int((~ended_BK).sum(1).max())
         if num_active == 0:
             break
-        # as many columns as the image with most needs, those to go on first
+        # as many columns as the image with most needs, unfinished labels first
         active_BA = np.argsort(ended_BK, axis=1, kind="stable")[:, :num_active]
     return [
         [

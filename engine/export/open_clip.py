@@ -36,7 +36,7 @@ def build(run: Run, folder: Path, section: Export, key: str) -> None:
     model, config = run.model, run.config
     if run.task_name != "clip" or not isinstance(model, DualEncoder):
         raise UserError(
-            f"--task={run.task_name} has no form in open_clip; clip has one",
+            f"--task={run.task_name} cannot be exported to open_clip; clip can",
             key="export.format",
         )
     _check(model, config)

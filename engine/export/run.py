@@ -2,7 +2,7 @@
 
     python -m engine.export.run output/shapes/export/onnx a.jpg b.jpg --texts "a dog" "a cat"
 
-Exit codes: 0 done, 1 an image could not be read (its line says why), 2 a mistake to mend.
+Exit codes: 0 done, 1 an image could not be read (its line says why), 2 a user error.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _check(model: Any, given: argparse.Namespace) -> None:
-    """Raises UserError for an option that says nothing to the folder's task."""
+    """Raises UserError for an option that has no effect with the folder's task."""
     for option, task in _OF_TASK.items():
         if getattr(given, option) is not None and model.task != task:
             raise UserError(
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return int(text)
 
 
@@ -106,9 +106,9 @@ def _lines(model: Any, answer: Answer, images: Sequence[str]) -> int:
         except BadSample as error:
             faults[place] = str(error)
     found = answer(model.preprocess.normalised(list(pixels.values()))) if pixels else []
-    told = dict(zip(pixels, found, strict=True)) | {p: {"error": f} for p, f in faults.items()}
+    lines = dict(zip(pixels, found, strict=True)) | {p: {"error": f} for p, f in faults.items()}
     for place, image in enumerate(images):
-        print(json.dumps({"image": image, **told[place]}, ensure_ascii=False), flush=True)
+        print(json.dumps({"image": image, **lines[place]}, ensure_ascii=False), flush=True)
     return len(faults)
 
 

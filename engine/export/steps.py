@@ -1,8 +1,8 @@
-"""Decoders as functions of tensors: one graph reads a prompt and goes on with it, by a cache.
+"""Decoders as functions of tensors: one graph for prefill and decode steps, with a cache.
 
 What a decoder has seen comes in as ``past`` and goes out longer as ``present``: keys and values of
 each layer, [B, heads, seen, width]. The first call gives it the image's tokens and the prompt, with
-a past of length 0; each later call the tokens that were said since, with an image of length 0.
+a past of length 0; each later call the tokens generated since, with an image of length 0.
 Logits [B, T, V] are those of the call's tokens.
 """
 
@@ -186,8 +186,8 @@ def step_of(decoder: Decoder, num_image: int) -> PrefixStep | T5CrossStep:
     if isinstance(decoder, T5CrossDecoder):
         return T5CrossStep(decoder)
     raise UserError(
-        f"decoder {type(decoder).__name__} has no form in ONNX; causal, truncated and t5_cross "
-        "have one",
+        f"decoder {type(decoder).__name__} cannot be exported to ONNX; causal, truncated and "
+        "t5_cross can",
         key="model.decoder.name",
     )
 

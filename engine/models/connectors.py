@@ -1,4 +1,4 @@
-"""From the image encoder's width to the decoder's: the layer that a decoder is hung on."""
+"""From the image encoder's width to the decoder's: the layer between them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _NAMES = ["identity", "linear", "linear_no_bias", "linear_norm", "mlp2x_gelu"]
 
 
 class Positions(nn.Module):
-    """Adds to each token of an image where it lies: sines and cosines of its row and its column.
+    """Adds its place in the image to each token: sines and cosines of its row and its column.
 
     They tell a decoder that has no positions of its own for images (T5) above from below, beside
-    tokens whose channels vary by about 1 (``linear_norm``). Their wavelengths lie between 2π and
+    tokens whose channels vary by about 1 (``linear_norm``). Their wavelengths are between 2π and
     20π tokens, for grids of up to about 30 tokens a side.
 
     Args:
         aspect: height of the image by its width, from which the grid of its tokens follows.
-        num_prefix_tokens: tokens before the grid, which lie nowhere.
+        num_prefix_tokens: tokens before the grid, which have no place.
     """
 
     def __init__(self, aspect: float, num_prefix_tokens: int) -> None:
@@ -34,11 +34,11 @@ class Positions(nn.Module):
         self.aspect, self.num_prefix_tokens = aspect, num_prefix_tokens
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Tokens [B, N, D] → the same with positions. ValueError where they are no such grid."""
+        """Tokens [B, N, D] → the same with positions. ValueError where they are not such a grid."""
         number, width = tokens_BND.shape[1] - self.num_prefix_tokens, tokens_BND.shape[2]
         rows = max(1, round(math.sqrt(number * self.aspect)))
         if number % rows:
-            raise ValueError(f"{number} tokens are no grid of {rows} rows")
+            raise ValueError(f"{number} tokens are not a grid of {rows} rows")
         places = torch.arange(number, device=tokens_BND.device)
         steps = torch.arange(width // 4, device=tokens_BND.device)
         waves_W = 10.0 ** (-steps / (width // 4))

@@ -17,7 +17,7 @@ class Row:
     count: int  # numbers, not tensors
     tensors: int
     trained: bool
-    lr_scale: float | None = None  # None: frozen, or no optimizer told
+    lr_scale: float | None = None  # None: frozen, or no optimizer given
     weight_decay: float | None = None
     adapter: bool = False
 
@@ -41,7 +41,7 @@ def parameter_table(
 
     A part is a child of the model, or a parameter that the model holds itself. A shared tensor
     counts once. ``optimizer_groups`` are a torch optimizer's ``param_groups``; without them the
-    rows tell only trained from frozen.
+    rows only separate trained from frozen.
     """
     settings = {
         id(parameter): (float(group.get("lr_scale", 1.0)), float(group.get("weight_decay", 0.0)))

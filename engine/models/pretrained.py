@@ -1,4 +1,4 @@
-"""transformers' models by hub id, local folder, or sizes alone, and what may go wrong with them."""
+"""transformers' models by hub id, local folder, or sizes alone, and what may be wrong with them."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Section(Protocol):
 
 
 def text_half(found: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
-    """The language model's part of a configuration of CLIP and its kin."""
+    """The language model's part of a configuration of CLIP or the like."""
     return getattr(found, "text_config", None) or found
 
 
 def vision_half(found: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
-    """The image encoder's part of a configuration of CLIP and its kin."""
+    """The image encoder's part of a configuration of CLIP or the like."""
     return getattr(found, "vision_config", None) or found
 
 
@@ -81,7 +81,7 @@ class Part:
         """The model's own configuration: the tag's, or a class's defaults, with ``options``.
 
         ``more`` are defaults of a model from sizes alone, where the options do not say otherwise;
-        ``half`` takes the part out of a configuration of CLIP and its kin; ``examples`` names some
+        ``half`` takes the part out of a configuration of CLIP or the like; ``examples`` names some
         kinds. Raises UserError.
         """
         options = {name: value for name, value in self.options.items() if name != "model_type"}
@@ -93,7 +93,7 @@ class Part:
             return found
         found = half(transformers.AutoConfig.for_model(self._kind(examples)))
         self._check_options(found, options)
-        try:  # built anew, since sizes derive from one another
+        try:  # built again, since sizes derive from one another
             with only_errors():  # its default ids of special tokens are of another vocabulary
                 return type(found)(**more | options)
         except (StrictDataclassError, ValueError, TypeError) as error:
@@ -167,7 +167,7 @@ class Part:
             raise self._unavailable(error) from error
         except SafetensorError as error:
             raise UserError(
-                f"the weights of {self.name} are damaged: {error}; get them anew",
+                f"the weights of {self.name} are damaged: {error}; download them again",
                 key=f"{self.key}.tag",
             ) from error
         except (ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:

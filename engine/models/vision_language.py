@@ -98,7 +98,7 @@ class Recognizer(VisionLanguage):
 
 @contextmanager
 def _batch_norms_at_rest(model: nn.Module) -> Iterator[None]:
-    """Batch norms use their running statistics and leave them: what is run here is no data."""
+    """Batch norms use their running statistics and leave them: what is run here is not data."""
     training = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     for norm in training:
         norm.training = False

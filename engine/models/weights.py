@@ -1,4 +1,4 @@
-"""Weights of a run or a file into a model: what must fit, and what is said where it does not."""
+"""Weights of a run or a file into a model: what must fit, and the error where it does not."""
 
 from __future__ import annotations
 

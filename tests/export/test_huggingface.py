@@ -200,7 +200,7 @@ def test_the_file_in_the_folder_needs_transformers_alone() -> None:
     assert own == {"torch", "transformers", "PIL", "safetensors"}
 
 
-# --- what has no form there
+# --- what cannot be exported
 
 
 def small(task: str = "caption", image: dict[str, Any] | None = None, **sections: Any) -> Run:

@@ -93,5 +93,5 @@ def test_what_open_clip_would_build_otherwise_is_refused(
 def test_another_task_is_refused(tmp_path: Path) -> None:
     trained = make()
     other = opened("caption", trained.config, trained.task, trained.model)
-    with pytest.raises(UserError, match="--task=caption has no form in open_clip"):
+    with pytest.raises(UserError, match="--task=caption cannot be exported to open_clip"):
         open_clip.build(other, tmp_path / "out", Export(), "export.output")

@@ -19,7 +19,7 @@ def test_what_cannot_be_exported_is_told_before_it_is_begun(
 ) -> None:
     trained = make("clip")
     trained.task_name = "linear_probe"
-    with pytest.raises(UserError, match="--task=linear_probe has no form in ONNX") as caught:
+    with pytest.raises(UserError, match="--task=linear_probe cannot be exported to ONNX") as caught:
         onnx.build(trained, tmp_path / "x", Export(), "export.output")
     assert caught.value.key == "export.format"
     monkeypatch.setitem(sys.modules, "onnxscript", None)

@@ -169,7 +169,7 @@ def test_weights_lie_beside_their_graph_where_they_are_asked_to(tmp_path: Path) 
 
 
 def test_a_decoder_without_a_form_is_told() -> None:
-    with pytest.raises(UserError, match="Decoder has no form in ONNX") as caught:
+    with pytest.raises(UserError, match="Decoder cannot be exported to ONNX") as caught:
         steps.step_of(Decoder(nn.Identity(), 4, 0), 3)
     assert caught.value.key == "model.decoder.name"
 

@@ -62,5 +62,5 @@ def test_positions_tell_row_and_column_and_nothing_else(height, width, prefix) -
 
 
 def test_tokens_that_are_no_grid() -> None:
-    with pytest.raises(ValueError, match="7 tokens are no grid of 3 rows"):
+    with pytest.raises(ValueError, match="7 tokens are not a grid of 3 rows"):
         Positions(1.0, 0)(torch.zeros(1, 7, 8))

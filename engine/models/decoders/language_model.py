@@ -151,12 +151,12 @@ def configuration_of(
 
 
 def check_head(config: Any, key: str) -> None:
-    """Raises UserError for a model whose logits are more than its head's."""
+    """Raises UserError for a model that changes its head's logits."""
     for name in _BEHIND_THE_HEAD:
         if getattr(config, name, None) not in (None, 1):
             raise UserError(
-                f"a {config.model_type!r} model changes its logits behind the head ({name}: "
-                f"{getattr(config, name)}), which losses and probabilities would leave out; take "
+                f"a {config.model_type!r} model changes its logits after the head ({name}: "
+                f"{getattr(config, name)}), which losses and probabilities would not include; take "
                 "another model, or one of random weights with 1 or null there",
                 key=key,
             )

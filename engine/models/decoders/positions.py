@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_LEARNED = ("embed_positions", "wpe")  # names of tables of positions: OPT and its kin, GPT-2
+_LEARNED = ("embed_positions", "wpe")  # names of tables of positions: OPT and the like, GPT-2
 
 
 class GivenPositions:

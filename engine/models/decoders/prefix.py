@@ -103,7 +103,7 @@ class PrefixDecoder(AnsweringDecoder):
         """States [B, T, D] of the text, ready for the head."""
         embeds_BSD, image_BN = self._embedded(image_MND, input_ids_BT, num_images_B)
         mask = masks.prefix(image_BN, attention_mask_BT, embeds_BSD.dtype)
-        # behind a text's end the count goes on: a position for each, whatever the padding
+        # padding behind a text has positions too
         counted_BS = torch.cat([image_BN, torch.ones_like(attention_mask_BT)], dim=1)
         found = self.run(embeds_BSD, mask, _count(counted_BS), image_BN.sum(1))
         return found.last_hidden_state[:, image_BN.shape[1] :]

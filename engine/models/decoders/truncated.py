@@ -83,9 +83,9 @@ def _shorten(config: Any, keep: list[int]) -> None:
 
 
 def _cut(model: Any, keep: list[int]) -> None:
-    """Drop the blocks between those to keep, and number these anew for the cache.
+    """Drop the blocks between those to keep, and renumber these for the cache.
 
-    Raises UserError for a model whose blocks are no list of their own, as BERT's.
+    Raises UserError for a model whose blocks are not a list of their own, as BERT's.
     """
     total = keep[-1] + 1
     lists = [
@@ -95,8 +95,8 @@ def _cut(model: Any, keep: list[int]) -> None:
     ]
     if not lists:
         raise UserError(
-            f"the blocks of a {model.config.model_type!r} model cannot be told apart; take llama, "
-            "gpt2, opt, mpt or another decoder of like build",
+            f"the blocks of a {model.config.model_type!r} model are not a list of modules; take "
+            "llama, gpt2, opt, mpt or another decoder that is built like them",
             key=lm.KEY,
         )
     name, blocks = lists[0]

@@ -1,4 +1,4 @@
-"""Image encoders from transformers: ViTs and the vision towers of CLIP, SigLIP and their kin."""
+"""Image encoders from transformers: ViTs and the vision towers of CLIP, SigLIP and the like."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class TimmImageEncoder(Tower):
     """A timm model without its classifier: one vector an image, or its tokens."""
 
     def __init__(self, model: Any, trainable: bool = True) -> None:
-        # MobileNetV3 and its kin widen the features behind the pooling
+        # MobileNetV3 and the like widen the features behind the pooling
         width = getattr(model, "head_hidden_size", None) or model.num_features
         super().__init__(model, width, trainable)
         self.token_width = int(model.num_features)
@@ -81,7 +81,7 @@ def build(config: schema.ImageEncoder, *, image_size: int) -> TimmImageEncoder:
     """The encoder that ``config`` describes, for square images of ``image_size`` pixels.
 
     Raises UserError for an unknown tag, options that the model does not take, a width other than
-    the declared one, and pretrained weights that cannot be had.
+    the declared one, and pretrained weights that cannot be loaded.
     """
     _check(config)
     with _complete_weights(config), warnings.catch_warnings():
@@ -143,7 +143,7 @@ def _create(config: schema.ImageEncoder, image_size: int) -> Any:
 
 
 def _explain(error: Exception, config: schema.ImageEncoder) -> NoReturn:
-    """Turn what timm raised into an error that says what to change."""
+    """Turn timm's error into one that says what to change."""
     unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected .* '(\w+)'", str(error))
     if unexpected:
         class_name, option = unexpected.groups()
