@@ -127,7 +127,7 @@ def test_two_nodes_meet_through_torchrun():
     [
         (("--task=show", "--mode=fly"), "argument --mode: invalid choice: 'fly'"),
         (("--task=show", "--nproc_per_nod=2"), "did you mean --nproc_per_node?"),
-        (("--task=show", "--nproc_per_node=0"), "'0' is no number of processes"),
+        (("--task=show", "--nproc_per_node=0"), "'0' is not a number of processes"),
         (("--task=show", "--nnodes=2"), "several nodes need a place to meet"),
         (("--task=show", "--node_rank=1"), "nodes are counted from 0"),
         ((), "the following arguments are required: --task"),
@@ -146,7 +146,7 @@ def test_mistaken_flags_are_one_message_and_exit_2(flags, message):
 def test_a_users_mistake_is_printed_once_and_exits_2(flags):
     code, _, err = launch("--task=mistake", *flags)
     assert code == 2
-    assert err == "data.batch_size is odd; mend it\n"
+    assert err == "data.batch_size is odd; correct it\n"
 
 
 @pytest.mark.parametrize("task", ["reduce", "slow"])

@@ -4,6 +4,7 @@
 """
 
 import atexit
+import contextlib
 import json
 import os
 import signal
@@ -51,7 +52,7 @@ def reduce(arguments):
 def mistake(arguments):
     from engine.errors import UserError
 
-    raise UserError("data.batch_size is odd; mend it")
+    raise UserError("data.batch_size is odd; correct it")
 
 
 def fault(arguments):
@@ -101,6 +102,13 @@ def train(arguments):
 
 
 TASKS = {task.__name__: task for task in (show, reduce, mistake, fault, slow, killed, train)}
+
+
+@contextlib.contextmanager
+def opened(arguments):
+    yield lambda: TASKS[arguments.task](arguments)
+
+
 module = types.ModuleType("engine.cli")
-module.main = lambda arguments: TASKS[arguments.task](arguments)
+module.opened = opened
 sys.modules["engine.cli"] = module
