@@ -58,6 +58,17 @@ class Run:
     stop: StopRequest = field(default_factory=StopRequest)
     warn: Callable[[str], None] = warn_in_log
 
+    def __post_init__(self) -> None:
+        """Record the task in the configuration. Raises UserError where another one is recorded."""
+        recorded = self.config.task
+        if not same_task(recorded, self.task_name) and self._task_class.trains:
+            raise UserError(
+                f"this is the configuration of a run of --task={recorded}, not of "
+                f"--task={self.task_name}; give its own task, or task=null to use it for another",
+                key="task",
+            )
+        self.config = self.config.model_copy(update={"task": self.task_name})
+
     @classmethod
     def open(
         cls,
@@ -76,7 +87,11 @@ class Run:
         if not is_run(path):
             what = "is not the folder of a run" if path.exists() else "does not exist"
             raise UserError(f"{path} {what}: there is no config.yaml in it", key=key)
-        run = cls(task_name, load(path / "config.yaml"), torch.device("cpu"), warn=warn)
+        config = load(path / "config.yaml")
+        if not same_task(config.task, task_name):
+            raise UserError(f"{path} is a run of --task={config.task}; one of --task={task_name} "
+                            "is needed", key=key)  # fmt: skip
+        run = cls(task_name, config, torch.device("cpu"), warn=warn)
         homes = [path, *path.resolve().parents[1:2]]  # a run, or that of RUN/checkpoints/step_N
         folder = next((f for home in homes if (f := home / TOKENIZER_FOLDER).is_dir()), None)
         if folder is None:
@@ -233,6 +248,12 @@ class Run:
     def step(self) -> int | None:
         """After how many steps they were saved; None where that is not known."""
         return self.trained.step
+
+
+def same_task(recorded: str | None, task_name: str) -> bool:
+    """Whether a configuration is of this task, as far as it says: older runs do not."""
+    known = registry.names("tasks")
+    return recorded is None or known.get(recorded, recorded) == known.get(task_name, task_name)
 
 
 def is_run(path: Path) -> bool:

@@ -147,7 +147,9 @@ def _read_file(path: Path, named_at: str, above: tuple[Path, ...], faults: list[
         faults.append(Fault(base.place, "base", "must be a file's name; write base: other.yaml"))
         return root
     below = Path(os.path.normpath(path.parent / base.value))
-    return merge(_read_file(below, base.place, (*above, path.resolve()), faults), root)
+    inherited = _read_file(below, base.place, (*above, path.resolve()), faults)
+    inherited.value.pop("task", None)  # that of another run
+    return merge(inherited, root)
 
 
 def _text(path: Path, prefix: str) -> str:

@@ -443,6 +443,7 @@ class Export(Section):
 class Config(Section):
     """A whole run. Field order is the order of printing."""
 
+    task: str | None = None  # recorded in a run's own config.yaml; must then agree with --task
     runner: Runner = Runner()
     epoch: Epoch = Epoch()
     dist: Dist = Dist()

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_sections_are_those_of_the_yaml():
-    assert list(Config.model_fields)[:11] == [
+    assert list(Config.model_fields)[:12] == [
+        "task",
         "runner",
         "epoch",
         "dist",

@@ -143,7 +143,7 @@ def trained(caption):
         (["input=PICTURES", "generate.output=TEXT"], ["generate.output", "/text: File exists"]),
         (
             ["input=PICTURES", BEST, "generate.ranker.model=RUN"],
-            ["command line: generate.ranker.model", "no run of --task=clip"],
+            ["command line: generate.ranker.model", "caption; one of --task=clip is needed"],
         ),
     ],
 )
