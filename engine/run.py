@@ -16,7 +16,7 @@ from engine import registry
 from engine.config.load import load
 from engine.config.schema import Config
 from engine.data.reader import Limits, limits_of
-from engine.data.sources import open_source
+from engine.data.sources import open_dataset
 from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
 from engine.data.text.choose import choose_tokenizer
 from engine.data.text.tokenizer import TextTokenizer
@@ -158,7 +158,7 @@ class Run:
         if not chosen:
             chosen, key = data.train_name, "data.train_name"
         for name in chosen:
-            yield from open_source(name, "train", data, key=key).captions()
+            yield from open_dataset(name, "train", data, key=key).captions()
         yield from self._task_class.more_texts(self.config)
 
     @cached_property

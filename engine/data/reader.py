@@ -109,7 +109,6 @@ class Reader:
 
     def fetch(self, step: int, epoch: int, dataset: int, row: int) -> Fetched | BadRecord:
         """The first half of ``read``, up to the images' bytes."""
-        seed = hash64(self.seed or 0, epoch, dataset, row) >> 1  # 63 bits: any generator takes it
         draw = None if self.seed is None else Draw(self.seed, epoch)
         # Of a view, where the row lies in the dataset itself: what a message has to name.
         source, number = origin(self.sources[dataset], row, draw)
@@ -117,11 +116,20 @@ class Reader:
         try:
             record = source[number]
             key = record.key
-            self.limits.check(record)
-            data = tuple(map(read_image, record.images))
+            data = self.encoded(record)
         except BadSample as bad:
             return BadRecord(step, source.name, number, key, bad.cause, bad.detail)
+        seed = self.seed_of(epoch, dataset, row)
         return Fetched(step, source.name, number, dataset, row, seed, record, data)
+
+    def encoded(self, record: Row) -> tuple[bytes, ...]:
+        """The bytes of each image. Raises BadSample for a row that may not be used."""
+        self.limits.check(record)
+        return tuple(map(read_image, record.images))
+
+    def seed_of(self, epoch: int, dataset: int, row: int) -> int:
+        """What a sample's random transforms depend on."""
+        return hash64(self.seed or 0, epoch, dataset, row) >> 1  # 63 bits: any generator takes it
 
     def decode(
         self, fetched: Fetched | BadRecord, buffer: BatchBuffer | None = None

@@ -14,7 +14,7 @@ from engine import registry
 from engine.config import schema
 from engine.config.explain import explain
 from engine.config.section import NonNegativeInt
-from engine.data.stream.source import StreamSource
+from engine.data.stream.source import Stream
 from engine.data.tables.table import cache_folder
 from engine.data.views.groups import group_rows
 from engine.data.views.images import JoinedCaptions, OneCaption
@@ -51,13 +51,25 @@ class RowOptions(schema.Section):
     length: PositiveInt | None = None  # training rows that there must be, before all of these
 
 
-def open_source(name: str, split: Split, data: schema.Data, *, key: str) -> Source:
+def open_dataset(name: str, split: Split, data: schema.Data, *, key: str) -> Source | Stream:
     """One split of the dataset ``name``, which the configuration uses at ``key``.
 
     Looked up in ``data.datasets``, then as the CSV folder ``data_path/name``, then among the
     built-in datasets. Raises UserError for an unknown name, format or option.
     """
     return _open(name, split, data, key, ())
+
+
+def open_source(name: str, split: Split, data: schema.Data, *, key: str) -> Source:
+    """``open_dataset`` where rows are needed. Raises UserError for a streamed dataset too."""
+    opened = open_dataset(name, split, data, key=key)
+    if isinstance(opened, Stream):
+        raise UserError(
+            f"dataset {name!r} is streamed for training, and cannot be read by row; "
+            "copy its shards to this machine for that, or name them as a validation split",
+            key=key,
+        )
+    return opened
 
 
 def row_options(name: str, data: schema.Data) -> dict[str, Any]:
@@ -77,8 +89,10 @@ def _general(form: Mapping[str, object]) -> set[str]:
     return set(RowOptions.model_fields) - set(form)
 
 
-def _open(name: str, split: Split, data: schema.Data, key: str, inside: tuple[str, ...]) -> Source:
-    """``open_source`` of a part of the datasets ``inside``, outermost first."""
+def _open(
+    name: str, split: Split, data: schema.Data, key: str, inside: tuple[str, ...]
+) -> Source | Stream:
+    """``open_dataset`` of a part of the datasets ``inside``, outermost first."""
     if name in inside:
         raise UserError(f"dataset {name!r} contains itself: {' → '.join((*inside, name))}", key=key)
     options = _options(name, data, key)
@@ -91,59 +105,67 @@ def _open(name: str, split: Split, data: schema.Data, key: str, inside: tuple[st
     more: dict[str, Any] = {}
     if "parts" in module.Config.model_fields:  # a format that is made of other datasets
 
-        def open_part(part: str) -> Source:
+        def open_part(part: str) -> Source | Stream:
             return _open(part, split, data, f"{at}.parts", (*inside, name))
 
         more["open_part"] = open_part
     try:
-        source = module.build(config, name=name, split=split, cache_dir=cache_dir(), **more)
-        if data.conversations == "flatten":
-            source = _flattened(source, name)
-        return _with_rows(source, rows, name, split, getattr(config, "root", None))
+        opened = module.build(config, name=name, split=split, cache_dir=cache_dir(), **more)
+        if isinstance(opened, Stream):
+            _check_stream(opened, rows, data)
+            return opened
+        if data.conversations == "flatten" and opened.has_conversations:
+            opened = Flattened(opened)
+        return _with_rows(opened, rows, name, split, getattr(config, "root", None))
     except UserError as error:
         if not error.key or name not in data.datasets:  # a bare name has no options to point at
             error.key = key
         raise
 
 
-def _flattened(source: Source, name: str) -> Source:
-    """A row a question, where the dataset's rows are conversations."""
-    if isinstance(source, StreamSource):
+def _check_stream(stream: Stream, options: RowOptions, data: schema.Data) -> None:
+    """Raises UserError for what needs rows that can be counted and chosen."""
+    name = stream.name
+    if data.conversations == "flatten":
         raise UserError(
             f"dataset {name!r} is streamed, and its conversations cannot be counted question by "
             "question: write data.conversations: turns, or copy the shards to this machine",
             key="data.conversations",
         )
-    return Flattened(source) if source.has_conversations else source
+    _check_options(options, name)
+    if asked := options.model_dump(exclude_defaults=True):
+        raise UserError(
+            f"dataset {name!r} is streamed: {', '.join(asked)} needs rows that can be counted and "
+            "chosen; leave it out, or copy the shards to this machine",
+            key=f"data.datasets.{name}.{next(iter(asked))}",
+        )
+
+
+def _check_options(options: RowOptions, name: str) -> None:
+    """Raises UserError for an option that has no effect without another."""
+    for option, missing, needed in (
+        ("caption_separator", options.captions != "joined", "captions: joined"),
+        ("cap_seed", options.cap is None, "cap: N"),
+    ):
+        if option in options.model_dump(exclude_defaults=True) and missing:
+            raise UserError(
+                f"dataset {name!r}: {option} has no effect without {needed}; add that, or leave "
+                f"{option} out",
+                key=f"data.datasets.{name}.{option}",
+            )
 
 
 def _with_rows(
     source: Source, options: RowOptions, name: str, split: Split, root: Path | None
 ) -> Source:
     """The rows of ``source`` that ``options`` ask for."""
-    training, at = split == "train", f"data.datasets.{name}"
-    asked = options.model_dump(exclude_defaults=True)
-    for option, missing, needed in (
-        ("caption_separator", options.captions != "joined", "captions: joined"),
-        ("cap_seed", options.cap is None, "cap: N"),
-    ):
-        if option in asked and missing:
-            raise UserError(
-                f"dataset {name!r}: {option} says nothing without {needed}; add that, or leave "
-                f"{option} out",
-                key=f"{at}.{option}",
-            )
-    if training and asked and isinstance(source, StreamSource):
-        raise UserError(
-            f"dataset {name!r} is streamed: {', '.join(asked)} needs rows that can be counted and "
-            "chosen; leave it out, or copy the shards to this machine",
-            key=f"{at}.{next(iter(asked))}",
-        )
+    training = split == "train"
+    _check_options(options, name)
     if training and options.length not in (None, len(source)):
         raise UserError(
             f"dataset {name!r} has {len(source)} training rows, but its length is given as "
             f"{options.length}; correct it, or leave it out: rows are counted once and remembered",
-            key=f"{at}.length",
+            key=f"data.datasets.{name}.length",
         )
     if options.captions == "joined" or (options.captions == "random" and training):
         # Beside the dataset where that can be written, as its tables are.

@@ -51,7 +51,7 @@ def data_plan(run: Run, plan: Plan) -> list[str]:
     """What is read, in which portions, for how long."""
     data = run.config.data
     world = collectives.world()
-    sets = [f"{source.name}: {len(source):,} samples" for source in plan.sources]
+    sets = [f"{source.name}: {len(source):,} samples" for source in plan.datasets]
     sub = f", {data.batch_size_train} at a time" if data.batch_size_train else ""
     return [
         *sets,
@@ -118,7 +118,7 @@ def sample_batches(run: Run, plan: Plan, collate: _Seen) -> list[Batch]:
 def streamed_batch(run: Run, plan: Plan, transform: Any, collate: _Seen) -> Batch:
     """A few samples that are not waited for until a whole shuffle window has come."""
     loader = StreamLoader(
-        [replace(source, window=_SAMPLED) for source in plan.streamed],
+        [replace(stream, window=_SAMPLED) for stream in plan.streamed],
         transform,
         collate,
         batch_size=_SAMPLED,
@@ -149,7 +149,7 @@ def cost(run: Run, plan: Plan, state: Any, batches: Sequence[Batch]) -> list[str
     module = state.module.cpu()
     rows = -(-(data.batch_size_train or data.batch_size) // world)
     pair = mean_flops(module, batches)
-    samples = min(sum(map(len, plan.sources)), plan.steps_per_epoch * data.batch_size)
+    samples = min(sum(map(len, plan.datasets)), plan.steps_per_epoch * data.batch_size)
     names = {"bf16": torch.bfloat16, "fp16": torch.float16}
     memory = estimate_memory(
         module,

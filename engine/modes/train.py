@@ -128,7 +128,7 @@ def greeting(run: Run, plan: Plan, state: TrainState) -> str:
     start = f", from step {state.step}" if state.step else ""
     return (
         f"{run.task_name}: {number / 1e6:.1f}M parameters, {run.precision.name} on "
-        f"{collectives.world()} × {run.device.type}; {sum(map(len, plan.sources)):,} samples, "
+        f"{collectives.world()} × {run.device.type}; {sum(map(len, plan.datasets)):,} samples, "
         f"{plan.steps_per_epoch} steps × {plan.epochs} epochs of "
         f"{run.config.data.batch_size}{start}"
     )

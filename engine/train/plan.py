@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 from engine import registry
 from engine.config.schema import Config
 from engine.data.samplers.pool import Sampler, SamplerInputs, TextLengths
-from engine.data.sources import open_source, row_options
-from engine.data.stream.source import StreamSource, streams
+from engine.data.sources import open_dataset, row_options
+from engine.data.stream.source import Stream
 from engine.data.text.templates import template
 from engine.errors import UserError
 from engine.types import Source
@@ -19,15 +20,21 @@ from engine.types import Source
 
 @dataclass(frozen=True)
 class Plan:
-    """Training sources, the sampler over them, and the number of steps. Equal on every rank.
+    """The training data, the sampler over it, and the number of steps. Equal on every rank.
 
-    Streamed sources have no sampler: their readers take the shards in an order of their own.
+    All of it is read by row, or all is streamed. Streams have no sampler: their readers take the
+    shards in an order of their own.
     """
 
     sources: list[Source]
+    streamed: list[Stream]
     sampler: Sampler | None
     steps_per_epoch: int
     epochs: int
+
+    @property
+    def datasets(self) -> Sequence[Source | Stream]:
+        return self.streamed or self.sources
 
     @property
     def total_steps(self) -> int:
@@ -42,16 +49,12 @@ class Plan:
         assert self.sampler is not None
         return self.sampler.batch(*self.place(step))
 
-    @property
-    def streamed(self) -> list[StreamSource]:
-        """The sources if they are streamed; empty if they are read by row."""
-        return streams(self.sources)
-
     def name(self, dataset: int, row: int) -> str:
         """A sample as a message names it."""
-        source = self.sources[dataset]
-        place = source.place(row) if isinstance(source, StreamSource) else row
-        return f"{source.name}[{place}]"
+        if self.streamed:
+            stream = self.streamed[dataset]
+            return f"{stream.name}[{stream.place(row)}]"
+        return f"{self.sources[dataset].name}[{row}]"
 
 
 def make_plan(config: Config, world: int) -> Plan:
@@ -67,9 +70,18 @@ def make_plan(config: Config, world: int) -> Plan:
             f"take a multiple of {world}",
             key="data.batch_size",
         )
-    sources = [open_source(name, "train", data, key="data.train_name") for name in data.train_name]
-    if streams(sources):
-        return _stream_plan(config, sources)
+    opened = [open_dataset(name, "train", data, key="data.train_name") for name in data.train_name]
+    streams = [each for each in opened if isinstance(each, Stream)]
+    sources = [each for each in opened if not isinstance(each, Stream)]
+    if streams and sources:
+        names = ", ".join(stream.name for stream in streams)
+        raise UserError(
+            f"data.train_name lists streamed datasets ({names}) beside others that are read by row;"
+            " stream all of them (stream: true on shards of this machine) or none",
+            key="data.train_name",
+        )
+    if streams:
+        return _stream_plan(config, streams)
     sampler: Sampler = registry.build(
         "data/samplers",
         data.train_type,
@@ -87,7 +99,7 @@ def make_plan(config: Config, world: int) -> Plan:
         options=config.options,
     )
     steps = min(sampler.steps, data.train_steps or sampler.steps)
-    return Plan(sources, sampler, steps, config.epoch.total)
+    return Plan(sources, [], sampler, steps, config.epoch.total)
 
 
 def _texts(config: Config, sources: list[Source]) -> TextLengths:
@@ -106,7 +118,7 @@ def _texts(config: Config, sources: list[Source]) -> TextLengths:
     return TextLengths([np.where(length < 0, -own, own) for own, length in signs])
 
 
-def _stream_plan(config: Config, sources: list[Source]) -> Plan:
+def _stream_plan(config: Config, streams: list[Stream]) -> Plan:
     """An epoch has as many batches as the samples fill, the last one from the next pass."""
     data = config.data
     if data.train_type != "shuffle":
@@ -115,7 +127,7 @@ def _stream_plan(config: Config, sources: list[Source]) -> Plan:
             "from; set it to shuffle, or copy the shards to this machine",
             key="data.train_type",
         )
-    total = sum(map(len, sources))
+    total = sum(map(len, streams))
     if total < data.batch_size:
         raise UserError(
             f"data.batch_size is {data.batch_size}, but the training data has {total} samples; "
@@ -123,7 +135,7 @@ def _stream_plan(config: Config, sources: list[Source]) -> Plan:
             key="data.batch_size",
         )
     steps = -(-total // data.batch_size)
-    return Plan(sources, None, min(steps, data.train_steps or steps), config.epoch.total)
+    return Plan([], streams, None, min(steps, data.train_steps or steps), config.epoch.total)
 
 
 def order_key(config: Config, plan: Plan) -> dict[str, Any]:
@@ -137,9 +149,9 @@ def order_key(config: Config, plan: Plan) -> dict[str, Any]:
         "data.train_type": config.data.train_type,
         "data.batch_size": config.data.batch_size,
         "data.train_steps": config.data.train_steps,
-        "rows of each dataset": [len(source) for source in plan.sources],
+        "rows of each dataset": [len(dataset) for dataset in plan.datasets],
         "rows chosen of data.datasets": {n: own for n, own in chosen.items() if own} or None,
-        "streamed shards": [source.identity for source in plan.streamed] or None,
+        "streamed shards": [stream.identity for stream in plan.streamed] or None,
         "data.debias": config.data.debias.model_dump(mode="json"),
         "data.window_shards and shards": plan.sampler.identity if plan.sampler else None,
         "lengths of the texts": plan.sampler.lengths_digest if plan.sampler else None,

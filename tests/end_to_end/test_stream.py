@@ -64,7 +64,7 @@ def test_other_shards_are_no_continuation(launch, server):
     launch(*over_http(server))
     forget_after(launch, "tiny", 3)
     done = launch(*over_http(server, "data.datasets.web.window=20"), code=2)
-    assert "what the order of samples hangs on has changed\n  streamed shards" in done.stderr
+    assert "what the order of samples depends on has changed\n  streamed shards" in done.stderr
 
 
 @pytest.mark.slow

@@ -32,7 +32,6 @@ FLOORS = {
     "engine.data": 5,
     "engine.data.workers": 0.5,
     "engine.tools": 6,
-    "engine.tools.jobs": 1,
     "engine.tools.shapes": 4,
     "engine.tasks": 6,
     "engine.generate": 6,

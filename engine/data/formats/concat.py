@@ -14,10 +14,12 @@ from pathlib import Path
 from pydantic import Field
 
 from engine.config.schema import Section
-from engine.data.stream.source import StreamSource
+from engine.data.stream.source import Stream
 from engine.data.views.rows import Concatenated
 from engine.errors import UserError
 from engine.types import Source
+
+OpenPart = Callable[[str], Source | Stream]
 
 
 class Config(Section):
@@ -27,7 +29,7 @@ class Config(Section):
 
 
 def build(
-    config: Config, *, name: str, split: str, cache_dir: Path, open_part: Callable[[str], Source]
+    config: Config, *, name: str, split: str, cache_dir: Path, open_part: OpenPart
 ) -> Concatenated:
     """One split of all parts. Raises UserError for a part that cannot be opened, that is listed
     twice or is streamed, and for parts whose classes differ."""
@@ -39,8 +41,9 @@ def build(
             f"data.datasets.{twice} shows its rows twice an epoch)",
             key=key,
         )
-    parts = [open_part(part) for part in config.parts]
-    if any(isinstance(part, StreamSource) for part in parts):
+    opened = [open_part(part) for part in config.parts]
+    parts = [part for part in opened if not isinstance(part, Stream)]
+    if len(parts) < len(opened):
         raise UserError(
             f"dataset {name!r} has streamed parts, which have no rows to count; list them in "
             "data.train_name instead, or copy their shards to this machine",

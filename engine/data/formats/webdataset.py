@@ -15,9 +15,8 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from engine.config.schema import Section
-from engine.data.stream.count import copy_shards
 from engine.data.stream.open import check_urls
-from engine.data.stream.source import StreamSource
+from engine.data.stream.source import Stream, copy_shards
 from engine.data.tar.shards import open_shards
 from engine.data.tar.texts import TextForm
 from engine.data.tar.urls import expand, is_remote
@@ -45,7 +44,7 @@ class Config(Section):
     length: PositiveInt | None = None  # training samples; default: counted once
 
 
-def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source:
+def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source | Stream:
     """Open one split. Raises UserError for shards that are missing, and where none is usable."""
     at = f"data.datasets.{name}"
     patterns, key = _patterns(config, split, at)
@@ -54,7 +53,7 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source:
     if config.stream or any(map(is_remote, urls)):
         check_urls(urls, allow_pipe=config.allow_pipe, key=key)
         if split == "train":
-            return StreamSource(name, urls, form, config.window, cache_dir, config.length)
+            return Stream(name, urls, form, config.window, cache_dir, config.length)
         urls = copy_shards(urls, name=name, cache_dir=cache_dir)
     source = open_shards(
         urls, name=name, split=split, root=config.root, cache_dir=cache_dir, form=form, key=key

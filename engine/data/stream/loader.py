@@ -1,9 +1,9 @@
-"""Streamed training data of one rank, and the state that goes on with it.
+"""Streamed training data of one rank, and the state with which it continues.
 
 Every rank's worker processes read shards of their own and put whole batches together; torchdata's
 StatefulDataLoader takes the workers' states along with their batches. A state says where a worker's
 shuffle window began and how much of it was given out: a few integers. With as many ranks and
-workers as before a stream goes on exactly there. With others, shards that were not read to their
+workers as before a stream continues exactly there. With others, shards that were not read to their
 end are read again from their beginning, so that nothing is lost and some samples come twice.
 """
 
@@ -11,36 +11,175 @@ from __future__ import annotations
 
 import json
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
+from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from engine.data.bad_samples import summary
-from engine.data.loader import Collate, Loaded, default_workers, loader_options
-from engine.data.reader import Limits, Transform
-from engine.data.stream.batches import Batches, Pool
-from engine.data.stream.order import Left, Order, Place
-from engine.data.stream.source import StreamSource
+from engine.data.bad_samples import BadRecord, summary
+from engine.data.batch_memory import BatchBuffer
+from engine.data.loader import (
+    Collate,
+    Loaded,
+    default_workers,
+    loader_options,
+    returning_errors,
+    seeded,
+)
+from engine.data.reader import Fetched, Limits, Reader, Transform
+from engine.data.stream.reader import Cursor, Order, Remaining, ShardReader, Taken
+from engine.data.stream.source import WHOLE_SHARD, Item, Stream, row_of
+from engine.data.workers import Workers
 from engine.dist import collectives
 from engine.errors import FaultError, UserError
+from engine.types import BadSample, Sample
 
 State = dict[str, Any]
 _PREFETCH = 2  # batches that each worker prepares ahead
+_MAX_BAD = 1000  # samples skipped for one batch, before it is given as it is
+
+
+class Pool:
+    """The shards of all streamed datasets as one list: number → (dataset, shard of it)."""
+
+    def __init__(self, streams: Sequence[Stream]) -> None:
+        self.streams = streams
+        self._ends = list(accumulate(len(stream.urls) for stream in streams))
+        # Samples that a reader shuffles: as many as the dataset that asks for most.
+        self.window = max(stream.window for stream in streams)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def locate(self, shard: int) -> tuple[int, int]:
+        """Dataset of a shard, and the shard's number there."""
+        dataset = bisect_right(self._ends, shard)
+        return dataset, shard - (self._ends[dataset - 1] if dataset else 0)
+
+    def read(self, shard: int) -> Iterator[Item]:
+        """A shard's samples in order, and at the end what is wrong with it."""
+        dataset, number = self.locate(shard)
+        return self.streams[dataset].read(number)
+
+
+class Batches(IterableDataset):
+    """Batches of ``batch_size`` samples with their steps' numbers, for one rank.
+
+    Worker w of W gives steps ``base`` + w, ``base`` + w + W, …, up to ``total_steps``. A sample
+    that cannot be used is reported, and the next one taken in its place.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        order: Order,
+        transform: Transform,
+        collate: Collate,
+        *,
+        batch_size: int,
+        rank: int,
+        world: int,
+        base: int,
+        total_steps: int,
+        limits: Limits,
+    ) -> None:
+        self.pool, self.order, self.collate = pool, order, collate
+        self.batch_size, self.rank, self.world = batch_size, rank, world
+        self.base, self.total_steps = base, total_steps
+        self.reader = Reader((), transform, order.seed, limits)
+        self.workers = Workers()
+
+    def __iter__(self) -> _WorkerBatches:
+        info = get_worker_info()
+        return _WorkerBatches(self, info.id if info else 0, info.num_workers if info else 1)
+
+
+class _WorkerBatches:
+    """One worker's batches, with the state that torchdata saves."""
+
+    def __init__(self, batches: Batches, worker: int, workers: int) -> None:
+        self._batches, self._worker, self._workers = batches, worker, workers
+        self._samples = ShardReader(
+            batches.order,
+            worker * batches.world + batches.rank,
+            batches.pool.window,
+            batches.pool.read,
+        )
+        self._count = 0  # batches
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self._count, **self._samples.state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._count = state["batches"]
+        self._samples.restore(state)
+
+    def __iter__(self) -> _WorkerBatches:
+        return self
+
+    def __next__(self) -> Loaded | Exception:
+        step = self._batches.base + self._worker + self._count * self._workers
+        if step >= self._batches.total_steps:
+            raise StopIteration
+        try:
+            return returning_errors(self._load, step)
+        finally:
+            self._count += 1
+
+    def _load(self, step: int) -> Loaded:
+        to = self._batches
+        samples: list[Sample] = []
+        bad: list[BadRecord] = []
+        number, size = 0, to.reader.size
+        buffer = BatchBuffer(to.batch_size, size) if size else None
+        while len(samples) < to.batch_size and len(bad) < _MAX_BAD and not to.workers.closing:
+            taken = next(self._samples)
+            number = taken.number
+            read = self._read(step, taken, buffer)
+            if isinstance(read, Sample):
+                samples.append(read)
+            else:
+                bad.append(read)
+        if not samples:
+            return step, {}, bad
+        return step, seeded(to.collate, samples, to.order.seed, number, step), bad
+
+    def _read(self, step: int, taken: Taken, buffer: BatchBuffer | None) -> Sample | BadRecord:
+        pool, reader, item = self._batches.pool, self._batches.reader, taken.item
+        dataset, shard = pool.locate(taken.shard)
+        stream, row = pool.streams[dataset], row_of(shard, item.number)
+        key = stream.place(row)
+        if item.number != WHOLE_SHARD:
+            key += f" {item.key}"
+        try:
+            if item.row is None:
+                raise item.bad or BadSample("unreadable")
+            data = reader.encoded(item.row)
+        except BadSample as bad:
+            return BadRecord(step, stream.name, row, key, bad.cause, bad.detail)
+        seed = reader.seed_of(taken.number, dataset, row)
+        read = reader.decode(
+            Fetched(step, stream.name, row, dataset, row, seed, item.row, data), buffer
+        )
+        return read if isinstance(read, Sample) else replace(read, key=key)
 
 
 class StreamLoader:
     """(step, batch, bad records) of steps ``first_step`` … ``total_steps - 1``, by iterating once.
 
     ``batch_size`` counts this rank's samples. ``saved`` are the states of all ranks that an earlier
-    run ended with, as ``state`` gave them. ``greeting`` says in a line where the stream goes on.
+    run ended with, as ``state`` gave them. ``greeting`` says in a line where the stream continues.
     Raises UserError where there are fewer shards than readers, FaultError when none of a batch's
     samples can be used or a worker dies.
     """
 
     def __init__(
         self,
-        sources: Sequence[StreamSource],
+        streams: Sequence[Stream],
         transform: Transform,
         collate: Collate,
         *,
@@ -55,7 +194,7 @@ class StreamLoader:
         pin: bool = False,
         saved: Sequence[State] | None = None,
     ) -> None:
-        pool = Pool(sources)
+        pool = Pool(streams)
         self._first, self._total = first_step, total_steps
         self._workers = _num_workers(num_workers, len(pool), world, saved)
         readers = world * max(self._workers, 1)
@@ -102,7 +241,7 @@ class StreamLoader:
         }
         plain: State = json.loads(json.dumps(state))
         if plain != state:
-            raise FaultError("the stream's state holds something that JSON cannot say")
+            raise FaultError("the stream's state holds something that JSON cannot hold")
         return plain
 
 
@@ -153,25 +292,25 @@ def _same(saved: Sequence[State] | None, world: int, workers: int) -> bool:
 
 def _continue(
     saved: Sequence[State] | None, exact: bool, step: int, shards: int, seed: int
-) -> tuple[int, Left]:
-    """Step of the readers' first batch, and what earlier readers have left to them."""
+) -> tuple[int, Remaining]:
+    """Step of the readers' first batch, and what earlier readers have left for them."""
     if not saved:
         return step, {}
     if exact:
         return saved[0]["base"], saved[0]["left"]
     workers = max(saved[0]["workers"], 1)
     order = Order(shards, workers * len(saved), seed, saved[0]["left"])
-    places = [_places(state["loader"], workers) for state in saved]
-    return step, order.unfinished([mine[worker] for worker in range(workers) for mine in places])
+    cursors = [_cursors(state["loader"], workers) for state in saved]
+    return step, order.remaining([mine[worker] for worker in range(workers) for mine in cursors])
 
 
-def _places(loader: State, workers: int) -> list[Place]:
+def _cursors(loader: State, workers: int) -> list[Cursor]:
     """Where each worker's window began, from torchdata's state with or without processes."""
     states = [loader]
     if "_snapshot" in loader:
         snapshots = loader["_snapshot"]["_worker_snapshots"]
         states = [snapshots[f"worker_{worker}"] for worker in range(workers)]
-    return [Place(*state["fetcher_state"]["dataset_iter_state"]["begin"]) for state in states]
+    return [Cursor(*state["fetcher_state"]["dataset_iter_state"]["begin"]) for state in states]
 
 
 def _greeting(

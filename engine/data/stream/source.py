@@ -2,27 +2,52 @@
 
 A training split of remote shards is streamed. A validation split is read in any order and more than
 once, so its shards are copied into the cache folder and read there.
+
+webdataset groups the members of a shard into samples; it neither opens (its ``pipe:`` runs a shell)
+nor decodes (its default decoder unpickles): members come out as bytes, and only those with named
+extensions are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
-from engine.data.stream.count import count_samples, digest
-from engine.data.stream.shard import WHOLE_SHARD, Item, read_shard
-from engine.data.tar.texts import TextForm
+from engine.data.image_files import ENDINGS, MAX_IMAGE_BYTES
+from engine.data.once import make_once
+from engine.data.stream.open import Shard, open_shard
+from engine.data.tables.image_root import OUTSIDE
+from engine.data.tar.texts import TextForm, read_texts
+from engine.data.tar.urls import is_remote
 from engine.errors import UserError
-from engine.types import Row, Source
+from engine.logs.progress import Progress
+from engine.types import BadSample, Row
 
-_SHIFT = 32  # a row is the shard's number shifted by this, and the sample's number in the shard
+WHOLE_SHARD = (1 << 32) - 1  # in place of a sample's number, where the shard itself is at fault
+_READ = 1 << 17  # bytes asked for at once
+_MAX_NAME = 1 << 20  # bytes of an extended header
+_LONG_NAMES = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+_SHIFT = 32  # a row's number is the shard's number shifted by this, and the number in the shard
+_THREADS = 8  # shards at once
+_CHUNK = 1 << 20  # bytes
+_MAX_STATISTICS = 1 << 20  # bytes of a _stats.json
 
 
 @dataclass
-class StreamSource(Source):
+class Stream:
     """The training split of a dataset of streamed shards.
 
     ``length`` is the number of its samples where it is known, else they are counted once.
@@ -46,7 +71,7 @@ class StreamSource(Source):
 
     @property
     def identity(self) -> str:
-        """Equal for sources whose samples come in the same order."""
+        """Equal for streams whose samples come in the same order."""
         return f"{digest(self.urls)}, window {self.window}"
 
     def read(self, shard: int) -> Iterator[Item]:
@@ -60,41 +85,246 @@ class StreamSource(Source):
         """All captions in order, by a pass over all shards."""
         for shard in range(len(self.urls)):
             for item in self.read(shard):
-                if item.record is not None:
-                    yield item.record.caption
+                if item.row is not None:
+                    yield item.row.caption
 
     def place(self, row: int) -> str:
         """A row as a message names it: ``URL#number of the sample``."""
         shard, number = row >> _SHIFT, row & WHOLE_SHARD
         return self.urls[shard] + ("" if number == WHOLE_SHARD else f"#{number}")
 
-    def __getitem__(self, index: int) -> Row:
-        self._refuse()
-
-    def column(self, name: str) -> NoReturn:
-        """Raises UserError: streamed rows have no columns."""
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise UserError(
-            f"dataset {self.name!r} is streamed for training, and cannot be read by row; "
-            "copy its shards to this machine for that, or name them as a validation split"
-        )
-
 
 def row_of(shard: int, number: int) -> int:
-    """The row of a sample, by its shard's number and its own in the shard."""
+    """The number of a row, by its shard's number and its own in the shard."""
     return shard << _SHIFT | number
 
 
-def streams(sources: Sequence[object]) -> list[StreamSource]:
-    """All of ``sources`` if they are streamed, none if none is. Raises UserError for a mixture."""
-    found = [source for source in sources if isinstance(source, StreamSource)]
-    if found and len(found) < len(sources):
-        names = ", ".join(source.name for source in found)
-        raise UserError(
-            f"data.train_name lists streamed datasets ({names}) beside others that are read by row;"
-            " stream all of them (stream: true on shards of this machine) or none",
-            key="data.train_name",
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A row of a shard, or why it (or all that follows in the shard) cannot be used."""
+
+    number: int  # of the row in its shard; WHOLE_SHARD where the shard broke off
+    key: str
+    row: Row | None
+    bad: BadSample | None = None
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is torn is an error: tarfile itself takes it for the archive's end."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
+            raise BadSample("torn header", str(error)) from None
+        except tarfile.HeaderError as error:
+            raise BadSample("truncated shard", f"{error}, without an end mark") from None
+        if header.type in _LONG_NAMES and header.size > _MAX_NAME:
+            raise BadSample("torn header", f"a name of {header.size:,} bytes")
+        return header
+
+
+class _Members:
+    """Files of a tar stream as webdataset's grouping takes them; ``error`` says why it broke off.
+
+    Links, devices and sparse files are skipped.
+    """
+
+    def __init__(self, shard: Shard, form: TextForm) -> None:
+        self.shard = shard
+        self.endings = {*ENDINGS, form.text.lower(), "json"}
+        self.error: BadSample | None = None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield from self._read()
+        except BadSample as bad:
+            self.error = bad
+        except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
+            self.error = BadSample("truncated shard", str(error))
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        # Of a file object the stream needs nothing but read.
+        with tarfile.open(  # type: ignore[call-overload]
+            fileobj=self.shard, mode="r|*", tarinfo=_Header, bufsize=_READ
+        ) as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # else it keeps every header of the shard
+                plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.sparse
+                ending = member.name.rpartition("/")[2].partition(".")[2].lower()
+                if not plain or ending not in self.endings:
+                    continue
+                file = tar.extractfile(member) if member.size <= MAX_IMAGE_BYTES else None
+                data = file.read() if file is not None else None  # None: too large
+                yield {"fname": member.name, "data": data, "__url__": self.shard.url}
+
+
+def read_shard(url: str, form: TextForm) -> Iterator[Item]:
+    """The rows of a shard in order; what is wrong with the shard itself comes last.
+
+    A sample has a row for each of its captions. One that the break made incomplete is left out.
+    """
+    with open_shard(url) as shard:
+        members = _Members(shard, form)
+        held: list[Item] = []
+        number = 0
+        for sample in _group(iter(members)):
+            yield from held
+            held = _items(number, sample, form)
+            number += len(held)
+        if not (members.error and held and held[0].bad):
+            yield from held
+        if members.error is not None:
+            yield Item(WHOLE_SHARD, url, None, members.error)
+
+
+def _items(number: int, sample: dict[str, Any], form: TextForm) -> list[Item]:
+    key = str(sample["__key__"])
+    try:
+        rows = _read_texts(key, sample, form)
+    except BadSample as bad:
+        return [Item(number, key, None, bad)]
+    return [Item(place, key, row) for place, row in enumerate(rows, number)]
+
+
+def _read_texts(key: str, sample: dict[str, Any], form: TextForm) -> list[Row]:
+    if re.search(OUTSIDE, key):
+        raise BadSample("outside root", "its name leads out of the shard")
+    for ending, data in sample.items():
+        if data is None:
+            raise BadSample("too large", f"its {ending}")
+    text, fields = sample.get(form.text.lower()), sample.get("json")
+    if text is None and fields is None:
+        raise BadSample("no caption", f"it has no {form.text} and no json")
+    texts = read_texts(text, fields, form)
+    image = next((sample[ending] for ending in sample if ending in ENDINGS), None)
+    if image is None and not texts[0].turns:
+        raise BadSample("missing image", f"its {form.text} or json is there alone")
+    return [
+        Row(
+            key,
+            () if image is None else (image,),
+            text.caption,
+            text.image_id or key,
+            text.caption_id or f"{key}#{number}",
+            turns=text.turns,
+            answers=text.answers,
+            labels=text.labels,
+            question_type=text.question_type,
+            answer_type=text.answer_type,
         )
-    return found
+        for number, text in enumerate(texts)
+    ]
+
+
+def _group(members: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    # Nothing of webdataset that could open or unpickle is called; this locks it as well.
+    os.environ.setdefault("WDS_SECURE", "1")
+    from webdataset.tariterators import group_by_keys
+
+    # A second member of the same name and extension is skipped: the first one counts.
+    yield from group_by_keys(members, handler=lambda error: True)
+
+
+def count_samples(
+    urls: Sequence[str], read: Callable[[str], Any], *, name: str, cache_dir: Path
+) -> int:
+    """Samples in all shards: as img2dataset's ``_stats.json`` state, else counted by one pass.
+
+    ``read`` yields the items of a shard. The number is kept in ``cache_dir``. Raises UserError
+    where a shard cannot be read.
+    """
+    target = cache_dir / "streams" / f"{digest(urls)}.json"
+    try:
+        make_once(target, lambda path: _write_count(path, urls, read, name))
+        return int(json.loads(target.read_text("utf8"))["samples"])
+    except OSError as error:
+        raise UserError(
+            f"the number of samples of {name!r} cannot be kept in {target.parent} "
+            f"({error.strerror}); give length: N for this dataset"
+        ) from error
+
+
+def digest(urls: Sequence[str]) -> str:
+    """A short name of a list of shards."""
+    return hashlib.blake2b("\n".join(urls).encode(), digest_size=8).hexdigest()
+
+
+def _write_count(path: Path, urls: Sequence[str], read: Callable[[str], Any], name: str) -> None:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        counts = list(pool.map(_stated, urls))
+        unknown = [number for number, count in enumerate(counts) if count is None]
+        if unknown:
+            Progress().message(
+                f"{name}: counting the samples of {len(unknown)} shards by reading them once "
+                "(length: N for this dataset saves it)"
+            )
+        tasks = [urls[number] for number in unknown]
+        for number, counted in zip(unknown, pool.map(lambda url: _counted(url, read), tasks),
+                                   strict=True):  # fmt: skip
+            counts[number] = counted
+    path.write_text(json.dumps({"samples": sum(filter(None, counts)), "shards": len(urls)}), "utf8")
+
+
+def _stated(url: str) -> int | None:
+    """The count of the statistics file beside a shard, where there is one."""
+    beside = re.sub(r"\.tar$", "_stats.json", url)
+    if beside == url or url.startswith("pipe:"):
+        return None
+    try:
+        with open_shard(beside) as file:
+            return int(json.loads(file.read(_MAX_STATISTICS))["successes"])
+    except (BadSample, ValueError, KeyError, TypeError):
+        return None
+
+
+def _counted(url: str, read: Callable[[str], Any]) -> int:
+    count = 0
+    last: Item | None = None
+    for last in read(url):
+        count += last.number != WHOLE_SHARD
+    if last is None:
+        raise UserError(f"the shard {url} holds no sample")
+    if last.bad is not None and not count:
+        raise UserError(f"a shard cannot be counted: {last.bad}; repair it, or give length: N")
+    return count
+
+
+def copy_shards(urls: Sequence[str], *, name: str, cache_dir: Path) -> list[str]:
+    """Local copies under ``cache_dir``, made once, of those shards that are not local already.
+
+    Raises UserError for a shard that cannot be read, and where nothing can be written.
+    """
+    folder = cache_dir / "streams" / digest(urls)
+    names = (re.sub(r"[^\w.-]+", "_", url.removesuffix(".tar"))[-80:] for url in urls)
+    targets = [
+        folder / f"{number:05d}_{base}.tar" if is_remote(url) else Path(url)
+        for number, (url, base) in enumerate(zip(urls, names, strict=True))
+    ]
+    missing = [
+        (url, target)
+        for url, target in zip(urls, targets, strict=True)
+        if is_remote(url) and not target.exists()
+    ]
+    if missing:
+        Progress().message(f"{name}: copying {len(missing)} shards to {folder}")
+    try:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(lambda pair: _copy(*pair), missing))
+    except BadSample as bad:
+        raise UserError(f"dataset {name!r}: a shard cannot be copied: {bad}") from bad
+    except OSError as error:
+        raise UserError(f"dataset {name!r}: no copies can be kept in {folder}: {error}") from error
+    return list(map(str, targets))
+
+
+def _copy(url: str, target: Path) -> None:
+    def make(path: Path) -> None:
+        with open_shard(url) as shard, path.open("wb") as file:
+            while data := shard.read(_CHUNK):
+                file.write(data)
+
+    make_once(target, make)

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from engine.config.load import Loaded, load_with_places
 from engine.config.schema import Config
-from engine.data.sources import Split, open_source
+from engine.data.sources import Split, open_dataset, open_source
 from engine.data.views.groups import group_rows
 from engine.errors import UserError, exit_code
 from engine.tools import jobs
@@ -133,7 +133,7 @@ def _tokenizer(config: Config, run_dir: Path) -> tuple[dict, int]:
 
     def captions() -> Iterator[str]:
         for name in data.train_name:
-            yield from open_source(name, "train", data, key="data.train_name").captions()
+            yield from open_dataset(name, "train", data, key="data.train_name").captions()
 
     tokenizer = choose_tokenizer(config, [run_dir], captions, part)
     return tokenizer.state(), getattr(config.model, part).max_length

@@ -5,7 +5,7 @@ from PIL import Image
 
 from engine.config import schema
 from engine.data.sources import open_source
-from engine.data.stream.source import StreamSource
+from engine.data.stream.source import Stream
 from engine.errors import UserError
 from tests.data.formats.folders import image
 
@@ -78,7 +78,7 @@ def test_fault_of_a_part_points_at_it(opened, tmp_path):
     assert caught.value.key == "data.datasets.both.parts"
 
 
-class Streamed(StreamSource):
+class Streamed(Stream):
     def __init__(self, name):
         self.name, self.split = name, "train"
 

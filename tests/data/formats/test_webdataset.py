@@ -14,7 +14,7 @@ from engine.config.schema import Data
 from engine.data.formats.webdataset import Config, build
 from engine.data.loader import train_batches
 from engine.data.sources import open_source
-from engine.data.stream.source import StreamSource
+from engine.data.stream.source import Stream
 from engine.data.tar.shards import ShardSource
 from engine.errors import UserError
 from engine.train.plan import make_plan, order_key
@@ -92,7 +92,7 @@ def test_length_may_be_given(tmp_path):
 def test_local_shards_are_streamed_where_asked(tmp_path):
     folder(tmp_path)
     train = build_at(tmp_path, stream=True)
-    assert isinstance(train, StreamSource)
+    assert isinstance(train, Stream)
     assert [item.key for item in train.read(0)] == ["00000", "00001", "00002"]
     assert isinstance(build_at(tmp_path), ShardSource)
 

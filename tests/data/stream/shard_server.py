@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from engine.data.stream.source import StreamSource
+from engine.data.stream.source import Stream
 from engine.data.tar.texts import TextForm
 
 
@@ -46,7 +46,7 @@ def write_shards(folder, sizes, bad=()):
 
 
 def source(urls, tmp_path, window=8, name="s", length=None):
-    return StreamSource(name, list(map(str, urls)), TextForm(), window, tmp_path, length)
+    return Stream(name, list(map(str, urls)), TextForm(), window, tmp_path, length)
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):

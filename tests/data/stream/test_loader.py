@@ -182,7 +182,7 @@ def test_bad_samples_are_told_and_the_next_ones_taken(tmp_path, workers):
 
 
 def test_a_dataset_of_bad_samples_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.data.stream.batches._MAX_BAD", 10)
+    monkeypatch.setattr("engine.data.stream.loader._MAX_BAD", 10)
     shards = write_shards(tmp_path / "bad", [8], bad=range(8))
     with pytest.raises(FaultError, match=r"none of 10 samples in a row.*10 no caption"):
         list(loader(shards, tmp_path))

@@ -4,7 +4,7 @@ import io
 import random
 import tarfile
 
-from engine.data.stream.shard import WHOLE_SHARD, read_shard
+from engine.data.stream.source import WHOLE_SHARD, read_shard
 from engine.data.tar.texts import TextForm
 from tests.data.formats.folders import image
 from tests.data.stream.shard_server import picture, write_shard
@@ -17,9 +17,9 @@ def items(path):
 def test_a_shard_gives_its_samples_in_order(tmp_path):
     found = items(write_shard(tmp_path / "a.tar", range(5), bad=[3]))
     assert [(item.number, item.key) for item in found] == [(n, f"{n:05d}") for n in range(5)]
-    assert found[4].record.caption == "row 4"
-    assert image(found[4].record) == picture(4)
-    assert found[3].record is None
+    assert found[4].row.caption == "row 4"
+    assert image(found[4].row) == picture(4)
+    assert found[3].row is None
     assert found[3].bad.cause == "no caption"
 
 
@@ -36,7 +36,7 @@ def test_a_cut_anywhere_is_told(tmp_path):
         assert found[-1].bad.cause == "truncated shard"
         samples = found[:-1]
         assert [item.number for item in samples] == list(range(len(samples)))
-        assert all(image(item.record) == picture(item.number) for item in samples)
+        assert all(image(item.row) == picture(item.number) for item in samples)
         assert len(samples) >= 6 * cut // len(whole) - 2
 
 
@@ -65,11 +65,11 @@ def tar_of(path, *members):
 def test_links_and_pickles_are_never_looked_at(tmp_path):
     members = [("0.jpg", b"", tarfile.SYMTYPE), ("0.txt", b"a"), ("0.pyd", b"b"), ("0.jpg", b"c")]
     (only,) = items(tar_of(tmp_path / "a.tar", *members))
-    assert (image(only.record), only.record.caption) == (b"c", "a")
+    assert (image(only.row), only.row.caption) == (b"c", "a")
 
 
 def test_what_a_sample_lacks_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.data.stream.shard.MAX_IMAGE_BYTES", 10)
+    monkeypatch.setattr("engine.data.stream.source.MAX_IMAGE_BYTES", 10)
     members = [("0.jpg", b"a"), ("1.txt", b"b"), ("2.jpg", b"c" * 11), ("2.txt", b"d")]
     members += [("../3.jpg", b"e"), ("../3.txt", b"f"), ("4.json", b"{"), ("4.jpg", b"g")]
     found = items(tar_of(tmp_path / "a.tar", *members))
@@ -82,7 +82,7 @@ def test_every_caption_is_a_row(tmp_path):
     both = b'{"captions": ["one", "two"], "image_id": "7"}'
     members = [("0.jpg", b"a"), ("0.json", both), ("1.png", b"b"), ("1.txt", b"three")]
     found = items(tar_of(tmp_path / "a.tar", *members))
-    assert [(item.number, item.record.caption) for item in found] == [
+    assert [(item.number, item.row.caption) for item in found] == [
         *((0, "one"), (1, "two"), (2, "three"))
     ]
-    assert [item.record.image_id for item in found] == ["7", "7", "1"]
+    assert [item.row.image_id for item in found] == ["7", "7", "1"]

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.data.stream.count import copy_shards
-from engine.data.stream.shard import WHOLE_SHARD
-from engine.data.stream.source import row_of, streams
+from engine.config.schema import Config
+from engine.data.sources import open_source
+from engine.data.stream.source import WHOLE_SHARD, copy_shards, row_of
 from engine.errors import UserError
+from engine.train.plan import make_plan
 from tests.data.stream.shard_server import serve, source, write_shards
 
 
@@ -35,23 +36,26 @@ def test_a_shard_that_cannot_be_counted_is_named(tmp_path, monkeypatch):
         len(source([f"{server.url}/a.tar"], tmp_path / "cache"))
 
 
-def test_captions_are_streamed_and_rows_are_refused(tmp_path):
+def test_captions_are_streamed(tmp_path):
     paths = write_shards(tmp_path, [2, 2], bad=[1])
     streamed = source(paths, tmp_path)
     assert list(streamed.captions()) == ["row 0", "row 2", "row 3"]
-    for read in (lambda: streamed[0], lambda: streamed.column("image_id")):
-        with pytest.raises(UserError, match="'s' is streamed for training"):
-            read()
     assert streamed.place(row_of(1, 3)) == f"{paths[1]}#3"
     assert streamed.place(row_of(1, WHOLE_SHARD)) == str(paths[1])
 
 
-def test_streams_are_not_mixed_with_rows(tmp_path):
-    one, two = source(["a"], tmp_path, name="a"), source(["b"], tmp_path, name="b")
-    assert streams([one, two]) == [one, two]
-    assert streams([object()]) == []
+def test_streams_are_not_read_by_row_nor_mixed_with_rows(tmp_path):
+    write_shards(tmp_path / "a", [2])
+    write_shards(tmp_path / "b", [2])
+    config = Config(data={
+        "data_path": str(tmp_path), "batch_size": 2, "train_name": ["a", "b"],
+        "datasets": {"a": {"format": "webdataset", "stream": True}, "b": {"format": "webdataset"}},
+    })  # fmt: skip
+    with pytest.raises(UserError, match="'a' is streamed for training, and cannot be") as error:
+        open_source("a", "train", config.data, key="data.train_name")
+    assert error.value.key == "data.train_name"
     with pytest.raises(UserError, match=r"streamed datasets \(a\) beside others"):
-        streams([one, object()])
+        make_plan(config, 1)
 
 
 def test_copies_are_made_once_and_whole(tmp_path, monkeypatch):

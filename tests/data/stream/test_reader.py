@@ -1,4 +1,4 @@
-"""Passes that every shard is in once, and courses through them that go on anywhere."""
+"""Passes that every shard is in once, and readers that continue anywhere."""
 
 import itertools
 from collections import Counter
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.data.stream.order import Course, Order, Place
-from engine.data.stream.shard import Item
+from engine.data.stream.reader import Cursor, Order, ShardReader
+from engine.data.stream.source import Item
 from engine.errors import FaultError
 
 
@@ -22,8 +22,8 @@ def sized(sizes):
     return read
 
 
-def course(order, reader, sizes, window):
-    return Course(order, reader, window, sized(sizes))
+def reader_of(order, reader, sizes, window):
+    return ShardReader(order, reader, window, sized(sizes))
 
 
 def taken(samples, count):
@@ -38,12 +38,12 @@ def taken(samples, count):
     stop=st.integers(0, 60),
     seed=st.integers(0, 9),
 )
-def test_a_course_goes_on_from_its_state(sizes, readers, window, stop, seed):
+def test_a_reader_continues_from_its_state(sizes, readers, window, stop, seed):
     order = Order(len(sizes), min(readers, len(sizes)), seed)
-    whole = taken(course(order, 0, sizes, window), stop + 30)
-    first = course(order, 0, sizes, window)
+    whole = taken(reader_of(order, 0, sizes, window), stop + 30)
+    first = reader_of(order, 0, sizes, window)
     assert taken(first, stop) == whole[:stop]
-    again = course(order, 0, sizes, window)
+    again = reader_of(order, 0, sizes, window)
     again.restore(first.state())
     assert taken(again, 30) == whole[stop:]
 
@@ -59,7 +59,7 @@ def test_a_pass_holds_every_sample_once(sizes, readers, window):
     seen = []
     for reader in range(readers):
         mine = sum(sizes[shard] for shard in order.shards(0, reader))
-        found = taken(course(order, reader, sizes, window), mine)
+        found = taken(reader_of(order, reader, sizes, window), mine)
         assert {number for number, _, _ in found} == {0}
         seen += [pair for _, *pair in found]
     assert sorted(seen) == [[s, n] for s, size in enumerate(sizes) for n in range(size)]
@@ -68,7 +68,7 @@ def test_a_pass_holds_every_sample_once(sizes, readers, window):
 def test_passes_and_seeds_have_orders_of_their_own():
     orders = [Order(50, 1, seed).shards(number, 0) for seed in (0, 1) for number in (0, 1)]
     assert len(set(map(tuple, orders))) == 4
-    found = taken(course(Order(1, 1, 0), 0, [100], 20), 100)
+    found = taken(reader_of(Order(1, 1, 0), 0, [100], 20), 100)
     assert found != sorted(found)
     blocks = [sorted(n for *_, n in found[i : i + 20]) for i in range(0, 100, 20)]
     assert blocks == [list(range(i, i + 20)) for i in range(0, 100, 20)]
@@ -88,12 +88,12 @@ def test_other_readers_lose_nothing(sizes, window, data):
         order = Order(len(sizes), readers, 7, left)
         places = []
         for reader in range(readers):
-            running = course(order, reader, sizes, window)
+            running = reader_of(order, reader, sizes, window)
             counted.update(taken(running, data.draw(st.integers(0, total // readers))))
-            places.append(Place(*running.state()["begin"]))
-        left = order.unfinished(places)
+            places.append(Cursor(*running.state()["begin"]))
+        left = order.remaining(places)
     order = Order(len(sizes), 1, 7, left)
-    last = course(order, 0, sizes, window)
+    last = reader_of(order, 0, sizes, window)
     for number in (0, 1, 2):
         rest = sum(sizes[shard] for shard in order.shards(number, 0))
         counted.update(taken(last, rest))
@@ -103,10 +103,10 @@ def test_other_readers_lose_nothing(sizes, window, data):
 
 def test_readers_that_were_as_far_leave_little():
     order = Order(8, 2, 0)
-    left = order.unfinished([Place(0, 2, 5), Place(0, 2, 0)])
+    left = order.remaining([Cursor(0, 2, 5), Cursor(0, 2, 0)])
     assert sorted(left["0"]) == sorted(order.shards(0, 0)[2:] + order.shards(0, 1)[2:])
 
 
 def test_shards_that_hold_nothing_end_the_run():
     with pytest.raises(FaultError, match="none of a reader's 2 shards has a sample"):
-        next(course(Order(2, 1, 0), 0, [0, 0], 4))
+        next(reader_of(Order(2, 1, 0), 0, [0, 0], 4))
