@@ -266,7 +266,7 @@ def test_a_mark_of_the_image_gets_a_row_of_its_own(tmp_path) -> None:
         (
             {"config": SIZES["llama"] | {"model_type": "bert"}},
             "",
-            "blocks of a 'bert' model cannot",
+            "blocks of a 'bert' model are not a list",
         ),
     ],
 )
