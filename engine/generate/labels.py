@@ -6,33 +6,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import exp, log
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.config.schema import Generate
-from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
 from engine.generate import label_search, texts
 from engine.generate.label_search import Found, label_log_probs, num_first_tokens
 from engine.models.decoders.prefix import KVState
 from engine.models.vision_language import Recognizer
-
-
-class LabellingTask(Protocol):
-    """What recognition asks of a task."""
-
-    tokenizer: TextTokenizer
-    separator_id: int
-    nxtp: bool
-    per_label: bool
-    text: Any  # see ``engine.data.text.labels.LabelText``
-
-    def prompt_ids(self) -> Tensor: ...
-
-    def room(self) -> int: ...
+from engine.tasks.recognize import RecognizeTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +64,7 @@ def check(section: Generate, vocab_size: int) -> None:
         )
 
 
-def label_room(task: LabellingTask, section: Generate) -> int:
+def label_room(task: RecognizeTask, section: Generate) -> int:
     """Tokens that a generated label may have, its separator included."""
     room = task.room()
     return min(section.max_new_tokens or room, room)
@@ -91,7 +77,7 @@ class EncodedImages(NamedTuple):
     state: KVState
 
 
-def encode_prompt(task: LabellingTask, model: Recognizer, image_BCHW: Tensor) -> EncodedImages:
+def encode_prompt(task: RecognizeTask, model: Recognizer, image_BCHW: Tensor) -> EncodedImages:
     """Images and the prompt, read once for whatever is asked of them."""
     image_BND = model.image_tokens(image_BCHW)
     ids_P = task.prompt_ids().to(image_BND.device)
@@ -99,7 +85,7 @@ def encode_prompt(task: LabellingTask, model: Recognizer, image_BCHW: Tensor) ->
 
 
 def recognise(
-    task: LabellingTask,
+    task: RecognizeTask,
     model: Recognizer,
     encoded: EncodedImages,
     section: Generate,
@@ -120,7 +106,7 @@ def recognise(
 
 
 def _search(
-    task: LabellingTask, model: Recognizer, state: KVState, section: Generate, rows: Sequence[int]
+    task: RecognizeTask, model: Recognizer, state: KVState, section: Generate, rows: Sequence[int]
 ) -> list[list[Found]]:
     decoder, room = model.decoder, label_room(task, section)
     common: dict[str, Any] = {"separator_id": task.separator_id}
@@ -149,7 +135,7 @@ def _search(
 
 
 def _labels(
-    task: LabellingTask, found: Sequence[Found], rank: str, image_ND: Tensor, table_VD: Tensor
+    task: RecognizeTask, found: Sequence[Found], rank: str, image_ND: Tensor, table_VD: Tensor
 ) -> list[Label]:
     """Labels as texts; of equal ones the probabilities are summed, and the best score is kept."""
     known: dict[str, Label] = {}
@@ -204,7 +190,7 @@ def ranked(labels: list[Label], rank: str) -> list[Label]:
 
 
 def log_probs(
-    task: LabellingTask,
+    task: RecognizeTask,
     model: Recognizer,
     encoded: EncodedImages,
     labels: Sequence[str],
@@ -224,7 +210,7 @@ def log_probs(
 
 @torch.no_grad()
 def attention_maps(
-    task: LabellingTask,
+    task: RecognizeTask,
     model: Recognizer,
     image_1CHW: Tensor,
     labels: Sequence[tuple[int, ...]],

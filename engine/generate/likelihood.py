@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,22 +14,10 @@ from engine.errors import UserError
 from engine.losses.language_model import IGNORED
 from engine.models.decoders.language_model import AnsweringDecoder
 from engine.models.vision_language import VisionLanguage
+from engine.tasks.vqa import VqaTask
 from engine.types import Batch
 
 _MOST_BYTES = 2**31  # of what is known of prompts, laid beside each of the targets read at once
-
-
-class AnsweringTask(Protocol):
-    """What is asked of a task."""
-
-    def prompts(
-        self,
-        questions: Sequence[str],
-        num_images: Sequence[int] | None = None,
-        template: Template | None = None,
-    ) -> tuple[Tensor, Tensor]: ...
-
-    def answer_ids(self, text: str) -> list[int]: ...
 
 
 class Likelihoods(NamedTuple):
@@ -40,7 +28,7 @@ class Likelihoods(NamedTuple):
 
 
 def log_likelihoods(
-    task: AnsweringTask,
+    task: VqaTask,
     model: VisionLanguage,
     image_MND: Tensor,
     prompts: Sequence[str],
@@ -70,7 +58,7 @@ def log_likelihoods(
 
 
 def batch_likelihoods(
-    task: AnsweringTask,
+    task: VqaTask,
     model: VisionLanguage,
     batch: Batch,
     targets: Sequence[Sequence[str]],
@@ -95,7 +83,7 @@ def _decoder(model: VisionLanguage) -> AnsweringDecoder:
 
 
 def _weigh(
-    task: AnsweringTask,
+    task: VqaTask,
     model: VisionLanguage,
     known: Any,
     targets: Sequence[Sequence[str]],

@@ -9,7 +9,7 @@ of the cumulated probabilities: a number for a token, not one for each of the vo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,22 +20,11 @@ import engine.torchvision_ops  # noqa: F401  before transformers, which imports 
 import transformers  # isort: skip
 from engine.config.schema import Generate
 from engine.data.permutation import hash64
-from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
 from engine.models.vision_language import VisionLanguage
+from engine.tasks.caption import CaptionTask
+from engine.tasks.vqa import VqaTask
 from engine.types import Batch
-
-
-class SpeakingTask(Protocol):
-    """What generation asks of a task."""
-
-    tokenizer: TextTokenizer
-    eos_id: int
-    max_length: int
-
-    def prompts(self, instructions: list[str]) -> tuple[Tensor, Tensor]: ...
-
-    def room(self, ids_BP: Tensor) -> int: ...
 
 
 def num_texts(section: Generate) -> int:
@@ -73,7 +62,7 @@ def options(section: Generate, room: int, eos_id: int, pad_id: int) -> dict[str,
 
 @torch.no_grad()
 def generate_texts(
-    task: SpeakingTask,
+    task: CaptionTask | VqaTask,
     model: VisionLanguage,
     image_BCHW: Tensor,
     instructions: list[str],
@@ -93,7 +82,7 @@ def generate_texts(
 
 @torch.no_grad()
 def generate_batch(
-    task: SpeakingTask, model: VisionLanguage, batch: Batch, section: Generate
+    task: CaptionTask | VqaTask, model: VisionLanguage, batch: Batch, section: Generate
 ) -> list[list[str]]:
     """``num_texts(section)`` texts for each row of a batch of prompts, as ``VqaTask.prompt_batch``.
 
@@ -115,7 +104,7 @@ class Asked(NamedTuple):
 
 
 def _speak(
-    task: SpeakingTask,
+    task: CaptionTask | VqaTask,
     model: VisionLanguage,
     asked: Asked,
     section: Generate,

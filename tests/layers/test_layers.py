@@ -34,7 +34,7 @@ FLOORS = {
     "engine.tools": 6,
     "engine.tools.shapes": 4,
     "engine.tasks": 6,
-    "engine.generate": 6,
+    "engine.generate": 6.5,
     "engine.train": 7,
     "engine.run": 8,
     "engine.evals": 9,
