@@ -147,7 +147,7 @@ class Run:
             homes.append(path.parents[1] if step_of(path) is not None else path)
         state = None
         if collectives.rank() == 0:
-            part = self._task_class.text_part or "text_encoder"
+            part = self.task_class.text_part or "text_encoder"
             state = choose_tokenizer(self.config, homes, lambda: self._captions(part), part).state()
         return TextTokenizer.from_state(collectives.broadcast_json(state))
 
@@ -159,10 +159,11 @@ class Run:
             chosen, key = data.train_name, "data.train_name"
         for name in chosen:
             yield from open_dataset(name, "train", data, key=key).captions()
-        yield from self._task_class.more_texts(self.config)
+        yield from self.task_class.more_texts(self.config)
 
     @cached_property
-    def _task_class(self) -> type[Task]:
+    def task_class(self) -> type[Task]:
+        """The class that ``--task`` names."""
         found = registry.find("tasks", self.task_name).build
         if not (isinstance(found, type) and issubclass(found, Task)):
             raise UserError(
@@ -174,7 +175,7 @@ class Run:
     @cached_property
     def task(self) -> Task:
         """The task, with the tokenizer of its texts where it has any."""
-        has_texts = self._task_class.text_part is not None
+        has_texts = self.task_class.text_part is not None
         tokenizer, options = self.tokenizer if has_texts else None, self.config.options
         return registry.build("tasks", self.task_name, self.config, tokenizer, options=options)
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
+from pydantic import ValidationError, create_model
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from engine.config.schema import Config
 from engine.config.section import Section, is_section, leaves
+from engine.errors import UserError
+
+Form = TypeVar("Form", bound=Section)
 
 _WANTED = {
     "int_type": "a whole number",
@@ -51,6 +55,26 @@ def explain(
         if not any(len(other) > len(path) and other[: len(path)] == path for other in found)
     }
     return {path: _Key(path, raw, form).message(group) for path, group in kept.items()}
+
+
+def validate(form: type[Form], values: Any, key: str) -> tuple[Form | None, dict[str, str]]:
+    """The section at a dotted ``key`` that a part defines; else a message by each faulty key."""
+    fields: Any = {key: (form, ...)}
+    around = create_model("Section", __base__=Section, **fields)
+    try:
+        return getattr(around.model_validate({key: values}), key), {}
+    except ValidationError as error:
+        faults = explain(error.errors(include_url=False), {key: values}, around)
+        return None, {".".join(path): message for path, message in faults.items()}
+
+
+def validated(form: type[Form], values: Any, key: str) -> Form:
+    """The section at a dotted ``key`` that a part defines. Raises UserError for its first fault."""
+    found, faults = validate(form, values, key)
+    if found is None:
+        faulty, message = next(iter(faults.items()))
+        raise UserError(message, key=faulty)
+    return found
 
 
 def dotted_keys(section: type[Section] = Config, prefix: str = "") -> list[str]:

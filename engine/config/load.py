@@ -72,10 +72,10 @@ def load_with_places(
     if config is None:
         config = _validate(_without(raw, wrong))[0]
     if config is not None:
-        config, wrong = with_options(config, named)
+        config, of_options = with_options(config, named)
         faults += [
-            Fault(_where(".".join(keys), known_places, str(path)), ".".join(keys), message)
-            for keys, message in wrong.items()
+            Fault(_where(key, known_places, str(path)), key, message)
+            for key, message in of_options.items()
         ]
     for violation in violations(config) if config else ():
         if not any(_touches(key, fault) for key in violation.keys for fault in faulty):

@@ -17,19 +17,15 @@ take theirs beside ``format``, as all formats do.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from operator import attrgetter
-from typing import Any
 
-from pydantic import ValidationError, create_model
-
-from engine.config.explain import explain
+from engine.config.explain import validate
 from engine.config.rules import PARTS
 from engine.config.schema import Config
 from engine.config.section import Section, is_section
 from engine.registry import nearest
 
-Faults = dict[tuple[str, ...], str]
 _MORE_PARTS = (
     *("model.decoder.name", "model.decoder.tokenizer.name", "eval.extra"),
     *("transforms.train_transforms", "transforms.valid_transforms"),
@@ -45,22 +41,32 @@ def outside_parts(config: Config, named: Sequence[str] = ()) -> list[str]:
     return list(dict.fromkeys(name for name in found if "." in name))
 
 
-def with_options(config: Config, named: Sequence[str] | None) -> tuple[Config, Faults]:
-    """``config`` with each module's options as its own class, defaults filled in; what is wrong.
+def with_options(config: Config, named: Sequence[str] | None) -> tuple[Config, dict[str, str]]:
+    """``config`` with each module's options as its own class, defaults filled in; and a message by
+    each faulty key.
 
     Args:
         named: the task and the mode of this run. None: they are not known, since another run's
             configuration is read; then only what is given is validated, where it can be imported.
     """
-    parts, faults = outside_parts(config, named or ()), Faults()
+    parts, faults = outside_parts(config, named or ()), dict[str, str]()
     modules = dict.fromkeys(parts if named is not None else config.options)
     forms = {name: form for name in modules if (form := _form(name)) is not None}
     if named is not None:
-        faults |= {("options", name): _refusal(name, parts)
-                   for name in config.options if name not in forms}  # fmt: skip
-    raw = {name: config.options.get(name, {}) for name in forms}
-    valid, wrong = _validate(raw, forms)
-    return config.model_copy(update={"options": {**config.options, **valid}}), faults | wrong
+        unknown = (name for name in config.options if name not in forms)
+        faults |= {f"options.{name}": _refusal(name, parts) for name in unknown}
+    valid = {}
+    for name, form in forms.items():
+        if not is_section(form):
+            faults[f"options.{name}"] = (
+                f"the class Options of {name!r} must derive from engine.config.section.Section"
+            )
+            continue
+        found, wrong = validate(form, config.options.get(name, {}), f"options.{name}")
+        faults |= wrong
+        if found is not None:
+            valid[name] = found
+    return config.model_copy(update={"options": {**config.options, **valid}}), faults
 
 
 def override_path(path: Sequence[str], known: Collection[str], is_mapping: bool) -> list[str]:
@@ -95,23 +101,3 @@ def _refusal(name: str, parts: list[str]) -> str:
     except ImportError as error:
         return f"cannot import {name!r}: {error}"
     return f"the module {name!r} takes no options: it has no class Options; remove them"
-
-
-def _validate(
-    raw: dict[str, Any], forms: Mapping[str, type[Section]]
-) -> tuple[dict[str, Section], Faults]:
-    faults: Faults = {
-        ("options", name): f"the class Options of {name!r} must derive from "
-        "engine.config.section.Section"
-        for name, form in forms.items()
-        if not is_section(form)
-    }
-    fields: dict[str, Any] = {n: (form, ...) for n, form in forms.items() if is_section(form)}
-    every = create_model("Options", __base__=Section, **fields)
-    whole = create_model("Config", __base__=Section, options=(every, ...))
-    values = {"options": {name: raw[name] for name in fields}}
-    try:
-        section: Any = whole.model_validate(values)
-        return {name: getattr(section.options, name) for name in fields}, faults
-    except ValidationError as error:
-        return {}, faults | explain(error.errors(include_url=False), values, whole)

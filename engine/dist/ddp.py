@@ -7,30 +7,32 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from engine.config.explain import validated
 from engine.config.schema import Config
+from engine.config.section import Section
 from engine.dist import collectives
 from engine.dist.parallel import Parallel, constrain
-from engine.errors import UserError
-from engine.registry import nearest
 
 NAMES = ("torch",)
 SHARDS = False
-_OPTIONS = ("bucket_cap_mb", "find_unused_parameters", "gradient_as_bucket_view")
+
+
+class Param(Section):
+    """``dist.param`` of ``dist.name: torch``, passed to DDP."""
+
+    bucket_cap_mb: PositiveFloat | None = None  # default: DDP's own
+    find_unused_parameters: bool = False
+    gradient_as_bucket_view: bool = True
 
 
 def check(config: Config, device: torch.device, precision: str) -> None:
-    """Raises UserError for an item of ``dist.param`` that DDP does not have."""
-    for name in config.dist.param:
-        if name not in _OPTIONS:
-            raise UserError(
-                f"dist.name {config.dist.name} has no param {name!r}; "
-                f"{nearest(name, list(_OPTIONS))}",
-                key=f"dist.param.{name}",
-            )
+    """Raises UserError for ``dist.param`` that is not of ``Param``."""
+    validated(Param, config.dist.param, "dist.param")
 
 
 def device_bytes(
@@ -50,10 +52,11 @@ def build(
     """``module`` on ``device``, wrapped where there is more than one rank."""
     module = module.to(device)
     scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
-    return Replicas(module, optimizer, _wrapped(module, config.dist.param), scaler)
+    param = validated(Param, config.dist.param, "dist.param")
+    return Replicas(module, optimizer, _wrapped(module, param), scaler)
 
 
-def _wrapped(module: nn.Module, param: Mapping[str, Any]) -> nn.Module:
+def _wrapped(module: nn.Module, param: Param) -> nn.Module:
     if collectives.world() == 1 or not any(p.requires_grad for p in module.parameters()):
         return module
     running = any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.modules())
@@ -61,7 +64,7 @@ def _wrapped(module: nn.Module, param: Mapping[str, Any]) -> nn.Module:
         module,
         # Without running statistics no buffer ever changes: do not send them every step
         forward_sync_buffers=running,
-        **{"gradient_as_bucket_view": True, **param},
+        **param.model_dump(exclude_none=True),
     )
 
 
@@ -90,8 +93,9 @@ class Replicas(Parallel):
         A step of many forwards and backwards holds it back and releases it right before the last
         one, so that the ranks communicate once a step and backwards may come in any order.
         """
-        ddp = isinstance(self.wrapped, DistributedDataParallel)
-        return self.wrapped.no_sync() if ddp else nullcontext()
+        if isinstance(self.wrapped, DistributedDataParallel):
+            return self.wrapped.no_sync()
+        return nullcontext()
 
     def release(self, outputs: Sequence[Tensor]) -> None:
         """What DDP's own forward does where it is not held back."""

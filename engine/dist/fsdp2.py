@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -24,41 +24,41 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from engine.config.explain import validated
 from engine.config.schema import Config
+from engine.config.section import Section
 from engine.dist import collectives
 from engine.dist.launch import join_alone
 from engine.dist.parallel import Parallel, constrain, refuse_batch_norm, whole_weights
 from engine.errors import UserError
-from engine.registry import nearest
 
 SHARDS = True
-_CHOICES = {  # of dist.param, its default first
-    "reshard_after_forward": (True, False),  # False: gathered once a step, as ZeRO-2 would be
-    "weights": ("fp32", "bf16"),  # in the passes; what is kept and averaged is fp32
-    "offload": (None, "cpu"),
-}
 # Optimizers that take norms, factors or means of whole parameters; timm's c… are cautious forms
 _WHOLE = re.compile(r"^c|lar[sc]|lamb|adafactor|muon|kron|novograd|adamp|sgdp|adahessian")
 
 
+class Param(Section):
+    """``dist.param`` of ``dist.name: fsdp2``."""
+
+    reshard_after_forward: bool = True  # false: gathered once a step, as with ZeRO-2
+    weights: Literal["fp32", "bf16"] = "fp32"  # in the passes; what is kept and averaged is fp32
+    offload: Literal["cpu"] | None = None
+
+
+def _param(config: Config) -> Param:
+    return validated(Param, config.dist.param, "dist.param")
+
+
 def check(config: Config, device: torch.device, precision: str) -> None:
     """Raises UserError for whatever cannot work, before any data is read."""
-    for name, value in config.dist.param.items():
-        if name not in _CHOICES:
-            raise UserError(
-                f"dist.name fsdp2 has no param {name!r}; {nearest(name, list(_CHOICES))}",
-                key=f"dist.param.{name}",
-            )
-        if value not in _CHOICES[name]:
-            known = " or ".join("null" if v is None else str(v) for v in _CHOICES[name])
-            raise UserError(f"{name} is {known}, not {value!r}", key=f"dist.param.{name}")
+    param = _param(config)
     if precision == "fp16":
         raise UserError("fsdp2 does not scale the loss; take bf16 or fp32, or deepspeed",
                         key="dist.precision")  # fmt: skip
-    if config.dist.param.get("weights", "fp32") not in ("fp32", precision):
+    if param.weights not in ("fp32", precision):
         raise UserError(f"weights in bf16 go with dist.precision: bf16, which is {precision}",
                         key="dist.param.weights")  # fmt: skip
-    if config.dist.param.get("offload") and device.type == "cpu":
+    if param.offload and device.type == "cpu":
         raise UserError(
             "offload moves memory from GPUs to the host, and this run is on the CPU: leave it out",
             key="dist.param.offload",
@@ -75,7 +75,7 @@ def device_bytes(
     config: Config, precision: str, world: int, whole: Mapping[str, int]
 ) -> dict[str, int]:
     """What one device holds of weights, gradients and optimizer; ``whole`` is by DDP in fp32."""
-    offloads = config.dist.param.get("offload") is not None
+    offloads = _param(config).offload is not None
     return {name: 0 if offloads else size // world for name, size in whole.items()}
 
 
@@ -86,9 +86,10 @@ def build(
     device: torch.device,
     precision: str,
 ) -> FullySharded:
-    """``module`` and its ``optimizer``, sharded; ``_CHOICES`` describes ``dist.param``."""
-    refuse_batch_norm(module, config.dist.param.get("weights", "fp32"))
-    return FullySharded(module, optimizer, config.dist.param, device)
+    """``module`` and its ``optimizer``, sharded."""
+    param = _param(config)
+    refuse_batch_norm(module, param.weights)
+    return FullySharded(module, optimizer, param, device)
 
 
 class FullySharded(Parallel):
@@ -104,23 +105,23 @@ class FullySharded(Parallel):
         self,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
-        param: Mapping[str, Any],
+        param: Param,
         device: torch.device,
     ) -> None:
         super().__init__()
         join_alone(device)
         names = {id(parameter): name for name, parameter in module.named_parameters()}
-        low = torch.bfloat16 if param.get("weights") == "bf16" else None
+        low = torch.bfloat16 if param.weights == "bf16" else None
         settings: dict[str, Any] = {
             "mesh": init_device_mesh(device.type, (collectives.world(),)),
             "mp_policy": MixedPrecisionPolicy(
                 low, torch.float32 if low else None, cast_forward_inputs=False
             ),
             "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda")
-            if param.get("offload")
+            if param.offload
             else OffloadPolicy(),
         }
-        self.reshard = bool(param.get("reshard_after_forward", True))
+        self.reshard = param.reshard_after_forward
         for block in blocks(module):
             fully_shard(block, reshard_after_forward=self.reshard, **settings)
         fully_shard(module, reshard_after_forward=False, **settings)

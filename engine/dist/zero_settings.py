@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
+from engine.config.explain import validated
 from engine.config.schema import Config
 from engine.config.section import Section
 from engine.errors import UserError
@@ -58,7 +57,7 @@ class Settings:
 
     def __init__(self, config: Config, world: int, precision: str) -> None:
         self.config, self.world, self.precision = config, world, precision
-        self.param = _param(config.dist.param)
+        self.param = validated(Param, config.dist.param, "dist.param")
         self.json = _read(self.param.config)
         self._compare()
         stage = self.param.zero_stage
@@ -324,20 +323,3 @@ def _equal(one: Any, other: Any) -> bool:
         return abs(float(one) - float(other)) <= 1e-12 * max(abs(float(one)), abs(float(other)))
     except (TypeError, ValueError):
         return bool(one == other)
-
-
-def _param(given: dict[str, Any]) -> Param:
-    for name in given:
-        if name not in Param.model_fields:
-            raise UserError(
-                f"dist.name deepspeed has no param {name!r}; "
-                f"{nearest(name, list(Param.model_fields))}",
-                key=f"dist.param.{name}",
-            )
-    try:
-        return Param(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = str(first["loc"][0])
-        raise UserError(f"{first['msg']}, not {first['input']!r}",
-                        key=f"dist.param.{place}") from error  # fmt: skip

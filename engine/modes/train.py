@@ -27,11 +27,12 @@ def run(run: Run) -> None:
     """Train as the configuration says; a task without a loss is only scored."""
     run.stop.saves = True
     config, rank = run.config, collectives.rank()
+    if run.task_class.trains:
+        check_dist(run)  # before the task reads data, for its tokenizer
     evaluations = Evaluations(run)
     if not run.task.trains:
         score_model(run, evaluations)
         return
-    check_dist(run)
     plan = make_plan(config, collectives.world())
     for damage in (text for source in plan.sources for text in known_damage(source)):
         if rank == 0:

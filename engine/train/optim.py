@@ -173,8 +173,9 @@ def _optimizer_class(name: str) -> Kind:
 
     if bare == "LARS":
         return LARS
-    if bare not in list_optimizers():
-        usable = [key for key in (*known, "LARS", *list_optimizers()) if key not in _UNFIT]
+    timms = [str(found) for found in list_optimizers()]
+    if bare not in timms:
+        usable = [key for key in (*known, "LARS", *timms) if key not in _UNFIT]
         raise UserError(f"no optimizer is called {name!r}; {nearest(bare, usable)}",
                         key="optim.name")  # fmt: skip
     try:

@@ -80,9 +80,9 @@ def test_blocks_are_the_members_of_the_outermost_stacks() -> None:
             CPU,
             "fp32",
             "dist.param.reshard",
-            "known: offload, resh",
+            "keys of dist.param: offload, resh",
         ),
-        ({"weights": "fp8"}, {}, CPU, "bf16", "dist.param.weights", "fp32 or bf16, not 'fp8'"),
+        ({"weights": "fp8"}, {}, CPU, "bf16", "dist.param.weights", "'fp32' or 'bf16', not 'fp8'"),
         ({"weights": "bf16"}, {}, CPU, "fp32", "dist.param.weights", "which is fp32"),
         ({"offload": "cpu"}, {}, CPU, "fp32", "dist.param.offload", "this run is on the CPU"),
         ({}, {}, CUDA, "fp16", "dist.precision", "take bf16 or fp32"),
@@ -109,8 +109,14 @@ def test_bytes_of_a_device_among_four() -> None:
     assert list(fsdp2.device_bytes(config, "fp32", 4, whole).values()) == [100, 50, 100]
 
 
-@pytest.mark.parametrize("name", ["fsdp2", "deepspeed"])
-@pytest.mark.parametrize(("form", "told"), [("bf16", "leave dist.param.w"), ("fp16", "take bf16,")])
+@pytest.mark.parametrize(
+    ("name", "form", "told"),
+    [
+        ("fsdp2", "bf16", "leave dist.param.w"),
+        ("deepspeed", "bf16", "leave dist.param.w"),
+        ("deepspeed", "fp16", "take bf16,"),
+    ],
+)
 def test_batch_norm_has_no_weights_in_low_precision(name: str, form: Any, told: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
     config = schema.Config(dist=schema.Dist(name=name, param={"weights": form}))
