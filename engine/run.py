@@ -61,7 +61,7 @@ class Run:
     def __post_init__(self) -> None:
         """Record the task in the configuration. Raises UserError where another one is recorded."""
         recorded = self.config.task
-        if not same_task(recorded, self.task_name) and self._task_class.trains:
+        if not same_task(recorded, self.task_name) and self.task_class.trains:
             raise UserError(
                 f"this is the configuration of a run of --task={recorded}, not of "
                 f"--task={self.task_name}; give its own task, or task=null to use it for another",
