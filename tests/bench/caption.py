@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from tests.bench.runs import (
     settings,
 )
 from tests.bench.table import Line, Options
-from tests.bench.timing import peak_bytes
+from tests.bench.timing import peak_bytes, ratio, turns
 
 CONFIG = ROOT / "tests" / "bench" / "caption.yaml"
 STEPS = 12  # of each run
@@ -144,17 +144,6 @@ def assert_same_size(case: Case) -> None:
     assert 0.95 < flop[0] / flop[1] < 1.05, flop
 
 
-def in_turns(make: Mapping[str, Callable[[], Work]], repeats: int) -> dict[str, list[float]]:
-    """Processor seconds of each candidate's runs, made before they are timed; A B B A."""
-    found: dict[str, list[float]] = {name: [] for name in make}
-    for number in range(-1, 2 * repeats):
-        for name in list(make)[:: 1 if number % 2 else -1]:
-            seconds = make[name]()()
-            if number >= 0:
-                found[name].append(seconds)
-    return found
-
-
 def speed(case: Case, repeats: int) -> Iterator[Line]:
     """Our real tokens per second of processor time ÷ the peer's, however it pads."""
     peers = {
@@ -162,15 +151,18 @@ def speed(case: Case, repeats: int) -> Iterator[Line]:
         f"shuffled, padded to {case.columns}": ("", lambda: case.peer(length=case.columns)),
         "given our batches, padded to the longest": ("", lambda: case.peer(shuffled=False)),
     }
-    found = in_turns({"ours": case.ours} | {n: make for n, (_, make) in peers.items()}, repeats)
+    makers = {"ours": case.ours} | {name: make for name, (_, make) in peers.items()}
+    found: dict[str, list[float]] = {name: [] for name in makers}
+    for number, name in turns(makers, repeats):
+        seconds = makers[name]()()  # made before its own clock starts
+        if number >= 0:
+            found[name].append(seconds)
     for name, (mark, _) in peers.items():
-        ratios = (p / max(o, 1e-9) for p, o in zip(found[name], found["ours"], strict=True))
-        low, middle, high = statistics.quantiles(ratios, n=4)
         mine, theirs = (
             case.tokens / max(statistics.median(found[x]), 1e-9) for x in ("ours", name)
         )
-        yield Line(f"÷ Trainer, {name}", mine, theirs, ratio=middle, mark=mark,
-                   spread=(high - low) / max(middle, 1e-9), unit="tokens/s")  # fmt: skip
+        yield Line(f"÷ Trainer, {name}", mine, theirs, mark=mark, unit="tokens/s",
+                   **ratio(found[name], found["ours"]))  # fmt: skip
 
 
 def configured(options: Options, folder: Path) -> tuple[dict[str, Any], Config]:

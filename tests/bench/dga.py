@@ -10,11 +10,8 @@ of all three equal those of the undivided batch (open_clip's scale: k times as l
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +22,8 @@ from engine.train.precision import Precision
 from engine.train.steps import dga, plain
 from engine.types import Batch
 from tests.bench import accumulation as peers
-from tests.bench.timing import peak_bytes
+from tests.bench.table import machine
+from tests.bench.timing import peak_bytes, summaries
 from tests.train.tiny import replicas
 
 CPU = torch.device("cpu")
@@ -119,9 +117,11 @@ def compare(k: int, rows: int, image_size: int, repeats: int) -> dict[str, Any]:
         "limit keep 1": limit(model, batch, k, 1),
         "limit keep all": limit(model, batch, k, k),
     }
+    found = summaries({**limits, **steps}, repeats)
     return {
         "k": k,
-        **in_turns({**limits, **steps}, repeats),
+        "seconds": {name: timing.seconds for name, timing in found.items()},
+        "spread": {name: timing.spread for name, timing in found.items()},
     }
 
 
@@ -143,35 +143,13 @@ def memory(k: int, sub_batch: int, image_size: int) -> dict[str, float]:
     return mib
 
 
-def in_turns(work: dict[str, Callable[[], None]], repeats: int) -> dict[str, dict[str, float]]:
-    """Medians of processor and wall seconds, the former's spread; in turns A B B A.
-
-    Processor time, because it counts what a step costs and not what else runs on the machine.
-    """
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
-    for number in range(-1, 2 * repeats):
-        for name in list(work)[:: 1 if number % 2 else -1]:
-            start = time.process_time(), time.perf_counter()
-            work[name]()
-            if number >= 0:
-                now = time.process_time(), time.perf_counter()
-                found[name].append((now[0] - start[0], now[1] - start[1]))
-    quartiles = {n: statistics.quantiles([cpu for cpu, _ in f], n=4) for n, f in found.items()}
-    return {
-        "seconds": {name: middle for name, (_, middle, _) in quartiles.items()},
-        "spread": {name: (high - low) / middle for name, (low, middle, high) in quartiles.items()},
-        "wall": {n: statistics.median(wall for _, wall in f) for n, f in found.items()},
-    }
-
-
 def show(row: dict[str, Any]) -> None:
     seconds = row["seconds"]
     print(f"k {row['k']}")
     for name in seconds:
         bound = seconds["limit keep 1" if name.endswith("1") else "limit keep all"]
         print(
-            f"  {name:14} {seconds[name]:7.3f} s ± {row['spread'][name]:.0%} "
-            f"(wall {row['wall'][name]:.3f})   "
+            f"  {name:14} {seconds[name]:7.3f} s ± {row['spread'][name]:.0%}   "
             f"limit × {seconds[name] / bound:.3f}   "
             f"gradcache × {seconds[name] / seconds['gradcache']:.3f}   "
             f"open_clip × {seconds[name] / seconds['open_clip']:.3f}",
@@ -188,11 +166,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    print(
-        f"torch {torch.__version__}, {options.threads} threads, fp32, amx_bf16 "
-        f"{'yes' if 'amx_bf16' in flags else 'no'}, {options.rows} rows of {options.image_size} px"
-    )
+    print(machine(options.threads))
+    print(f"fp32, {options.rows} rows of {options.image_size} px")
     for k in options.k:
         show(compare(k, options.rows, options.image_size, options.repeats))
 

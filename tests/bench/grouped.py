@@ -34,7 +34,7 @@ from engine.types import Batch
 from tests.bench.caption import Work, replay
 from tests.bench.runs import ROOT, as_overrides, make_run, make_training
 from tests.bench.table import Line, Options
-from tests.bench.timing import ratio
+from tests.bench.timing import ratio, turns
 
 CONFIG = ROOT / "configs" / "vqa" / "llava_1k.yaml"
 SIDES = ("shuffle", "length_grouped", "modality_grouped")
@@ -161,11 +161,10 @@ def compare(
     sides = {kind: Side(folder, data, kind, values) for kind in SIDES}
     assert len({side.samples for side in sides.values()}) == 1  # each row once on every side
     found: dict[str, list[float]] = {kind: [] for kind in SIDES}
-    for number in range(-1, 2 * repeats):
-        for kind in SIDES[:: 1 if number % 2 else -1]:
-            seconds = sides[kind].work()()
-            if number >= 0:
-                found[kind].append(seconds)
+    for number, kind in turns(SIDES, repeats):
+        seconds = sides[kind].work()()
+        if number >= 0:
+            found[kind].append(seconds)
     return sides, found
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from engine.data.transforms import pipeline
 from engine.registry import find
 from engine.types import Batch, Sample
 from tests.bench.table import Line, Options
+from tests.bench.timing import in_turns, ratio
 
 SIDE, PHOTOGRAPH, QUALITY = 224, (512, 342), 90
 BATCH = 64
@@ -158,21 +158,6 @@ def bare(paths: list[Path]) -> Callable[[], None]:
     return work
 
 
-def in_turns(
-    work: dict[str, Callable[[], Any]], number: int, repeats: int
-) -> dict[str, list[float]]:
-    """Samples a second of processor time, round by round."""
-    found: dict[str, list[float]] = {name: [] for name in work}
-    for i in range(-1, 2 * repeats):
-        for name in list(work)[:: 1 if i % 2 else -1]:
-            start = time.process_time()
-            work[name]()
-            seconds = time.process_time() - start
-            if i >= 0:
-                found[name].append(number / max(seconds, 1e-9))
-    return found
-
-
 def compare(what: str, root: Path, paths: list[Path], repeats: int) -> Iterator[Line]:
     """Both ways over one folder. In evaluation both sides' pixels are alike to 1 grey level."""
     number = len(paths)
@@ -185,16 +170,15 @@ def compare(what: str, root: Path, paths: list[Path], repeats: int) -> Iterator[
         if not is_train:
             difference = work["ours"]().float() - 255 * work["peer"]()
             assert difference.abs().mean() <= 1.0, difference.abs().mean()
-        found = in_turns(work, number, repeats)
+        seconds = in_turns(work, repeats)
+        speed = {side: number / max(statistics.median(s), 1e-9) for side, s in seconds.items()}
         # Random crops of Flickr8k's small images are enlarged, which is not decoding's affair.
         for side, mark in (("bare", "" if is_train else "≥ 0.55"), ("peer", "≥ 3")):
-            ratios = [a / b for a, b in zip(found["ours"], found[side], strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            other = {"limit" if side == "bare" else "peer": statistics.median(found[side])}
+            other = {"limit" if side == "bare" else "peer": speed[side]}
             yield Line(
                 f"{what}, {way}, ours ÷ {'bare decoding' if side == 'bare' else 'open_clip'}",
-                ours=statistics.median(found["ours"]), ratio=middle, mark=mark,
-                spread=(high - low) / middle, unit="samples/s", **other,
+                ours=speed["ours"], mark=mark, unit="samples/s", **other,
+                **ratio(seconds[side], seconds["ours"]),
             )  # fmt: skip
 
 

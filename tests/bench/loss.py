@@ -10,6 +10,7 @@ gradients equal the peer's.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -20,7 +21,7 @@ import engine.torchvision_ops  # noqa: F401
 from engine.config import schema
 from engine.registry import find
 from engine.types import Features
-from tests.bench.timing import interleaved, peak_bytes
+from tests.bench.timing import peak_bytes, summaries
 
 WIDTH = 512
 Gradients = tuple[Tensor, ...]
@@ -87,7 +88,7 @@ def compare(name: str, batch: int, repeats: int = 5) -> dict[str, float]:
         "ours": mine,
         "peer": theirs,
     }
-    times = interleaved(work, repeats)
+    times = summaries(work, repeats, time.perf_counter)
     mib = {key: peak_bytes(work[key]) / 2**20 for key in ("ours", "peer")}
     return {
         "batch": batch,
@@ -114,7 +115,8 @@ def on_cuda(name: str, batch: int = 65536, repeats: int = 5) -> dict[str, float]
     work = ours(name, inputs)
     image, text = (x.detach() for x in inputs[:2])
     half = text[: batch // 2]  # half of a product at once: the whole would hold 8 GiB
-    times = interleaved({"ours": work, "half_mm": lambda: image @ half.t()}, repeats)
+    pair = {"ours": work, "half_mm": lambda: image @ half.t()}
+    times = summaries(pair, repeats, time.perf_counter)
     return {
         "batch": batch,
         "ours_ms": 1e3 * times["ours"].seconds,

@@ -23,12 +23,12 @@ from engine.config.schema import Export, Generate, Resize, Transforms
 from engine.data.text import bytes as byte_tokenizer
 from engine.export import onnx
 from engine.export.onnx_runner import open_folder
-from engine.generate.labels import look, recognise
+from engine.generate.labels import encode_prompt, recognise
 from engine.generate.texts import generate_texts
 from engine.registry import find
 from engine.run import Run
-from tests.bench.dga import in_turns
 from tests.bench.table import Line, Options
+from tests.bench.timing import summaries
 from tests.export.models import opened
 
 LABELS, TOKENS = 20, 24
@@ -103,7 +103,7 @@ def sides(trained: Run, ours: Any, image_BCHW: Tensor) -> Sides:
         lambda: [[(one.text, one.prob) for one in found] for found in ours.labels(values, LABELS)],
         lambda: [
             [(one.text, one.prob) for one in found]
-            for found in recognise(task, model, look(task, model, image_BCHW), section)
+            for found in recognise(task, model, encode_prompt(task, model, image_BCHW), section)
         ],
     )
 
@@ -134,11 +134,11 @@ def rows(options: Options) -> Iterator[Line]:
                 mine, torchs = map(torch.no_grad(), sides(trained, ours, image_BCHW))
                 assert_equal(mine(), torchs())
                 repeats = 1 if options.quick else options.repeats
-                found = in_turns({"ours": mine, "torch": torchs}, repeats)
-                seconds = found["seconds"]
+                found = summaries({"ours": mine, "torch": torchs}, repeats)
+                seconds = {name: timing.seconds for name, timing in found.items()}
                 yield Line(
                     f"{name}, {count} images, torch ÷ onnxruntime",
                     ours=1e3 * seconds["ours"], peer=1e3 * seconds["torch"],
                     ratio=seconds["torch"] / max(seconds["ours"], 1e-9),
-                    spread=max(found["spread"].values()), mark="≥ 1", unit="ms",
+                    spread=max(timing.spread for timing in found.values()), mark="≥ 1", unit="ms",
                 )  # fmt: skip

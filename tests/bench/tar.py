@@ -12,6 +12,7 @@ import os
 import random
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from engine.data.tar.index import TarIndex, write_index
 from engine.data.tar.shards import ShardSource, open_shards
 from engine.data.tar.texts import TextForm
 from tests.bench.table import Line, Options
-from tests.bench.timing import interleaved
+from tests.bench.timing import summaries
 from tests.data.formats.folders import image
 
 
@@ -85,13 +86,14 @@ def rows(options: Options) -> Iterator[Line]:
 
 
 def _reading(path: Path, source: ShardSource, index: TarIndex, options: Options) -> Line:
-    found = interleaved(
+    found = summaries(
         {
             "ours": lambda: by_index(source),
             "peer": lambda: by_webdataset(path),
             "limit": lambda: places(index, path),
         },
         1 if options.quick else options.repeats,
+        time.perf_counter,
     )
     speed = {name: len(source) / max(timing.seconds, 1e-9) for name, timing in found.items()}
     return Line(
@@ -111,9 +113,10 @@ def _indexing(path: Path, target: Path, options: Options) -> Line:
     def tar() -> None:
         subprocess.run(["tar", "tf", path], stdout=subprocess.DEVNULL, check=True)
 
-    found = interleaved(
+    found = summaries(
         {"ours": lambda: write_index(path, target, TextForm()), "tar": tar},
         1 if options.quick else options.repeats,
+        time.perf_counter,
     )
     speed = {name: members / max(timing.seconds, 1e-9) for name, timing in found.items()}
     return Line(

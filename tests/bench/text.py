@@ -24,8 +24,8 @@ from engine.train.steps import dga
 from engine.train.steps.batches import Split, take
 from engine.types import Batch, Features
 from tests.bench.accumulation import PairTask
-from tests.bench.dga import in_turns
 from tests.bench.table import Line, Options
+from tests.bench.timing import summaries
 from tests.train.tiny import replicas
 
 CPU = torch.device("cpu")
@@ -179,14 +179,14 @@ def rows(options: Options) -> Iterator[Line]:
     for what, work, mark in (("text tower", towers, "≥ 3"), ("step", steps, "≥ 1.35")):
         assert_equal(model, list(work.values()))
         cleared = {name: _cleared(model, run) for name, run in work.items()}
-        found = in_turns(cleared, 1 if options.quick else options.repeats)
-        seconds = found["seconds"]
+        found = summaries(cleared, 1 if options.quick else options.repeats)
+        seconds = {name: timing.seconds for name, timing in found.items()}
         yield Line(
             f"{what}, {mean:.0f} tokens, fixed 77 ÷ trimmed",
             ours=1e3 * seconds["trimmed"],
             peer=1e3 * seconds["fixed"],
             ratio=seconds["fixed"] / max(seconds["trimmed"], 1e-9),
-            spread=max(found["spread"].values()),
+            spread=max(timing.spread for timing in found.values()),
             mark=mark,
             unit="ms",
         )

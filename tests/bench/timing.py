@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,56 +14,61 @@ from torch.profiler import ProfilerActivity, profile
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of wall time: median, and the distance of the quartiles as a share of it."""
+    """Seconds: median, and the distance of the quartiles as a share of it."""
 
     seconds: float
     spread: float
 
 
-def interleaved(work: Mapping[str, Callable[[], Any]], repeats: int = 5) -> dict[str, Timing]:
-    """Time each candidate in turns A B B A …, after one round to warm up.
+def in_turns(
+    work: Mapping[str, Callable[[], Any]],
+    repeats: int = 5,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, list[float]]:
+    """Seconds of each candidate, round by round, in turns A B B A …, after a round to warm up.
 
     Every round runs all of them, the next in the opposite order, so that drift and other load fall
-    on all alike. On CUDA each measurement waits for the device.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for number in range(-1, 2 * repeats):
-        for name in list(work)[:: 1 if number % 2 else -1]:
-            _wait()
-            start = time.perf_counter()
-            work[name]()
-            _wait()
-            if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: _summary(values) for name, values in seconds.items()}
-
-
-def in_turns(work: Mapping[str, Callable[[], Any]], repeats: int = 5) -> dict[str, list[float]]:
-    """Processor seconds of each candidate, round by round, in turns A B B A, after one to warm up.
-
-    Processor time counts what work costs and not what else runs on the machine.
+    on all alike. Processor time counts what work costs and not what else runs on the machine. On
+    CUDA each measurement waits for the device.
     """
     found: dict[str, list[float]] = {name: [] for name in work}
-    for number in range(-1, 2 * repeats):
-        for name in list(work)[:: 1 if number % 2 else -1]:
-            start = time.process_time()
-            work[name]()
-            if number >= 0:
-                found[name].append(time.process_time() - start)
+    for number, name in turns(work, repeats):
+        _wait()
+        start = clock()
+        work[name]()
+        _wait()
+        if number >= 0:
+            found[name].append(clock() - start)
     return found
+
+
+def turns(names: Iterable[str], repeats: int) -> Iterator[tuple[int, str]]:
+    """(round, name) in the order of runs; the round to warm up is -1."""
+    for number in range(-1, 2 * repeats):
+        for name in list(names)[:: 1 if number % 2 else -1]:
+            yield number, name
+
+
+def summaries(
+    work: Mapping[str, Callable[[], Any]],
+    repeats: int = 5,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, Timing]:
+    """``in_turns`` as a figure each."""
+    found = in_turns(work, repeats, clock)
+    return {name: Timing(statistics.median(each), spread(each)) for name, each in found.items()}
 
 
 def ratio(over: list[float], under: list[float]) -> dict[str, float]:
     """``ratio`` and ``spread`` of a line: taken round by round, where other load is alike."""
-    low, middle, high = statistics.quantiles(
-        (a / max(b, 1e-9) for a, b in zip(over, under, strict=True)), n=4
-    )
-    return {"ratio": middle, "spread": (high - low) / max(middle, 1e-9)}
+    ratios = [a / max(b, 1e-9) for a, b in zip(over, under, strict=True)]
+    return {"ratio": statistics.median(ratios), "spread": spread(ratios)}
 
 
-def _summary(values: list[float]) -> Timing:
+def spread(values: list[float]) -> float:
+    """The distance of the quartiles as a share of the median."""
     low, middle, high = statistics.quantiles(values, n=4)
-    return Timing(middle, (high - low) / middle)
+    return (high - low) / max(middle, 1e-9)
 
 
 def _wait() -> None:

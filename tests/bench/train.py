@@ -30,6 +30,7 @@ from engine.types import Features
 from tests.bench.peer import Trainer
 from tests.bench.runs import configuration, make_run, make_training, settings
 from tests.bench.table import Line, Options
+from tests.bench.timing import ratio, turns
 
 STEPS = 24  # of each run
 _TOKENS = re.compile("(word|tok)_embeddings")  # BERT's and ModernBERT's table of tokens
@@ -80,15 +81,13 @@ def measure(config: Config, folder: Path, repeats: int) -> dict[str, list[tuple[
     """(samples a second of wall time, of processor time) of each run, in turns A B B A."""
     run = make_run(config)
     found: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
-    for number in range(-1, 2 * repeats):
-        for name in ("ours", "peer")[:: 1 if number % 2 else -1]:
-            folder_n = folder / f"run{number}"
-            work = ours(run, folder_n) if name == "ours" else theirs(config)
-            start = time.perf_counter(), processor_seconds()
-            samples = work()
-            seconds = time.perf_counter() - start[0], processor_seconds() - start[1]
-            if number >= 0:
-                found[name].append((samples / seconds[0], samples / max(seconds[1], 1e-9)))
+    for number, name in turns(found, repeats):
+        work = ours(run, folder / f"run{number}") if name == "ours" else theirs(config)
+        start = time.perf_counter(), processor_seconds()
+        samples = work()
+        seconds = time.perf_counter() - start[0], processor_seconds() - start[1]
+        if number >= 0:
+            found[name].append((samples / seconds[0], samples / max(seconds[1], 1e-9)))
     return found
 
 
@@ -109,13 +108,10 @@ def rows(options: Options) -> Iterator[Line]:
         found = measure(config, Path(name) / "runs", 1 if options.quick else options.repeats)
     for place, what in enumerate(("wall time", "processor time")):
         mine, peer = ([run[place] for run in found[side]] for side in ("ours", "peer"))
-        ratios = (a / b for a, b in zip(mine, peer, strict=True))
-        low, middle, high = statistics.quantiles(ratios, n=4)
         yield Line(
             f"training, samples/s of {what}",
             ours=statistics.median(mine),
             peer=statistics.median(peer),
-            ratio=middle,
-            spread=(high - low) / middle,
             mark="≥ 1.2",
+            **ratio(mine, peer),
         )
