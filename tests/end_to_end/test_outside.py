@@ -143,6 +143,27 @@ PARTS = {
             print(options.shown)
             return sequential.build(inputs)
         """,
+    "score": """
+        from engine.config.section import Section
+        from engine.evals.evaluation import Evaluation, Result
+
+        MODALITIES = ("text",)
+
+        class Options(Section):
+            bonus: float = 0.0
+
+        class Score(Evaluation):
+            best = "score"
+            bonus = 0.0
+
+            def evaluate(self, dataset, model):
+                return Result({"score": len(self.open(dataset)) + self.bonus}, [])
+
+        def build(run, *, options):
+            score = Score(run)
+            score.bonus = options.bonus
+            return score
+        """,
     "mode": """
         from engine.config.section import Section
 
@@ -283,6 +304,18 @@ def test_faults_of_options_are_told_all_at_once_with_their_place(launch, own):
     assert "write tag: below options.own_parts.encoder" in told["options.own_parts.encoder.tag"][1]
     assert "did you mean 'own_parts.jitter'?" in told["options.own_parts.jiter"][1]
     assert "does not use the module" in told["options.own_parts.export"][1]
+
+
+def test_an_evaluation_from_outside(launch, outside):
+    extra = ("eval.extra=[own_parts.score]", "options.own_parts.score.bonus=0.5")
+    launch(*extra, "ckpt.best_metric=score")
+    scored = [row for row in launch.rows() if "tiny/RSUM" in row]
+    assert [row["tiny/score"] for row in scored] == [16.5, 16.5]
+    saved = launch.output / "tiny" / "checkpoints" / "step_8" / "manifest.json"
+    assert json.loads(saved.read_text())["metric"] == 16.5
+    assert "score" in launch("--mode=eval", *extra).stdout
+    assert "tiny/score" in (launch.output / "tiny" / "evaluations.jsonl").read_text()
+    launch("--mode=eval", extra[1], code=2)
 
 
 def test_a_mode_from_outside(launch, outside):

@@ -6,6 +6,7 @@ _YAML = "PyYAML calls it or reads it"
 _RUN = "a method of a library's class, which the library calls"
 _OF_OTHERS = "an attribute of a library's object, which the library reads"
 _BY_SPLIT = "an option that is read by its name with the split in front"
+_DDP = "an option that is passed to DDP with all others"
 _READER = "part of the interface for users, as documented in README.md"
 
 ALLOWED = {
@@ -37,5 +38,8 @@ ALLOWED = {
          for option in ("questions", "annotations", "image_name")),
         _BY_SPLIT,
     ),
+    "bucket_cap_mb": _DDP,
+    "gradient_as_bucket_view": _DDP,
     "embed_images": _READER,
+    "num_captions": "what a retrieval counted, beside num_images; checked by tests",
 }  # fmt: skip
