@@ -34,7 +34,7 @@ class Place(NamedTuple):
     file: str
     offset: int
     size: int  # in bytes
-    shown: str  # names the image in messages
+    shown: str = ""  # names the image in messages
     base64: bool = False  # the bytes there are base64 text
     state: tuple[int, int] | None = None  # size and time of the file when the place was noted
 
@@ -45,19 +45,27 @@ EncodedImage = Path | Place | bytes
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a source, its images still encoded."""
+    """One row of a source, its images still encoded. Tables keep it, a column for each field.
 
-    key: str  # names the row in messages: a file name, a tar member
+    A format that makes rows may leave ``key`` and both ids empty, to be made from the row's place,
+    names image files by places without a file, and gives a ``cause`` to those that are
+    lost. A source hands out none of these: it raises BadSample for a row with a cause.
+    """
+
+    key: str = ""  # names the row in messages: a file name, a tar member
     images: tuple[EncodedImage, ...] = ()
     caption: str = ""  # of a conversation the first answer, of a question it and its answer
     image_id: str = ""
     caption_id: str = ""
-    label: int | None = None
+    label: int | None = None  # the number of a class
     turns: tuple[Turn, ...] = ()  # the conversation; of a question, it and its answer
     answers: tuple[str, ...] = ()  # every annotator's
     labels: tuple[str, ...] = ()  # names of what is in the image
     question_type: str = ""  # what the question asks for, as the dataset names it
     answer_type: str = ""  # what it is answered by: VQA's yes/no, number and other
+    question: str | None = None  # of a row that is one question and not a conversation
+    cause: str = ""  # why the row cannot be used, as BadSample has it
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +141,11 @@ class Source(ABC):
     def conversations(self) -> Iterator[tuple[Turn, ...]]:
         """The turns of all rows in order, none of those that are not conversations."""
         return repeat((), len(self))
+
+    @property
+    def state(self) -> str:
+        """Another one where the data that the rows were made of has changed; "" where unknown."""
+        return "/".join(source.state for source in self.below)
 
     @property
     def below(self) -> Sequence[Source]:

@@ -80,7 +80,7 @@ def _read_place(place: Place) -> bytes:
         raise BadSample("unreadable", f"{place.shown}: {error}") from error
     if len(data) < place.size:
         left = f"{len(data)} of {place.size} bytes are left"
-        raise BadSample("truncated shard", f"{place.shown}: {left}")
+        raise BadSample("changed file", f"{place.shown}: {left}")
     return decode_base64(data) if place.base64 else data
 
 
@@ -101,7 +101,7 @@ def _opened(path: str, state: tuple[int, int] | None) -> _File:
     if state is not None:
         found = os.fstat(file.descriptor)
         if (found.st_size, found.st_mtime_ns) != state:
-            raise BadSample("changed shard", f"{path} is not what was indexed; start again")
+            raise BadSample("changed file", f"{path} is not what was indexed; start again")
     return file
 
 

@@ -14,8 +14,8 @@ from engine import registry
 from engine.config import schema
 from engine.config.explain import explain
 from engine.config.section import NonNegativeInt
+from engine.data.cache import cache_folder
 from engine.data.stream.source import Stream
-from engine.data.tables.table import cache_folder
 from engine.data.views.groups import group_rows
 from engine.data.views.images import JoinedCaptions, OneCaption
 from engine.data.views.rows import Repeated, Subset

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from engine.data.image_files import SUFFIXES
-from engine.data.tables.fields import answers as given_answers
-from engine.data.tables.image_root import ImageRoot
+from engine.data.tables.paths import ImageRoot
+from engine.data.tables.values import answers as given_answers
 from engine.errors import UserError
 from engine.metrics.files import entries, identity, load, read_csv, string
 from engine.types import BadSample, Row, Source

@@ -6,7 +6,7 @@ from torch import nn
 
 from engine.config.dump import resolved_yaml
 from engine.data.bad_samples import BadSamples
-from engine.data.tar.damage import known_damage
+from engine.data.tables.source import damage_report
 from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
 from engine.dist import collectives
 from engine.evals.evaluation import Evaluations, missing_metric
@@ -34,7 +34,7 @@ def run(run: Run) -> None:
         score_model(run, evaluations)
         return
     plan = make_plan(config, collectives.world())
-    for damage in (text for source in plan.sources for text in known_damage(source)):
+    for damage in (text for source in plan.sources for text in damage_report(source)):
         if rank == 0:
             run.warn(damage)
     if config.eval.epoch_interval is not None:

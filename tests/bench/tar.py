@@ -18,9 +18,11 @@ from pathlib import Path
 
 import webdataset
 
-from engine.data.tar.index import TarIndex, write_index
-from engine.data.tar.shards import ShardSource, open_shards
+from engine.data.tables.table import Table
+from engine.data.tar.index import write_index
+from engine.data.tar.shards import open_shards
 from engine.data.tar.texts import TextForm
+from engine.types import Source
 from tests.bench.table import Line, Options
 from tests.bench.timing import summaries
 from tests.data.formats.folders import image
@@ -55,15 +57,16 @@ def by_webdataset(path: Path) -> list[tuple[bytes, str]]:
     return [(sample["jpg"], sample["txt"].decode()) for sample in samples]
 
 
-def by_index(source: ShardSource) -> list[tuple[bytes, str]]:
+def by_index(source: Source) -> list[tuple[bytes, str]]:
     """The same through the index."""
     records = (source[index] for index in range(len(source)))
     return [(image(record), record.caption) for record in records]  # type: ignore[misc]
 
 
-def places(index: TarIndex, path: Path) -> list[bytes]:
+def places(index: Table, path: Path) -> list[bytes]:
     """The least that reading images takes: one call for each, at places that are known."""
-    offsets, sizes = (index.batch.column(name).to_pylist() for name in ("offset", "size"))
+    images = [image for (image,) in index.values("images")]
+    offsets, sizes = ([image[name] for image in images] for name in ("offset", "size"))
     with path.open("rb") as file:
         return [os.pread(file.fileno(), n, at) for at, n in zip(offsets, sizes, strict=True)]
 
@@ -81,11 +84,11 @@ def rows(options: Options) -> Iterator[Line]:
         assert by_index(source) == by_webdataset(path)
         index = root / "index"
         write_index(path, index, TextForm())
-        yield _reading(path, source, TarIndex(index), options)
+        yield _reading(path, source, Table(index), options)
         yield _indexing(path, index, options)
 
 
-def _reading(path: Path, source: ShardSource, index: TarIndex, options: Options) -> Line:
+def _reading(path: Path, source: Source, index: Table, options: Options) -> Line:
     found = summaries(
         {
             "ours": lambda: by_index(source),
@@ -108,7 +111,7 @@ def _reading(path: Path, source: ShardSource, index: TarIndex, options: Options)
 def _indexing(path: Path, target: Path, options: Options) -> Line:
     listed = subprocess.run(["tar", "tf", path], capture_output=True, text=True, check=True)
     members = len(listed.stdout.split())
-    assert members == 3 * len(TarIndex(target))
+    assert members == 3 * len(Table(target))
 
     def tar() -> None:
         subprocess.run(["tar", "tf", path], stdout=subprocess.DEVNULL, check=True)

@@ -183,6 +183,7 @@ def _check(form, data, options):
 def _usable(source, index, images):
     try:
         record = source[index]
+        image(record)
     except BadSample as bad:
         assert bad.cause and "\n" not in bad.cause
         return False

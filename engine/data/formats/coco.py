@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.schema import Section
-from engine.data.tables.annotations import Row, open_annotations, row_or_fault
-from engine.data.tables.fields import identity, malformed, mapping, required, string
 from engine.data.tables.json_rows import read_list
-from engine.data.tables.places import annotation_file, image_folder
-from engine.data.tables.source import AnnotationSource
+from engine.data.tables.paths import annotation_file, image_folder
+from engine.data.tables.source import TableSource, open_rows
+from engine.data.tables.table import file_named, row_or_fault
+from engine.data.tables.values import identity, malformed, mapping, required, string
 from engine.errors import UserError
-from engine.types import BadSample
+from engine.types import BadSample, Row
 
 _NUM_NAMED = 20  # split names in a message
 
@@ -43,7 +43,7 @@ class Config(Section):
     valid_splits: tuple[str, ...] = ("val",)
 
 
-def build(config: Config, *, name: str, split: str, cache_dir: Path) -> AnnotationSource:
+def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSource:
     """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
     anno, folder, usual = config.train_anno, config.train_images, "train2017"
     if split == "valid":
@@ -58,12 +58,11 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Annotati
     if karpathy:
         splits = config.valid_splits if split == "valid" else config.train_splits
         key = f"data.datasets.{name}.{split}_splits"
-        table = open_annotations(
-            [path], ("karpathy", splits), lambda: _karpathy(path, splits, key), cache_dir=cache_dir
-        )
+        options: object = ("karpathy", splits)
+        rows = lambda: _karpathy(path, splits, key)  # noqa: E731
     else:
-        table = open_annotations([path], "coco", lambda: _captions(path), cache_dir=cache_dir)
-    return AnnotationSource(name, split, table, images)
+        options, rows = "coco", lambda: _captions(path)
+    return open_rows(name, split, [path], options, rows, cache_dir=cache_dir, images=images)
 
 
 def _is_karpathy(path: Path) -> bool:
@@ -101,10 +100,10 @@ def _caption(value: Any, names: dict[str, str]) -> Row:
     if own not in names:
         raise BadSample("missing", f"its image {own[:60]!r} is not listed under 'images'")
     return Row(
-        image=names[own],
+        images=(file_named(names[own]),),
         caption=caption,
         image_id=own,
-        caption_id=identity(annotation["id"], "the id") if "id" in annotation else None,
+        caption_id=identity(annotation["id"], "the id") if "id" in annotation else "",
     )
 
 
@@ -140,8 +139,8 @@ def _sentence(value: Any, number: int) -> Row:
     sentence = mapping(sentences[number], f"sentence {number + 1}")
     own = image.get("cocoid", image.get("imgid", image.get("id")))
     return Row(
-        image=f"{folder}/{name}" if folder else name,
+        images=(file_named(f"{folder}/{name}" if folder else name),),
         caption=string(required(sentence, "raw"), "the sentence"),
-        image_id=None if own is None else identity(own, "the image's id"),
-        caption_id=identity(sentence["sentid"], "the sentid") if "sentid" in sentence else None,
+        image_id="" if own is None else identity(own, "the image's id"),
+        caption_id=identity(sentence["sentid"], "the sentid") if "sentid" in sentence else "",
     )

@@ -18,8 +18,8 @@ from pydantic import Field
 
 from engine.config.schema import Section
 from engine.data.tables.csv_table import open_csv
-from engine.data.tables.places import annotation_file, image_folder
-from engine.data.tables.source import AnnotationSource
+from engine.data.tables.paths import annotation_file, image_folder
+from engine.data.tables.source import OneTable, TableSource
 
 Column = Literal[
     "image", "image_id", "caption", "caption_id", "question", "answers", "labels", "question_type",
@@ -38,7 +38,7 @@ class Config(Section):
     columns: dict[Column, str] = Field(default={})  # the CSV's own names, where unusual
 
 
-def build(config: Config, *, name: str, split: str, cache_dir: Path) -> AnnotationSource:
+def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSource:
     """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
     anno, folder = config.train_anno, config.train_images
     if split == "valid":
@@ -48,4 +48,5 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Annotati
         config.root, anno, dataset=name, option=f"{split}_anno", endings=(".csv", ".tsv")
     )
     names = {str(column): own for column, own in config.columns.items()}
-    return AnnotationSource(name, split, open_csv(path, cache_dir=cache_dir, names=names), images)
+    table = open_csv(path, cache_dir=cache_dir, names=names)
+    return TableSource(name, split, OneTable(table), images)

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from engine import registry
-from engine.data.tables.annotations import open_annotations
-from engine.data.tables.arrow_images import ArrowImages, open_stream
-from engine.data.tables.arrow_rows import choose_columns, holds_bytes, read_rows
-from engine.data.tables.image_root import ImageRoot
-from engine.data.tables.places import check_root, image_folder, listed
-from engine.data.tables.source import AnnotationSource
-from engine.data.tables.table_options import TableOptions
+from engine.data.tables.arrow import (
+    TableOptions,
+    choose_columns,
+    open_arrow,
+    open_stream,
+    uncompressed,
+)
+from engine.data.tables.paths import ImageRoot, check_root, listed
 from engine.errors import UserError
 from engine.types import BadSample, Source
 
@@ -45,13 +46,8 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source:
     schema = open_stream(paths[0])[1]
     names = {str(column): theirs for column, theirs in config.columns.items()}
     columns = choose_columns(schema, paths[0], names, config.base64, config.several_images)
-    table = open_annotations(
-        paths, ("huggingface", columns), lambda: read_rows(paths, columns), cache_dir=cache_dir
-    )
-    in_table = holds_bytes(schema, columns)
-    store = ArrowImages(paths, columns.own["image"]) if in_table else None
-    images = image_folder(root, config.images, dataset=name, option="images")
-    return AnnotationSource(name, split, table, images, store)
+    files = [uncompressed(path, cache_dir=cache_dir) for path in paths]
+    return open_arrow(config, paths, columns, files, name=name, split=split, cache_dir=cache_dir)
 
 
 def _saved(root: Path, splits: tuple[str, ...], key: str) -> list[Path]:
@@ -92,7 +88,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} is no JSON object")
+        raise UserError(f"{path} is not a JSON object")
     return value
 
 

@@ -16,12 +16,19 @@ from pathlib import Path
 from typing import Literal
 
 from engine.config.schema import Section
-from engine.data.tables.annotations import Row, open_annotations, row_or_fault
-from engine.data.tables.fields import conversation, identity, image_names, mapping, required
 from engine.data.tables.json_rows import Entry, read_rows
-from engine.data.tables.places import annotation_file, image_folder
-from engine.data.tables.source import AnnotationSource
-from engine.types import BadSample
+from engine.data.tables.paths import annotation_file, image_folder
+from engine.data.tables.source import TableSource, open_rows
+from engine.data.tables.table import file_named, row_or_fault
+from engine.data.tables.values import (
+    conversation,
+    first_answer,
+    identity,
+    image_names,
+    mapping,
+    required,
+)
+from engine.types import BadSample, Row
 
 
 class Config(Section):
@@ -35,7 +42,7 @@ class Config(Section):
     several_images: Literal["first", "all", "refuse"] = "first"  # of a sample whose image is a list
 
 
-def build(config: Config, *, name: str, split: str, cache_dir: Path) -> AnnotationSource:
+def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSource:
     """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
     anno, folder = config.train_anno, config.train_images
     if split == "valid":
@@ -44,13 +51,11 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Annotati
         config.root, anno, dataset=name, option=f"{split}_anno", endings=(".json", ".jsonl")
     )
     options = ("llava", config.several_images)
-    table = open_annotations(
-        [path], options, lambda: _rows(path, config.several_images), cache_dir=cache_dir
-    )
-    images = None
-    if table.has_values("image"):
-        images = image_folder(config.root, folder, dataset=name, option=f"{split}_images")
-    return AnnotationSource(name, split, table, images)
+    rows = lambda: _rows(path, config.several_images)  # noqa: E731
+    source = open_rows(name, split, [path], options, rows, cache_dir=cache_dir)
+    if source.parts[0].table.has_values("images"):
+        source.images = image_folder(config.root, folder, dataset=name, option=f"{split}_images")
+    return source
 
 
 def _rows(path: Path, several: str) -> Iterator[Row]:
@@ -66,8 +71,8 @@ def _row(entry: Entry, several: str) -> Row:
     images = image_names(sample.get("image"), several)
     own = sample.get("id")
     return Row(
-        image=images[0] if images else None,
-        more_images=images[1:],
-        caption_id=None if own is None else identity(own, "the id"),
+        images=tuple(map(file_named, images)),
+        caption=first_answer(turns),
+        caption_id="" if own is None else identity(own, "the id"),
         turns=turns,
     )

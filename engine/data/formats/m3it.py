@@ -8,19 +8,31 @@ one a line, or as one JSON list. A pattern (``*/train.jsonl``) names the files o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from engine.config.schema import Section
-from engine.data.tables.annotations import Row, open_annotations, row_or_fault
-from engine.data.tables.fields import chosen_images, identity, instruction, mapping, required
-from engine.data.tables.json_images import JsonImages, image_texts
 from engine.data.tables.json_rows import Entry, read_rows
-from engine.data.tables.places import annotation_files
-from engine.data.tables.source import AnnotationSource
+from engine.data.tables.paths import annotation_files
+from engine.data.tables.source import TableSource, open_rows
+from engine.data.tables.table import row_or_fault
+from engine.data.tables.values import (
+    chosen_images,
+    first_answer,
+    identity,
+    instruction,
+    mapping,
+    required,
+    strings,
+)
 from engine.errors import UserError
-from engine.types import BadSample
+from engine.types import BadSample, Place, Row
+
+_IMAGES = ("image_base64_str", "image_str", "image_base64")
+_STRING = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
 
 
 class Config(Section):
@@ -32,7 +44,7 @@ class Config(Section):
     several_images: Literal["first", "all", "refuse"] = "first"  # of a sample with more than one
 
 
-def build(config: Config, *, name: str, split: str, cache_dir: Path) -> AnnotationSource:
+def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSource:
     """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
     paths = annotation_files(
         config.root,
@@ -46,31 +58,60 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Annotati
             f"{packed} is packed, so that images in it cannot be read one by one; unpack it first",
             key=f"data.datasets.{name}.{split}_anno",
         )
-    options = ("m3it", config.several_images)
-    table = open_annotations(
-        paths, options, lambda: _rows(paths, config.several_images), cache_dir=cache_dir
+    return open_rows(
+        name,
+        split,
+        paths,
+        ("m3it", config.several_images),
+        lambda: _rows(paths, config.several_images),
+        cache_dir=cache_dir,
+        held_in=paths,
+        base64=True,
     )
-    return AnnotationSource(name, split, table, store=JsonImages(paths))
 
 
 def _rows(paths: list[Path], several: str) -> Iterator[Row]:
-    for file, path in enumerate(paths):
-        for entry in read_rows(path):
-            yield row_or_fault(f"{path.name} entry {entry.number}", _row, entry, file, several)
+    for path in paths:
+        with path.open("rb") as file:
+            for entry in read_rows(path):
+                file.seek(entry.offset)
+                content = b"" if entry.fault else file.read(entry.extent)
+                where = f"{path.name} entry {entry.number}"
+                yield row_or_fault(where, _row, entry, content, path, several)
 
 
-def _row(entry: Entry, file: int, several: str) -> Row:
+def _row(entry: Entry, content: bytes, path: Path, several: str) -> Row:
     if entry.fault:
         raise BadSample("malformed", entry.fault)
     sample = mapping(entry.value, "the entry")
     turns = instruction(
         required(sample, "instruction"), sample.get("inputs"), required(sample, "outputs")
     )
-    images = chosen_images(image_texts(sample), several)
     own = sample.get("id")
     return Row(
-        caption_id=None if own is None else identity(own, "the id"),
+        images=tuple(
+            Place(str(path), entry.offset + first, end - first)
+            for first, end in (_span(content, text) for text in _texts(sample, several))
+        ),
+        caption=first_answer(turns),
+        caption_id="" if own is None else identity(own, "the id"),
         turns=turns,
-        place=(file, entry.offset, entry.extent) if images else None,
-        num_images=max(1, len(images)),
     )
+
+
+def _texts(sample: Mapping[str, Any], several: str) -> tuple[str, ...]:
+    """The base64 texts of a sample's images, none where it has no image."""
+    texts = next((found for key in _IMAGES if (found := strings(sample.get(key), key))), ())
+    if not all(texts):
+        raise BadSample("missing", "the image is an empty text")
+    return chosen_images(texts, several)
+
+
+def _span(content: bytes, text: str) -> tuple[int, int]:
+    """Where a text of a JSON entry is in its bytes, without its quotes."""
+    spelled = text.encode(errors="surrogateescape")
+    first = content.find(b'"' + spelled + b'"') + 1
+    if first:
+        return first, first + len(spelled)
+    found = (match for match in _STRING.finditer(content) if json.loads(match[0]) == text)
+    return next(found).span(1)

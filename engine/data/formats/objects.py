@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.schema import Section
-from engine.data.tables.annotations import Row, open_annotations, row_or_fault
-from engine.data.tables.fields import identity, mapping, required, string, strings
 from engine.data.tables.json_rows import read_list, read_rows
-from engine.data.tables.places import annotation_file, image_folder
-from engine.data.tables.source import AnnotationSource
+from engine.data.tables.paths import annotation_file, image_folder
+from engine.data.tables.source import TableSource, open_rows
+from engine.data.tables.table import file_named, row_or_fault
+from engine.data.tables.values import identity, mapping, required, string, strings
 from engine.errors import UserError
-from engine.types import BadSample
+from engine.types import BadSample, Row
 
 
 class Config(Section):
@@ -39,7 +39,7 @@ class Config(Section):
     valid_images: str = "val2017"
 
 
-def build(config: Config, *, name: str, split: str, cache_dir: Path) -> AnnotationSource:
+def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSource:
     """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
     anno, folder = config.train_anno, config.train_images
     if split == "valid":
@@ -49,8 +49,8 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Annotati
         endings=(".json", ".jsonl", ".json.gz"),
     )  # fmt: skip
     images = image_folder(config.root, folder, dataset=name, option=f"{split}_images")
-    table = open_annotations([path], "objects", lambda: _rows(path), cache_dir=cache_dir)
-    return AnnotationSource(name, split, table, images)
+    rows = lambda: _rows(path)  # noqa: E731
+    return open_rows(name, split, [path], "objects", rows, cache_dir=cache_dir, images=images)
 
 
 def _rows(path: Path) -> Iterator[Row]:
@@ -59,7 +59,7 @@ def _rows(path: Path) -> Iterator[Row]:
         return
     for entry in read_rows(path):
         if entry.fault is not None:
-            yield Row(fault=f"malformed: entry {entry.number}: {entry.fault}")
+            yield Row(cause="malformed", detail=f"entry {entry.number}: {entry.fault}")
         else:
             yield row_or_fault(f"entry {entry.number}", _listed, entry.value)
 
@@ -82,13 +82,14 @@ def _listed(value: Any) -> Row:
     given = labels.split("|") if isinstance(labels, str) else strings(labels, "labels")
     image = string(required(entry, "image"), "the image")
     own = entry.get("image_id")
-    return _row(image, None if own is None else identity(own, "the image_id"), tuple(given))
+    return _row(image, "" if own is None else identity(own, "the image_id"), tuple(given))
 
 
-def _row(image: str, image_id: str | None, labels: tuple[str, ...]) -> Row:
+def _row(image: str, image_id: str, labels: tuple[str, ...]) -> Row:
     if not any(label.strip() for label in labels):
         raise BadSample("no label", f"{image} has none")
-    return Row(image=image, image_id=image_id, labels=labels)
+    images, caption = (file_named(image),), ", ".join(labels)
+    return Row(images=images, caption=caption, image_id=image_id, labels=labels)
 
 
 def _detection(path: Path) -> Iterator[Row]:
@@ -97,8 +98,8 @@ def _detection(path: Path) -> Iterator[Row]:
     for entry in read_list(path, "categories"):
         category = mapping(entry.value, "the category")
         own = identity(required(category, "id"), "the id")
-        told = string(required(category, "name"), "the name")
-        if names.setdefault(own, told) != told:
+        kind = string(required(category, "name"), "the name")
+        if names.setdefault(own, kind) != kind:
             raise UserError(f"{path}, category {entry.number}: id {own!r} is {names[own]!r} too")
     shown: dict[str, dict[str, None]] = {}  # kinds by image, each once, in the order of boxes
     for entry in read_list(path, "annotations"):

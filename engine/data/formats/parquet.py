@@ -15,13 +15,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.data.tables.annotations import open_annotations
-from engine.data.tables.arrow_images import ArrowImages
-from engine.data.tables.arrow_rows import Columns, choose_columns, holds_bytes, read_rows
-from engine.data.tables.places import annotation_files, image_folder
-from engine.data.tables.source import AnnotationSource
-from engine.data.tables.table import cached_file
-from engine.data.tables.table_options import TableOptions
+from engine.data.cache import cached_file
+from engine.data.tables.arrow import (
+    Columns,
+    TableOptions,
+    choose_columns,
+    holds_bytes,
+    open_arrow,
+)
+from engine.data.tables.paths import annotation_files
+from engine.data.tables.source import TableSource
 from engine.errors import UserError
 
 FORM = 1  # of the copied file; raised when its content changes
@@ -35,7 +38,7 @@ class Config(TableOptions):
     valid: str | list[str] = "val*.parquet"
 
 
-def build(config: Config, *, name: str, split: str, cache_dir: Path) -> AnnotationSource:
+def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSource:
     """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
     paths = annotation_files(
         config.root,
@@ -58,12 +61,7 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Annotati
         )
         for path in paths
     ]
-    table = open_annotations(
-        paths, ("parquet", columns), lambda: read_rows(copies, columns), cache_dir=cache_dir
-    )
-    store = ArrowImages(copies, columns.own["image"]) if in_table else None
-    images = image_folder(config.root, config.images, dataset=name, option="images")
-    return AnnotationSource(name, split, table, images, store)
+    return open_arrow(config, paths, columns, copies, name=name, split=split, cache_dir=cache_dir)
 
 
 def _schema(path: Path) -> pa.Schema:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from engine import registry
 from engine.config.schema import Section
-from engine.data.once import make_once
+from engine.data.cache import build_cached
 from engine.errors import UserError
 from engine.tools.shapes import folder as drawn
 from engine.tools.shapes.scenes import content_scores
@@ -47,7 +47,7 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source:
         labels=config.texts == "labels",
     )
     try:
-        make_once(config.root, lambda temporary: _draw(temporary, options))
+        build_cached(config.root, lambda temporary: _draw(temporary, options))
     except OSError as error:
         raise UserError(f"cannot draw dataset {name!r} into {config.root}: {error}") from error
     _check(config.root, name, options)

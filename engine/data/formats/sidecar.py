@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +20,14 @@ import pyarrow as pa
 from engine.config.schema import Section
 from engine.config.section import ProperFraction
 from engine.data.image_files import SUFFIXES
-from engine.data.tables.image_root import ImageRoot
-from engine.data.tables.places import check_root
-from engine.data.tables.table import Table, open_table
+from engine.data.permutation import Indices
+from engine.data.tables import table as tables
+from engine.data.tables.paths import ImageRoot, check_root
+from engine.data.tables.source import OneTable, TableSource
 from engine.errors import UserError
-from engine.types import BadSample, Row, Source
+from engine.types import BadSample
 
-FORM = 1  # of the cached table; raised when its content changes
-_ROWS = 65_536  # written at once
 _MAX_TEXT_BYTES = 16 << 20
-_SCHEMA = pa.schema([("image", pa.string())])
 
 
 class Config(Section):
@@ -40,58 +38,50 @@ class Config(Section):
     valid_share: ProperFraction = 0.0  # of the images, where there are no split folders
 
 
-class SidecarSource(Source):
+class SidecarSource(TableSource):
     """Images of one split in the order of their names; a text is read when it is asked for."""
 
-    def __init__(self, name: str, split: str, table: Table, folder: Path, text: str) -> None:
-        self.name = name
-        self.split = split
-        self.table = table
-        self.images = ImageRoot(folder)
-        self.text = text
+    def __init__(self, name: str, split: str, table: tables.Table, folder: Path, text: str) -> None:
+        self.texts, self.ending = ImageRoot(folder), text
+        super().__init__(name, split, OneTable(table), self.texts)
 
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> Row:
-        """The row at ``index``; BadSample where its text is missing, empty or no UTF-8, and where
-        either file is a link to another place."""
-        image = self.table.row(index)["image"]
-        path = self.images.path(image)
-        caption = self._caption(image)
-        if not caption:
-            raise BadSample("no caption", f"the text beside {image} is empty")
-        return Row(image, (path,), caption, image, str(index))
-
-    def _caption(self, image: str) -> str:
-        name = f"{os.path.splitext(image)[0]}.{self.text}"  # noqa: PTH122 (a name, not a path)
+    def _text(self, caption: str | None, images: Sequence[tables.Stored] | None) -> str:
+        """Raises BadSample where the text is missing, empty or not UTF-8, or is a link to another
+        place."""
+        image = (images and images[0][0]) or ""
+        name = f"{os.path.splitext(image)[0]}.{self.ending}"  # noqa: PTH122 (a name, not a path)
         try:
-            with self.images.path(name).open("rb") as file:
+            with self.texts.path(name).open("rb") as file:
                 content = file.read(_MAX_TEXT_BYTES + 1)
             if len(content) > _MAX_TEXT_BYTES:
                 raise BadSample("caption too long", f"{name} has more than {_MAX_TEXT_BYTES} bytes")
-            return content.decode("utf-8-sig").strip()
+            text = content.decode("utf-8-sig").strip()
         except FileNotFoundError:
             raise BadSample("no caption", f"there is no {name} beside {image}") from None
         except OSError as error:
             raise BadSample("unreadable", f"{name}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise BadSample("not text", f"{name} is not UTF-8: byte {error.start}") from error
-
-    def column(self, name: str) -> np.ndarray:
-        """int64 codes of ``image_id`` or ``caption_id``: each row has its own; memory-mapped. Or
-        int32 ``length`` or ``answer_length`` of the texts, by a pass over all of them."""
-        if name in ("length", "answer_length"):
-            return np.fromiter((len(caption) or 1 for caption in self.captions()), np.int32)
-        return self.table.codes("image")
+        if not text:
+            raise BadSample("no caption", f"the text beside {image} is empty")
+        return text
 
     def captions(self) -> Iterator[str]:
-        """All captions in order; empty where a row has none."""
-        for image in self.table.values("image"):
+        return self.captions_of(np.arange(len(self)))
+
+    def captions_of(self, rows: Indices) -> Iterator[str]:
+        for row in rows.tolist():
+            _, block, place = self._at(row)
             try:
-                yield self._caption(image)
+                yield self._text(None, block.read["images"](place))
             except BadSample:
                 yield ""
+
+    def column(self, name: str) -> np.ndarray:
+        """As a table's, but lengths of the texts by a pass over all of them."""
+        if name in ("length", "answer_length"):
+            return np.fromiter((len(caption) or 1 for caption in self.captions()), np.int32)
+        return super().column(name)
 
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> SidecarSource:
@@ -106,25 +96,26 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> SidecarS
                 "as valid_share, say 0.1",
                 key=f"data.datasets.{name}.valid_share",
             )
-    names = _names(folder)
-    folders = [folder, *names]
-    chosen = (split, share)
 
-    def write(temporary: Path) -> None:
-        _write(folder, chosen, temporary)
+    def batches() -> Iterator[pa.RecordBatch]:
+        none = True
+        for names in tables.chunks(i for i in _images(folder) if _is_chosen(i, split, share)):
+            none = False
+            yield tables.columns(images=tables.files(pa.array(names)))
+        if none:
+            raise UserError(
+                f"dataset {name!r}: no images for the {split} split in {folder} (valid_share "
+                f"{share}); known endings: {' '.join(SUFFIXES)}",
+                key=f"data.datasets.{name}.root",
+            )
 
     # A folder's time changes when a file comes or goes.
-    table = open_table(folders, ("sidecar", FORM, chosen), write, cache_dir=cache_dir)
-    if not len(table):
-        raise UserError(
-            f"dataset {name!r}: no images for the {split} split in {folder} (valid_share {share}); "
-            f"known endings: {' '.join(SUFFIXES)}",
-            key=f"data.datasets.{name}.root",
-        )
+    inputs = [folder, *_folders(folder)]
+    table = tables.open_table(inputs, ("sidecar", split, share), batches, cache_dir=cache_dir)
     return SidecarSource(name, split, table, folder, config.text.removeprefix("."))
 
 
-def _names(folder: Path) -> list[Path]:
+def _folders(folder: Path) -> list[Path]:
     """All folders inside ``folder`` that are not hidden, in order."""
     found: list[Path] = []
     for parent, folders, _ in os.walk(folder):
@@ -133,27 +124,14 @@ def _names(folder: Path) -> list[Path]:
     return found
 
 
-def _write(folder: Path, chosen: tuple[str, float], target: Path) -> None:
-    """Stream the names of a split's images into an Arrow file."""
-    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
-        batch: list[str] = []
-        for name in _images(folder):
-            if _is_chosen(name, *chosen):
-                batch.append(name)
-            if len(batch) == _ROWS:
-                writer.write_batch(pa.record_batch([pa.array(batch)], schema=_SCHEMA))
-                batch = []
-        writer.write_batch(pa.record_batch([pa.array(batch, pa.string())], schema=_SCHEMA))
-
-
 def _images(folder: Path) -> Iterator[str]:
-    for parent in [folder, *_names(folder)]:
+    for parent in [folder, *_folders(folder)]:
         with os.scandir(parent) as entries:
             names = sorted(entry.name for entry in entries if entry.name[:1] != ".")
         inside = parent.relative_to(folder)
         for name in names:
             if name.lower().endswith(SUFFIXES):
-                # Of bytes that are no UTF-8 a name is made that no file has: a bad sample.
+                # Of bytes that are not UTF-8 a name is made that no file has: a bad sample.
                 yield str(inside / name).encode(errors="replace").decode()
 
 

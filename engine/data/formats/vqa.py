@@ -18,13 +18,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.config.schema import Section
-from engine.data.tables.annotations import Row, open_annotations, row_or_fault
-from engine.data.tables.fields import answers, identity, image_names, mapping, required, string
 from engine.data.tables.json_rows import read_list
-from engine.data.tables.places import annotation_file, image_folder
-from engine.data.tables.source import AnnotationSource
+from engine.data.tables.paths import annotation_file, image_folder
+from engine.data.tables.source import TableSource, open_rows
+from engine.data.tables.table import file_named, row_or_fault
+from engine.data.tables.values import (
+    answers,
+    identity,
+    image_names,
+    mapping,
+    question_caption,
+    required,
+    string,
+)
 from engine.errors import UserError
-from engine.types import BadSample
+from engine.types import BadSample, Row
 
 _PATTERN = re.compile(r"[^%]*%(?:0?\d{1,2})?([ds])[^%]*")
 
@@ -43,7 +51,7 @@ class Config(Section):
     valid_image_name: str = "COCO_val2014_%012d.jpg"
 
 
-def build(config: Config, *, name: str, split: str, cache_dir: Path) -> AnnotationSource:
+def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSource:
     """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
     chosen = {
         option: getattr(config, f"{split}_{option}")
@@ -67,10 +75,8 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Annotati
         if chosen[option] is not None
     ]
     images = image_folder(config.root, chosen["images"], dataset=name, option=f"{split}_images")
-    table = open_annotations(
-        inputs, ("vqa", pattern), lambda: _rows(inputs, pattern), cache_dir=cache_dir
-    )
-    return AnnotationSource(name, split, table, images)
+    options, rows = ("vqa", pattern), lambda: _rows(inputs, pattern)
+    return open_rows(name, split, inputs, options, rows, cache_dir=cache_dir, images=images)
 
 
 def _rows(inputs: list[Path], pattern: str) -> Iterator[Row]:
@@ -81,8 +87,8 @@ def _rows(inputs: list[Path], pattern: str) -> Iterator[Row]:
 
 class _Annotation(NamedTuple):
     answers: tuple[str, ...] = ()
-    question_type: str | None = None
-    answer_type: str | None = None
+    question_type: str = ""
+    answer_type: str = ""
 
 
 def _annotations(path: Path) -> dict[str, _Annotation | BadSample]:
@@ -118,9 +124,9 @@ def _given(annotation: Any) -> tuple[str, ...]:
     return answers(required(annotation, "answers"))
 
 
-def _kind(told: Any, name: str) -> str | None:
-    kind = told.get(name)
-    return None if kind is None else string(kind, f"the {name}")
+def _kind(entry: Any, name: str) -> str:
+    kind = entry.get(name)
+    return "" if kind is None else string(kind, f"the {name}")
 
 
 def _row(value: Any, known: dict[str, _Annotation | BadSample] | None, pattern: str) -> Row:
@@ -137,7 +143,8 @@ def _row(value: Any, known: dict[str, _Annotation | BadSample] | None, pattern: 
         raise BadSample("no answer", f"question {own[:60]!r} has an empty list of answers")
     named = image_names(asked["image"]) if "image" in asked else (_file(pattern, image_id),)
     return Row(
-        image=named[0] if named else None,
+        images=tuple(map(file_named, named)),
+        caption=question_caption(question, found.answers),
         image_id=image_id,
         caption_id=own,
         question=question,
@@ -152,5 +159,6 @@ def _file(pattern: str, image_id: str) -> str:
     if match is None or match[1] == "s":
         return pattern % image_id
     if not image_id.isdecimal() or len(image_id) > 20:
-        raise BadSample("malformed", f"image_id {image_id[:60]!r} is no number, as {pattern} wants")
+        detail = f"image_id {image_id[:60]!r} is not a number, as {pattern} wants"
+        raise BadSample("malformed", detail)
     return pattern % int(image_id)

@@ -18,15 +18,15 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from engine.data.cache import build_cached
 from engine.data.image_files import ENDINGS, MAX_IMAGE_BYTES
-from engine.data.once import make_once
 from engine.data.stream.open import Shard, open_shard
-from engine.data.tables.image_root import OUTSIDE
+from engine.data.tables.paths import OUTSIDE
 from engine.data.tar.texts import TextForm, read_texts
 from engine.data.tar.urls import is_remote
 from engine.errors import UserError
@@ -203,20 +203,16 @@ def _read_texts(key: str, sample: dict[str, Any], form: TextForm) -> list[Row]:
     image = next((sample[ending] for ending in sample if ending in ENDINGS), None)
     if image is None and not texts[0].turns:
         raise BadSample("missing image", f"its {form.text} or json is there alone")
+    images = () if image is None else (image,)
     return [
-        Row(
-            key,
-            () if image is None else (image,),
-            text.caption,
-            text.image_id or key,
-            text.caption_id or f"{key}#{number}",
-            turns=text.turns,
-            answers=text.answers,
-            labels=text.labels,
-            question_type=text.question_type,
-            answer_type=text.answer_type,
+        replace(
+            row,
+            key=key,
+            images=images,
+            image_id=row.image_id or key,
+            caption_id=row.caption_id or f"{key}#{number}",
         )
-        for number, text in enumerate(texts)
+        for number, row in enumerate(texts)
     ]
 
 
@@ -239,7 +235,7 @@ def count_samples(
     """
     target = cache_dir / "streams" / f"{digest(urls)}.json"
     try:
-        make_once(target, lambda path: _write_count(path, urls, read, name))
+        build_cached(target, lambda path: _write_count(path, urls, read, name))
         return int(json.loads(target.read_text("utf8"))["samples"])
     except OSError as error:
         raise UserError(
@@ -327,4 +323,4 @@ def _copy(url: str, target: Path) -> None:
             while data := shard.read(_CHUNK):
                 file.write(data)
 
-    make_once(target, make)
+    build_cached(target, make)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from engine.data.tables import table as tables
-from engine.data.tables.fields import question_caption
-from engine.data.tables.image_root import OUTSIDE
+from engine.data.tables.paths import OUTSIDE
 from engine.data.tables.table import Table, open_table
+from engine.data.tables.values import question_caption
 from engine.errors import UserError
 
-FORM = 3  # of the cached file; raised when its content changes
 USUAL_NAMES = {
     "image": ("image", "filepath", "file_path", "file_name", "filename", "image_path", "path"),
     "image_id": ("image_id",),
@@ -46,19 +45,17 @@ def open_csv(
 ) -> Table:
     """The table of a CSV with a header, its columns separated by ``,`` tab ``;`` or ``|``.
 
-    Its columns: image, image_id, caption, caption_id, and question, answers, labels, question_type
-    and answer_type where the file has them. ``names`` maps those to the file's own column names,
-    where they are not among the ``usual`` ones. An absent image_id is the image's path, an absent
-    caption_id the row's number, an absent caption is made of question and answer, else of the
-    labels. Text that is not UTF-8 is None. Raises UserError for a file that is missing, empty or
+    ``names`` maps the table's columns (``usual``) to the file's own names, where they are not among
+    the usual ones. An absent caption is made of question and answer, else of the labels. A row with
+    text that is not UTF-8 cannot be used. Raises UserError for a file that is missing, empty or
     malformed, for a missing column, and for an image path that leaves its folder.
     """
 
-    def write(temporary: Path) -> None:
-        _convert(path, *_columns(path, dict(names or {}), usual), temporary)
+    def batches() -> Iterator[pa.RecordBatch]:
+        return _batches(path, *_columns(path, dict(names or {}), usual))
 
-    options = ("csv", FORM, sorted((names or {}).items()), sorted(usual.items()))
-    return open_table([path], options, write, cache_dir=cache_dir)
+    options = ("csv", sorted((names or {}).items()), sorted(usual.items()))
+    return open_table([path], options, batches, cache_dir=cache_dir)
 
 
 def _columns(
@@ -106,14 +103,14 @@ def _header(text: str, separator: str) -> list[str] | None:
         return None
 
 
-def _convert(
-    path: Path, separator: str, num_columns: int, columns: dict[str, int], target: Path
-) -> None:
-    """Stream the CSV into an Arrow file."""
-    # Places instead of names: a file may use one twice, or bytes that are no text.
+def _batches(
+    path: Path, separator: str, num_columns: int, columns: dict[str, int]
+) -> Iterator[pa.RecordBatch]:
+    """The CSV's rows, as many at a time as fill a block."""
+    # Places instead of names: a file may use one twice, or bytes that are not text.
     places = [str(place) for place in range(num_columns)]
     used = [places[place] for place in sorted(set(columns.values()))]
-    num_rows, writer = 0, None
+    num_rows = 0
     try:
         reader = pa.csv.open_csv(
             path,
@@ -129,17 +126,12 @@ def _convert(
                 include_columns=used, column_types=dict.fromkeys(used, pa.binary())
             ),
         )
-        with pa.OSFile(str(target), "wb") as file:
-            for batch in reader:
-                texts = {place: _text(batch.column(place)) for place in used}
-                named = {column: texts[places[place]] for column, place in columns.items()}
-                _refuse_outside(named["image"], num_rows, path)
-                made = _complete(named, num_rows)
-                writer = writer or pa.ipc.new_file(file, made.schema)
-                writer.write_batch(made)
-                num_rows += batch.num_rows
-            if writer is not None:
-                writer.close()
+        for batch in reader:
+            texts = {place: _text(batch.column(place)) for place in used}
+            named = {column: texts[places[place]] for column, place in columns.items()}
+            _refuse_outside(named["image"], num_rows, path)
+            yield _complete(named, num_rows)
+            num_rows += batch.num_rows
     except pa.ArrowInvalid as error:
         hint = " (or a quote is not closed)" if "straddl" in str(error) else ""
         raise UserError(f"cannot read {path} as a table: {error}{hint}") from error
@@ -148,7 +140,7 @@ def _convert(
 
 
 def _text(column: pa.Array) -> pa.Array:
-    """Bytes as strings; null where they are no UTF-8."""
+    """Bytes as strings; null where they are not UTF-8."""
     try:
         return column.cast(pa.string())
     except pa.ArrowInvalid:
@@ -162,28 +154,26 @@ def _decoded(value: bytes) -> str | None:
         return None
 
 
-def _complete(columns: dict[str, pa.Array], rows_before: int) -> pa.RecordBatch:
-    """The columns in their order, with what the file lacks; a row with bytes that are no text has
-    no caption."""
-    not_text = [pc.is_null(column) for column in columns.values() if column.null_count]
+def _complete(texts: dict[str, pa.Array], rows_before: int) -> pa.RecordBatch:
+    """The columns of a table; a row with bytes that are not text has no caption, but a cause."""
+    not_text = [pc.is_null(column) for column in texts.values() if column.null_count]
+    images = texts.pop("image")
     for name in LISTS:
-        if name in columns:
-            columns[name] = pc.split_pattern(columns[name], "|")
-    length = len(columns["image"])
-    if "image_id" not in columns:
-        columns["image_id"] = columns["image"]
-    if "caption_id" not in columns:
-        rows = np.arange(rows_before, rows_before + length)
-        columns["caption_id"] = pa.array(rows).cast(pa.string())
-    if "caption" not in columns:
-        columns["caption"] = _captions(columns, length)
+        if name in texts:
+            texts[name] = pc.split_pattern(texts[name], "|")
+    if "caption" not in texts:
+        texts["caption"] = _captions(texts, len(images))
+    faults = [pa.nulls(len(images), pa.string())] * 2
     if not_text:
         bad = functools.reduce(pc.or_, not_text)
-        columns["caption"] = pc.if_else(bad, pa.scalar(None, pa.string()), columns["caption"])
-        for name in ("image_id", "caption_id"):
-            columns[name] = columns[name].fill_null("")
-    ordered = {name: columns[name] for name in USUAL_NAMES if name in columns}
-    return pa.record_batch(list(ordered.values()), names=list(ordered))
+        numbers = pa.array(np.arange(rows_before, rows_before + len(images)) + 1).cast(pa.string())
+        nothing = pa.scalar(None, pa.string())
+        detail = pc.binary_join_element_wise("row ", numbers, " is not UTF-8", "")
+        faults = [pc.if_else(bad, told, nothing) for told in ("not text", detail)]
+        texts["caption"] = pc.if_else(bad, nothing, texts["caption"])
+        for name in {"image_id", "caption_id"} & set(texts):
+            texts[name] = texts[name].fill_null("")
+    return tables.columns(images=tables.files(images), cause=faults[0], detail=faults[1], **texts)
 
 
 def _captions(columns: dict[str, pa.Array], length: int) -> pa.Array:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
-import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
@@ -22,9 +21,10 @@ from engine.errors import UserError
 
 MAX_ENTRY = 64 << 20  # characters of one entry
 _READ_BYTES = 1 << 20
-_SPACES = " \t\n\r"
 _SPACE = re.compile(r"[ \t\n\r]*")
+_COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
+_SCAN: Callable[[str, int], tuple[Any, int]] = vars(_DECODER)["scan_once"]
 # An error nearer to the end of what is read than this may only mean that more is to be read.
 _NEAR_END = 16
 
@@ -50,12 +50,14 @@ def read_list(path: Path, section: str) -> Iterator[Entry]:
         keys = []
         for key in stream.read_keys():
             keys.append(key)
-            if key == section:
-                if stream.peek() != "[":
-                    raise UserError(f"{section!r} of {path} is not a list")
-                yield from stream.items(f"{section} ")
+            if stream.peek() == "[":
+                for entry in stream.items(f"{key} "):
+                    if key == section:
+                        yield entry
+            elif key == section:
+                raise UserError(f"{section!r} of {path} is not a list")
             else:
-                stream.skip()
+                stream.value()
     if section not in keys:
         found = ", ".join(keys) or "none"
         raise UserError(f"{path} has no list {section!r}; its keys: {found[:300]}")
@@ -72,11 +74,6 @@ def read_rows(path: Path) -> Iterator[Entry]:
             raise UserError(f"{path} is empty")
     with _opened(path) as file:
         yield from _lines(path, file)
-
-
-def read_entry(descriptor: int, offset: int, extent: int) -> Any:
-    """An entry read again from its place. Raises ValueError where it is none any more."""
-    return json.loads(_unpacked(os.pread(descriptor, extent, offset)))
 
 
 def _unpacked(line: bytes) -> str:
@@ -131,25 +128,23 @@ class _Stream:
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
         self.decode = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape").decode
-        self.window, self.at = "", 0
+        self.window, self.at, self.is_ascii = "", 0, True
         self.offset = 0  # in bytes, of the window's place ``at``
         self.ended = False
-        self.where = ""  # the entry that is being read, for messages
+        self.what, self.number = "", 0  # the entry that is being read, for messages
         while not (self.window or self.ended):
             self._more()
         if self.window.startswith("\ufeff"):
             self._advance(1)
 
     def peek(self) -> str:
-        """The next character that is no space; empty at the file's end."""
+        """The next character that is not a space; empty at the file's end."""
         while True:
-            mark = self.window[self.at : self.at + 1]
-            if not mark or mark in _SPACES:
-                if match := _SPACE.match(self.window, self.at):
-                    self._advance(match.end())
-                mark = self.window[self.at : self.at + 1]
-            if mark or self.ended:
-                return mark
+            match = _SPACE.match(self.window, self.at)
+            assert match is not None
+            self._advance(match.end())
+            if self.at < len(self.window) or self.ended:
+                return self.window[self.at : self.at + 1]
             self._more()
 
     def read_keys(self) -> Iterator[str]:
@@ -163,18 +158,28 @@ class _Stream:
 
     def items(self, what: str = "") -> Iterator[Entry]:
         """Entries of the list that comes next."""
-        for number in self._members("[", "]"):
-            self.where = f"{what}entry {number}"
-            yield Entry(number, *self.value())
-        self.where = ""
-
-    def skip(self) -> None:
-        """Pass over the value that comes next."""
-        if self.peek() != "[":
-            self.value()
-            return
+        self.what = what
         for _ in self._members("[", "]"):
-            self.value()
+            self.number += 1
+            yield Entry(self.number, *self.value())
+            yield from self._plain_items()
+        self.number = 0
+
+    def _plain_items(self) -> Iterator[Entry]:
+        """The next entries that are whole in the window, as ``items`` has them, in a third of the
+        time; up to one that is not, or cannot be read."""
+        window, size = self.window, len(self.window)
+        while self.is_ascii and (comma := _COMMA.match(window, self.at)):
+            start = comma.end()
+            try:
+                value, end = _SCAN(window, start)
+            except (StopIteration, ValueError, RecursionError):
+                return
+            if end == size or end - start > MAX_ENTRY:
+                return
+            offset = self.offset + start - self.at
+            self.number, self.offset, self.at = self.number + 1, offset + end - start, end
+            yield Entry(self.number, value, offset, end - start)
 
     def end(self) -> None:
         """Nothing may follow the list."""
@@ -183,8 +188,8 @@ class _Stream:
 
     def value(self) -> tuple[Any, int, int]:
         """The value that comes next, its offset and its length in bytes."""
-        self.peek()
         while True:
+            self.peek()
             try:
                 value, end = _DECODER.raw_decode(self.window, self.at)
             except RecursionError:
@@ -193,7 +198,8 @@ class _Stream:
                 open_string = error.msg.startswith("Unterminated string")
                 near_end = error.pos >= len(self.window) - _NEAR_END
                 if self.ended or not (open_string or near_end):
-                    self._fail(f"{error.msg} at byte {self._byte(error.pos)}")
+                    place = self.offset + self._num_bytes(error.pos)
+                    self._fail(f"{error.msg} at byte {place}")
             except ValueError as error:  # an integer of thousands of digits
                 self._fail(str(error))
             else:
@@ -204,17 +210,15 @@ class _Stream:
                     return value, start, self.offset - start
             self._more()
 
-    def _members(self, opening: str, closing: str) -> Iterator[int]:
-        """Numbers from 1 on, while the caller reads the members one by one."""
+    def _members(self, opening: str, closing: str) -> Iterator[None]:
+        """A turn for each member, while the caller reads them one by one."""
         assert self.peek() == opening
         self._advance(self.at + 1)
-        number = 0
         if self.peek() == closing:
             self._advance(self.at + 1)
             return
         while True:
-            number += 1
-            yield number
+            yield
             mark = self.peek()
             if mark not in (",", closing):
                 self._fail(f"a comma or {closing} is wanted at byte {self.offset}")
@@ -223,13 +227,14 @@ class _Stream:
                 return
 
     def _advance(self, at: int) -> None:
-        if at != self.at:
-            self.offset, self.at = self._byte(at), at
+        self.offset += self._num_bytes(at)
+        self.at = at
 
-    def _byte(self, at: int) -> int:
-        passed = self.window[self.at : at]
-        units = passed if passed.isascii() else passed.encode(errors="surrogateescape")
-        return self.offset + len(units)
+    def _num_bytes(self, at: int) -> int:
+        """Bytes from where the stream is up to a place in the window."""
+        if self.is_ascii:
+            return at - self.at
+        return len(self.window[self.at : at].encode(errors="surrogateescape"))
 
     def _more(self) -> None:
         """Drop what is passed, and read as much as is held, so that a long value is soon whole."""
@@ -237,6 +242,7 @@ class _Stream:
         data = self.file.read(max(_READ_BYTES, held))
         self.ended = not data
         self.window = self.window[self.at :] + self.decode(data, final=self.ended)
+        self.is_ascii = self.window.isascii()
         self.at = 0
 
     def _bounded(self, length: int) -> int:
@@ -245,5 +251,5 @@ class _Stream:
         return length
 
     def _fail(self, why: str) -> NoReturn:
-        where = f", {self.where}" if self.where else ""
+        where = f", {self.what}entry {self.number}" if self.number else ""
         raise UserError(f"{self.path}{where}: not JSON that can be read: {why}")

@@ -8,63 +8,17 @@ A *pair* is what a human says with the answer that follows; rows without any cou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.data.permutation import Indices
-from engine.data.tables.table import Table
-
-_COLUMNS = ("caption", "turns", "image", "file", "question")
-
-
-def of_rows(table: Table) -> np.ndarray:
-    """int32 [rows], memory-mapped."""
-    return table.kept("length", np.int32, len(table), lambda: map(_row_lengths, _batches(table)))
-
-
-def of_pairs(table: Table) -> np.ndarray:
-    """int32 [pairs], memory-mapped: of each pair of each row, one after another."""
-    total = int(pair_ends(table)[-1])
-    return table.kept("pairs.length", np.int32, total, lambda: map(_pair_lengths, _batches(table)))
-
-
-def of_answers(table: Table) -> np.ndarray:
-    """int32 [rows], memory-mapped."""
-    return table.kept(
-        "answer.length", np.int32, len(table), lambda: map(_answer_lengths, _batches(table))
-    )
-
-
-def of_pair_answers(table: Table) -> np.ndarray:
-    """int32 [pairs], memory-mapped."""
-    total = int(pair_ends(table)[-1])
-    return table.kept(
-        "pairs.answer.length", np.int32, total, lambda: map(_pair_answer_lengths, _batches(table))
-    )
-
-
-def pair_ends(table: Table) -> np.ndarray:
-    """int64 [rows], memory-mapped: how many pairs the rows up to each one have, itself included."""
-
-    def ends() -> Iterator[Indices]:
-        before = 0
-        for batch in _batches(table):
-            counts = np.maximum(_Turns(batch).pairs, 1)
-            yield np.cumsum(counts) + before
-            before += int(counts.sum())
-
-    return table.kept("pairs.ends", np.int64, len(table), ends)
-
-
-def _batches(table: Table) -> Iterator[pa.RecordBatch]:
-    return table.batches([name for name in _COLUMNS if name in table.column_names])
 
 
 class _Turns:
-    """The turns of a batch's rows, laid end to end."""
+    """The turns of a batch's rows, end to end."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         nothing = np.zeros(0, np.int64)
@@ -91,46 +45,54 @@ class _Turns:
         return found
 
 
-def _row_lengths(batch: pa.RecordBatch) -> Indices:
+def _chars(batch: pa.RecordBatch, name: str, without: int) -> Indices:
+    if name not in batch.schema.names:
+        return np.full(batch.num_rows, without, np.int64)
+    return pc.utf8_length(batch.column(name)).fill_null(without).to_numpy().astype(np.int64)
+
+
+def _of_rows(batch: pa.RecordBatch) -> Indices:
     turns = _Turns(batch)
-    captions = pc.utf8_length(batch.column("caption")).fill_null(0).to_numpy()
-    return _signed(np.where(turns.counts > 0, turns.totals, captions), batch)
+    lengths = np.where(turns.counts > 0, turns.totals, _chars(batch, "caption", 0))
+    return np.maximum(lengths, 1) * np.where(has_image(batch), 1, -1)  # zero has no sign
 
 
-def _pair_lengths(batch: pa.RecordBatch) -> Indices:
-    turns, rows = _Turns(batch), _row_lengths(batch)
-    both = turns.lengths[turns.starts] + turns.lengths[turns.starts + 1]
-    return turns.of_pairs(rows, np.sign(rows), both)
-
-
-def _answer_lengths(batch: pa.RecordBatch) -> Indices:
+def _of_answers(batch: pa.RecordBatch) -> Indices:
     turns = _Turns(batch)
-    answers = pc.utf8_length(batch.column("caption")).fill_null(0).to_numpy().astype(np.int64)
-    if "question" in batch.schema.names:  # which stands before the answer, with a space
-        asked = pc.utf8_length(batch.column("question")).fill_null(-1).to_numpy()
-        answers = np.maximum(answers - asked - 1, 0)
+    answers = _chars(batch, "caption", 0)
+    # A question stands before its answer, with a space.
+    answers = np.maximum(answers - _chars(batch, "question", -1) - 1, 0)
     last = np.flatnonzero(np.diff(turns.rows, append=-1))  # of each conversation
     answers[turns.rows[last]] = turns.lengths[last]
     return answers
 
 
-def _pair_answer_lengths(batch: pa.RecordBatch) -> Indices:
-    turns = _Turns(batch)
-    rows = _answer_lengths(batch)
+def _of_pairs(batch: pa.RecordBatch) -> Indices:
+    turns, rows = _Turns(batch), _of_rows(batch)
+    both = turns.lengths[turns.starts] + turns.lengths[turns.starts + 1]
+    return turns.of_pairs(rows, np.sign(rows), both)
+
+
+def _of_pair_answers(batch: pa.RecordBatch) -> Indices:
+    turns, rows = _Turns(batch), _of_answers(batch)
     return turns.of_pairs(rows, np.ones_like(rows), turns.lengths[turns.starts + 1])
 
 
-def _signed(lengths: Indices, batch: pa.RecordBatch) -> Indices:
-    """Negative without an image: at least one character then, since zero has no sign."""
-    shown = [batch.column(name) for name in ("image", "file") if name in batch.schema.names]
-    has_image = np.any([c.is_valid().to_numpy(zero_copy_only=False) for c in shown], axis=0)
-    return np.where(has_image, np.maximum(lengths, 1), -np.maximum(lengths, 1))
+def num_pairs(batch: pa.RecordBatch) -> Indices:
+    """int64 [rows]: at least 1."""
+    return np.maximum(_Turns(batch).pairs, 1)
 
 
-COLUMNS: dict[str, Callable[[Table], np.ndarray]] = {
-    "length": of_rows,
-    "answer_length": of_answers,
-    "pair_ends": pair_ends,
-    "pair_length": of_pairs,
-    "pair_answer_length": of_pair_answers,
+def has_image(batch: pa.RecordBatch) -> np.ndarray:
+    """bool [rows]."""
+    if "images" not in batch.schema.names:
+        return np.zeros(batch.num_rows, bool)
+    return pc.list_value_length(batch.column("images")).fill_null(0).to_numpy() > 0
+
+
+COLUMNS: dict[str, Callable[[pa.RecordBatch], Indices]] = {
+    "length": _of_rows,
+    "answer_length": _of_answers,
+    "pair_length": _of_pairs,
+    "pair_answer_length": _of_pair_answers,
 }

@@ -1,122 +1,361 @@
-"""A table of annotations as one split of a dataset."""
+"""Tables of rows as one split of a dataset: one table, or one for each of its shards."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import repeat
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from engine.data.cache import cached_array
+from engine.data.permutation import Indices
 from engine.data.tables import lengths
-from engine.data.tables.fields import most_common
-from engine.data.tables.image_root import ImageRoot
-from engine.data.tables.table import Table
-from engine.types import BadSample, Row, Source, Turn
+from engine.data.tables.paths import ImageRoot
+from engine.data.tables.table import PLACE, Block, Stored, Table, open_table, to_batches
+from engine.data.tables.values import most_common
+from engine.types import BadSample, EncodedImage, Place, Row, Source, Turn
+
+_NUM_NAMED = 3  # damaged tables in a message
 
 
-class ImageStore(Protocol):
-    """Image bytes that lie in annotation files."""
+class File(NamedTuple):
+    """A file that images are inside of, and its size and time."""
 
-    def read(self, file: int, offset: int, extent: int, count: int) -> tuple[bytes, ...]:
-        """The first ``count`` images at a row's place; raises BadSample where there are fewer."""
+    path: str
+    state: tuple[int, int]
+
+    @classmethod
+    def now(cls, path: Path) -> File:
+        """As it is now."""
+        found = path.stat()
+        return cls(str(path), (found.st_size, found.st_mtime_ns))
+
+
+class Part(NamedTuple):
+    """One of a source's tables, with the files that its images are inside of."""
+
+    table: Table
+    files: Sequence[File]
+    shown: str = ""  # a shard's name in messages and ids
+
+
+class Parts(Protocol):
+    """The tables of a source. Small where pickled, whatever their number."""
+
+    @property
+    def path(self) -> Path:
+        """A file beside which columns are kept, named by all that the rows were made of."""
         ...
 
+    @property
+    def rows(self) -> np.ndarray:
+        """int64: of each table."""
+        ...
 
-class AnnotationSource(Source):
-    """Rows of a table as one split of a dataset.
+    @property
+    def faults(self) -> np.ndarray:
+        """int64: rows of each table that are known to be lost."""
+        ...
 
-    ``images`` is the folder of images that rows name, ``store`` reads those that lie in files of
-    many. A row that names neither has image None.
+    def __getitem__(self, number: int) -> Part: ...
+
+
+class OneTable:
+    """The parts of a source of one table."""
+
+    def __init__(self, table: Table, held_in: Sequence[Path] = ()) -> None:
+        self.part = Part(table, [File.now(path) for path in held_in])
+
+    @property
+    def path(self) -> Path:
+        return self.part.table.path
+
+    @property
+    def rows(self) -> np.ndarray:
+        return np.array([len(self.part.table)])
+
+    @property
+    def faults(self) -> np.ndarray:
+        return np.array([self.part.table.num_faults])
+
+    def __getitem__(self, number: int) -> Part:
+        return self.part
+
+
+class TableSource(Source):
+    """Rows of tables, one table after another.
+
+    ``images`` is the folder of images that rows name; the others are inside the tables' files,
+    ``base64`` says whether as such text. ``sharded``: there is a table for each of the dataset's
+    shards, and ids that a row does not give are made from its place there.
     """
 
     def __init__(
         self,
         name: str,
         split: str,
-        table: Table,
+        parts: Parts,
         images: ImageRoot | None = None,
-        store: ImageStore | None = None,
+        *,
+        base64: bool = False,
+        sharded: bool = False,
+        classes: list[str] | None = None,
     ) -> None:
-        self.name = name
-        self.split = split
-        self.table = table
-        self.images = images
-        self.store = store
+        self.name, self.split, self.parts, self.images = name, split, parts, images
+        self.base64, self.sharded, self.classes = base64, sharded, classes
+        self._ends = array("q", np.cumsum(parts.rows).tolist())
+        self._length = self._ends[-1]
 
     def __len__(self) -> int:
-        return len(self.table)
+        return self._length
+
+    def _at(self, index: int) -> tuple[Part, Block, int]:
+        if not 0 <= index < self._length:
+            raise IndexError(f"row {index} of {self._length} in {self.name}")
+        number = bisect_right(self._ends, index)
+        part = self.parts[number]
+        start = self._ends[number - 1] if number else 0
+        return part, *part.table.at(index - start)
 
     def __getitem__(self, index: int) -> Row:
-        """The row at ``index``; BadSample where it cannot be used, or its image lies elsewhere."""
-        row = self.table.row(index)
-        number = f"row {index + 1}"
-        if row.get("fault"):
-            cause, _, detail = row["fault"].partition(": ")
-            raise BadSample(cause, detail)
-        if row["caption"] is None:
-            raise BadSample("not text", f"{number} is not UTF-8")
-        if not row["caption"].strip():
-            raise BadSample("no answer" if row.get("turns") else "no caption", number)
-        given = tuple(answer for answer in row.get("answers") or () if answer)
-        images = self._images(row, number)
+        """The row at ``index``; BadSample where it cannot be used, or its image is elsewhere."""
+        part, block, place = self._at(index)
+        (key, images, caption, image_id, caption_id, label, turns, answers, labels, question_type,
+         answer_type, question, cause, detail) = block.row(place)  # fmt: skip
+        shown, own, made_id = _names(part.shown, key, images, index)
+        if cause:
+            raise BadSample(cause, f"{own}: {detail}" if part.shown else detail or "")
+        caption = self._text(caption, images)
+        if not caption or not caption.strip():
+            raise BadSample("no answer" if turns else "no caption", f"row {index + 1}")
+        given = tuple(filter(None, answers or ()))
+        if question and not turns:
+            turns = (("human", question), *((("gpt", most_common(given)),) if given else ()))
         return Row(
-            row["image"] or number,
-            images,
-            row["caption"],
-            row["image_id"],
-            row["caption_id"],
-            row.get("label"),
-            _turns(row, given),
+            shown,
+            tuple([self._image(part, image, index, shown) for image in images or ()]),
+            caption,
+            made_id if image_id is None else image_id,
+            str(index) if caption_id is None else caption_id,
+            label,
+            turns or (),
             given,
-            tuple(label for label in row.get("labels") or () if label),
-            row.get("question_type") or "",
-            row.get("answer_type") or "",
+            tuple(filter(None, labels or ())),
+            question_type or "",
+            answer_type or "",
+            question,
         )
 
-    def _images(self, row: dict[str, Any], number: str) -> tuple[Path | bytes, ...]:
-        if row.get("file") is not None and self.store is not None:
-            count = row.get("num_images") or 1
-            return self.store.read(row["file"], row["offset"], row["extent"], count)
-        names = () if row["image"] is None else (row["image"], *(row.get("more_images") or ()))
-        for name in names:
-            if not name:
-                raise BadSample("missing", f"{number} names no image")
-            if self.images is None:
-                raise BadSample("missing", f"{number} names {name!r}; there is no image folder")
-        return tuple(self.images.path(name) for name in names) if self.images else ()
+    def _text(self, caption: str | None, images: Sequence[Stored] | None) -> str | None:
+        """The caption of a row whose table has this one."""
+        return caption
 
-    def column(self, name: str) -> np.ndarray:
-        """int64 codes of ``image_id`` or ``caption_id``, equal where the ids are, or one of
-        engine/data/tables/lengths.py; memory-mapped."""
-        made = lengths.COLUMNS.get(name)
-        return self.table.codes(name) if made is None else made(self.table)
+    def _image(self, part: Part, image: Stored, index: int, shown: str) -> EncodedImage:
+        path, file, offset, size = image
+        if offset is not None:
+            held_in = part.files[file or 0]
+            return Place(held_in.path, offset, size, shown, self.base64, held_in.state)
+        if not path:
+            raise BadSample("missing", f"row {index + 1} names no image")
+        if self.images is None:
+            raise BadSample("missing", f"row {index + 1} names {path!r}; there is no image folder")
+        return self.images.path(path)
+
+    @property
+    def blocks(self) -> np.ndarray | None:
+        """int64 [shards]: rows of each shard; a block is read fastest as a whole."""
+        return self.parts.rows if self.sharded else None
+
+    @property
+    def state(self) -> str:
+        return self.parts.path.name
 
     @property
     def has_conversations(self) -> bool:
         """Whether any row has turns of its own."""
-        return "turns" in self.table.column_names and self.table.has_values("turns")
+        return any(part.table.has_values("turns") for part in self._parts())
 
     def conversations(self) -> Iterator[tuple[Turn, ...]]:
-        """The turns of all rows in order, none of those that are no conversation."""
-        if "turns" not in self.table.column_names:
-            return repeat((), len(self))
-        return (_spoken(turns) for turns in self.table.values("turns"))
+        for part in self._parts():
+            for block in part.table.blocks():
+                yield from (block.read["turns"](row) or () for row in range(len(block.batch)))
 
     def captions(self) -> Iterator[str]:
-        """All captions in order, without their images; empty where a row has none."""
-        return (caption or "" for caption in self.table.values("caption"))
+        for part in self._parts():
+            yield from (caption or "" for caption in part.table.values("caption"))
+
+    def captions_of(self, rows: Indices) -> Iterator[str]:
+        for row in rows.tolist():
+            _, block, place = self._at(row)
+            yield block.read["caption"](place) or ""
+
+    def column(self, name: str) -> np.ndarray:
+        """Memory-mapped: int64 codes of ``image_id`` or ``caption_id``, equal where the ids are;
+        int64 ``label``, -1 for none; int32 lengths (engine/data/tables/lengths.py); int64
+        ``pair_ends``: how many pairs the rows up to each one have, itself included."""
+        length, kind = self._length, cast(type, np.int64)
+        if name in lengths.COLUMNS:
+            kind = np.int32
+            length = int(self.column("pair_ends")[-1]) if name.startswith("pair") else length
+        path = self.parts.path.with_name(f"{self.parts.path.name}.{name}.npy")
+        return cached_array(path, kind, length, lambda: self._counted(name))
+
+    def _counted(self, name: str) -> Iterator[np.ndarray]:
+        if name in ("image_id", "caption_id"):
+            yield from self._codes(name)
+            return
+        before = 0
+        for _, _, batch in self._batches():
+            if name == "pair_ends":
+                ends = np.cumsum(lengths.num_pairs(batch)) + before
+                before = int(ends[-1]) if len(ends) else before
+                yield ends
+            elif name in lengths.COLUMNS:
+                yield lengths.COLUMNS[name](batch)
+            elif "label" in batch.schema.names:
+                yield batch.column("label").fill_null(-1).to_numpy()
+            else:
+                yield np.full(len(batch), -1)
+
+    def _codes(self, name: str) -> Iterator[np.ndarray]:
+        """Codes as the ids first appear; the distinct ids are in memory meanwhile."""
+        if not any(part.table.has_values(name) for part in self._parts()):
+            if name == "caption_id":
+                yield np.arange(self._length)
+                return
+            if self.sharded:  # an image's rows are one after another
+                new = [_new_images(batch) for _, _, batch in self._batches()]
+                yield np.cumsum(np.concatenate(new)) - 1
+                return
+        ids = pa.chunked_array([_ids(name, *each) for each in self._batches()])
+        for chunk in ids.dictionary_encode().chunks:
+            yield chunk.indices.to_numpy()
+        pa.default_memory_pool().release_unused()
+
+    def _parts(self) -> Iterator[Part]:
+        return (self.parts[number] for number in range(len(self._ends)))
+
+    def _batches(self) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+        """Each record batch with its shard's name and the number of its first row."""
+        start = 0
+        for part in self._parts():
+            for batch in part.table.batches:
+                yield part.shown, start, batch
+                start += len(batch)
 
 
-def _spoken(turns: list[dict[str, str]] | None) -> tuple[Turn, ...]:
-    return tuple((turn["role"], turn["text"]) for turn in turns or ())
+def _names(
+    shard: str, key: str | None, images: Sequence[Stored] | None, index: int
+) -> tuple[str, str, str]:
+    """A row's key, what names it in its faults, and the id of its image where none is given."""
+    first = images[0] if images else None
+    if not shard:
+        path = first[0] if first else None
+        return path or f"row {index + 1}", "", path or str(index)
+    place = f"{shard}/{key}" if key else shard
+    if first is None:
+        return place, place, f"{shard}/{key or ''}@-1"
+    own = place.rpartition(".")[0]
+    return place, own, f"{own}@{first[2]}"
 
 
-def _turns(row: dict[str, Any], given: tuple[str, ...]) -> tuple[Turn, ...]:
-    if row.get("turns"):
-        return _spoken(row["turns"])
-    if not row.get("question"):
-        return ()
-    asked = ("human", row["question"])
-    return (asked, ("gpt", most_common(given))) if given else (asked,)
+def _ids(name: str, shard: str, start: int, batch: pa.RecordBatch) -> pa.Array:
+    """The ids of a batch's rows as the source hands them out, the first row's number ``start``."""
+    kind = pa.large_string() if shard else pa.string()
+    numbers = pa.array(np.arange(start, start + len(batch))).cast(kind)
+    if name == "caption_id":
+        made = numbers
+    elif not shard:
+        paths = _firsts(batch, "path")
+        named = pc.if_else(pc.equal(paths, ""), pa.scalar(None, kind), paths)
+        made = pc.coalesce(named, numbers) if named.null_count else named
+    else:
+        offsets = _firsts(batch, "offset").fill_null(-1)
+        keys = _column(batch, "key", kind).fill_null("")
+        bare = pc.replace_substring_regex(keys, r"\.[^./]*$", "")
+        own = pc.if_else(pc.greater(offsets, 0), bare, keys)
+        before, between, nothing = (pa.scalar(part, kind) for part in (f"{shard}/", "@", ""))
+        made = pc.binary_join_element_wise(before, own, between, offsets.cast(kind), nothing)
+    return pc.coalesce(_column(batch, name, kind), made)
+
+
+def _column(batch: pa.RecordBatch, name: str, kind: pa.DataType) -> pa.Array:
+    return batch.column(name) if name in batch.schema.names else pa.nulls(len(batch), kind)
+
+
+def _firsts(batch: pa.RecordBatch, field: str) -> pa.Array:
+    """A field of ``PLACE`` of each row's first image; null without one."""
+    kind = PLACE.field(field).type
+    if "images" not in batch.schema.names:
+        return pa.nulls(len(batch), kind)
+    images = batch.column("images")
+    counts = pc.list_value_length(images).fill_null(0).to_numpy()
+    places = pc.list_flatten(images)
+    if places.type.get_field_index(field) < 0:
+        return pa.nulls(len(batch), kind)
+    values = places.field(field)
+    if (counts == 1).all():
+        return values
+    return values.take(pa.array(np.cumsum(counts) - counts, mask=counts == 0))
+
+
+def _new_images(batch: pa.RecordBatch) -> np.ndarray:
+    """bool [rows]: where a row's image is not that of the row before."""
+    offsets = _firsts(batch, "offset").fill_null(-1).to_numpy()
+    return np.append(True, (offsets[1:] != offsets[:-1]) | (offsets[1:] < 0))
+
+
+def damage_report(source: Source) -> list[str]:
+    """What is known to be lost before anything is read: a sentence for each damaged dataset that
+    ``source`` shows or is a view of."""
+    if not isinstance(source, TableSource):
+        return [text for below in source.below for text in damage_report(below)]
+    faults = source.parts.faults
+    damaged = np.flatnonzero(faults)
+    if not len(damaged):
+        return []
+    named = []
+    start = np.cumsum(source.parts.rows) - source.parts.rows
+    for number in damaged[:_NUM_NAMED].tolist():
+        lost = chain.from_iterable(
+            causes.is_valid().to_pylist() for causes in source.parts[number].table.column("cause")
+        )
+        first = next(row for row, is_lost in enumerate(lost) if is_lost)
+        try:
+            source[int(start[number]) + first]
+        except BadSample as bad:
+            named.append(str(bad))
+    more = ", …" if len(damaged) > _NUM_NAMED else ""
+    of = f" in {len(damaged)} of {len(faults)} shards" if source.sharded else ""
+    return [
+        f"{source.name}: {int(faults.sum())} of {len(source):,} samples are lost{of} "
+        f"({'; '.join(named)}{more})"
+    ]
+
+
+def open_rows(
+    name: str,
+    split: str,
+    inputs: Sequence[Path],
+    options: object,
+    rows: Callable[[], Iterable[Row]],
+    *,
+    cache_dir: Path,
+    images: ImageRoot | None = None,
+    held_in: Sequence[Path] = (),
+    base64: bool = False,
+) -> TableSource:
+    """A split whose rows a format makes of ``inputs`` and ``options``, written once into a table.
+
+    ``images`` is the folder of images that rows name by their paths; the others are inside the
+    files ``held_in``. Raises UserError where no row can be used, and what ``rows`` raises.
+    """
+    batches = lambda: to_batches(rows(), held_in)  # noqa: E731
+    table = open_table(inputs, options, batches, cache_dir=cache_dir)
+    return TableSource(name, split, OneTable(table, held_in), images, base64=base64)

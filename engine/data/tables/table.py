@@ -1,193 +1,305 @@
-"""Tables kept off the Python heap: written once as Arrow files, then memory-mapped.
+"""Tables of rows kept off the Python heap: written once as Arrow files, then memory-mapped.
 
 All workers of a machine share the files' pages, so that ten million rows cost each of them next to
-nothing. A table lies in a cache folder and is named by the size and modification time of the files
-that it was made of: changed files get a new one.
+nothing. A table has a column for each field of ``Row`` that any of its rows has a value in.
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from engine.data.once import make_once
+from engine.data.cache import cached_file
 from engine.errors import UserError
+from engine.types import BadSample, EncodedImage, Place, Row
 
+FORM = 5  # of tables; raised when their content changes
 BLOCK_BYTES = 4 << 20  # written at once, roughly: the unit in which a table is read through
-_NAME_LENGTH = 100  # of an input's name in the name of its table
+ROWS = 32_768  # written at once at most
+TURN = pa.struct([("role", pa.string()), ("text", pa.string())])
+# A file inside the image folder by its path, or bytes inside one of the table's files.
+PLACE = pa.struct(
+    [("path", pa.string()), ("file", pa.int32()), ("offset", pa.int64()), ("size", pa.int64())]
+)
+_KINDS = {
+    "str": pa.string(),
+    "str | None": pa.string(),
+    "int | None": pa.int64(),
+    "tuple[str, ...]": pa.list_(pa.string()),
+    "tuple[Turn, ...]": pa.list_(TURN),
+    "tuple[EncodedImage, ...]": pa.list_(PLACE),
+}
+SCHEMA = pa.schema([(field.name, _KINDS[str(field.type)]) for field in fields(Row)])
+Stored = tuple[str | None, int, int, int]
+"""An image as a table has it: ``PLACE``."""
+
+
+class Block:
+    """A table's record batch, from which single rows are read several times as fast as by Arrow."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.batch = batch
+        names = batch.schema.names
+        self.read = {
+            name: _reader(batch.column(name)) if name in names else _NOTHING
+            for name in SCHEMA.names
+        }
+        self._all = list(self.read.values())
+
+    def row(self, index: int) -> list[Any]:
+        """Values of all fields, None where there is none."""
+        return [read(index) for read in self._all]
+
+
+def _NOTHING(index: int) -> None:  # noqa: N802  a constant that is called
+    return None
+
+
+def _reader(column: pa.Array) -> Callable[[int], Any]:
+    """A function of the row: its value, None for none and for empty lists."""
+    kind, nulls = column.type, column.null_count
+    if nulls == len(column):
+        return _NOTHING
+    present, *buffers = column.buffers()
+    if pa.types.is_struct(kind):
+        names = [field.name for field in (TURN if kind.get_field_index("role") >= 0 else PLACE)]
+        places = [kind.get_field_index(name) for name in names]
+        children = [_NOTHING if at < 0 else _reader(column.field(at)) for at in places]
+        read: Callable[[int], Any] = lambda index: tuple([child(index) for child in children])  # noqa: E731
+    elif pa.types.is_integer(kind):
+        read = _integers(buffers[0], kind.bit_width == 64).__getitem__
+    else:
+        wide = pa.types.is_large_string(kind) or pa.types.is_large_list(kind)
+        bounds = _integers(buffers[0], wide)
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            read = _list_reader(bounds, _reader(column.values))
+            nulls = 0  # a list that is null is empty too
+        else:
+            read = _text_reader(bounds, memoryview(buffers[1] or b""))
+    if not nulls:
+        return read
+    bits = memoryview(present)
+    return lambda index: read(index) if bits[index >> 3] >> (index & 7) & 1 else None
+
+
+def _integers(buffer: pa.Buffer, wide: bool) -> memoryview[int]:
+    held = memoryview(buffer)
+    return held.cast("q") if wide else held.cast("i")
+
+
+def _text_reader(bounds: memoryview[int], content: memoryview) -> Callable[[int], str]:
+    def read(index: int) -> str:
+        first, end = bounds[index], bounds[index + 1]
+        return str(content[first:end], "utf8") if end > first else ""
+
+    return read
+
+
+def _list_reader(bounds: memoryview[int], item: Callable[[int], Any]) -> Callable[[int], Any]:
+    def read(index: int) -> tuple[Any, ...] | None:
+        first, end = bounds[index], bounds[index + 1]
+        return tuple([item(place) for place in range(first, end)]) if end > first else None
+
+    return read
 
 
 class Table:
-    """Rows of an Arrow file, read through a memory map; pickled as a path."""
+    """Rows of an Arrow file, read through a memory map; pickled as a path.
+
+    Raises OSError or ValueError (of which Arrow's are kinds) for a file that is not a table.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._open()
-
-    def _open(self) -> None:
-        with pa.memory_map(str(self.path)) as file:
-            table = pa.ipc.open_file(file).read_all()
-        self._length = table.num_rows
-        self.metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-        self._columns = {name: table.column(name) for name in table.column_names}
-        # Columns that hold nothing cost no look-up; the file says which they are.
-        self._empty = dict.fromkeys(name for name in self._columns if not self.has_values(name))
-        self._held = {n: column for n, column in self._columns.items() if n not in self._empty}
+        with pa.memory_map(str(path)) as file:
+            opened = pa.ipc.open_file(file)
+            self.batches = [opened.get_batch(n) for n in range(opened.num_record_batches)]
+        self.schema = opened.schema
+        if unknown := set(self.schema.names) - set(SCHEMA.names):
+            raise ValueError(f"{path} is not a table of this version: {', '.join(unknown)}")
+        self._ends = list(accumulate(batch.num_rows for batch in self.batches))
+        self._blocks: list[Block | None] = [None] * len(self.batches)
 
     def __getstate__(self) -> Path:
         return self.path
 
     def __setstate__(self, path: Path) -> None:
-        self.path = path
-        self._open()
+        self.__init__(path)  # type: ignore[misc]
 
     def __len__(self) -> int:
-        return self._length
+        return self._ends[-1] if self._ends else 0
 
     @property
-    def column_names(self) -> list[str]:
-        """The columns in their order."""
-        return list(self._columns)
+    def metadata(self) -> Mapping[str, Any]:
+        """What ``write_table`` was given beside the rows."""
+        return json.loads((self.schema.metadata or {}).get(b"engine", b"{}"))
 
-    def row(self, index: int) -> dict[str, Any]:
-        """One row by column name; raises IndexError outside ``range(len(table))``."""
-        if not 0 <= index < self._length:
-            raise IndexError(f"row {index} of {self._length} in {self.path}")
-        found = {name: column[index].as_py() for name, column in self._held.items()}
-        return found | self._empty if self._empty else found
+    def at(self, index: int) -> tuple[Block, int]:
+        """The block of a row, and its number there. Raises IndexError."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)} in {self.path}")
+        number = bisect_right(self._ends, index)
+        block = self._blocks[number]
+        if block is None:
+            block = self._blocks[number] = Block(self.batches[number])
+        return block, index - (self._ends[number - 1] if number else 0)
+
+    def blocks(self) -> Iterator[Block]:
+        """All blocks in order, not kept."""
+        return map(Block, self.batches)
+
+    def column(self, name: str) -> Iterator[pa.Array]:
+        """A column's arrays in order, a batch each; nulls where the table has no such column."""
+        for batch in self.batches:
+            there = name in batch.schema.names
+            yield batch.column(name) if there else pa.nulls(len(batch), SCHEMA.field(name).type)
 
     def has_values(self, name: str) -> bool:
         """Whether any row has a value in the column."""
-        column = self._columns[name]
-        return bool(column.null_count < len(column))
-
-    def codes(self, name: str) -> np.ndarray:
-        """int64 [rows], memory-mapped: equal where the column's values are, numbered as they first
-        appear; -1 where a row has no value."""
-        return self.kept(f"{name}.codes", np.int64, self._length, lambda: self._encoded(name))
-
-    def integers(self, name: str) -> np.ndarray:
-        """int64 [rows], memory-mapped: a column of integers without gaps."""
-        return self.kept(
-            f"{name}.values",
-            np.int64,
-            self._length,
-            lambda: (c.to_numpy() for c in self._column(name)),
-        )
+        return any(array.null_count < len(array) for array in self.column(name))
 
     def values(self, name: str) -> Iterator[Any]:
         """A column's values in order, some thousands in memory at a time."""
-        for chunk in self._column(name):
-            yield from chunk.to_pylist()
+        for array in self.column(name):
+            for start in range(0, len(array), 8192):
+                yield from array.slice(start, 8192).to_pylist()
 
-    def _column(self, name: str) -> Iterator[pa.Array]:
-        return iter(self._columns[name].chunks)
-
-    def _encoded(self, name: str) -> Iterator[np.ndarray]:
-        """Codes a chunk at a time; the distinct values are in memory meanwhile."""
-        for chunk in self._columns[name].dictionary_encode().chunks:
-            yield chunk.indices.fill_null(-1).to_numpy()
-        pa.default_memory_pool().release_unused()
-
-    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Some columns, some thousands of rows at a time; nothing is copied."""
-        columns = pa.table([self._columns[name] for name in names], names=list(names))
-        return iter(columns.to_batches())
-
-    def kept(
-        self, what: str, kind: type, length: int, chunks: Callable[[], Iterator[np.ndarray]]
-    ) -> np.ndarray:
-        """An array made of the table, written once beside it, else held in memory."""
-        path = self.path.with_name(f"{self.path.name}.{what}.npy")
-
-        def write(temporary: Path) -> None:
-            array = np.lib.format.open_memmap(temporary, "w+", kind, (length,))
-            _fill(array, chunks())
-            array.flush()
-
-        try:
-            make_once(path, write)
-        except OSError:  # a cache that another user made and this one may only read
-            array: np.ndarray = np.empty(length, kind)
-            _fill(array, chunks())
-            return array
-        return np.load(path, mmap_mode="r")
-
-
-def _fill(array: np.ndarray, chunks: Iterable[np.ndarray]) -> None:
-    start = 0
-    for chunk in chunks:
-        array[start : start + len(chunk)] = chunk
-        start += len(chunk)
+    @property
+    def num_faults(self) -> int:
+        """Rows that cannot be used."""
+        return sum(len(array) - array.null_count for array in self.column("cause"))
 
 
 def open_table(
-    inputs: Sequence[Path], options: object, write: Callable[[Path], None], *, cache_dir: Path
-) -> Table:
-    """The table that ``write(temporary_path)`` makes of ``inputs``, made once for their state.
-
-    ``options`` is all else that the table depends on, told apart by its ``repr``. Raises UserError
-    for an input that cannot be read and a cache that cannot be written.
-    """
-    return Table(cached_file(inputs, options, write, cache_dir=cache_dir, ending="arrow"))
-
-
-def cached_file(
     inputs: Sequence[Path],
     options: object,
-    write: Callable[[Path], None],
+    batches: Callable[[], Iterable[pa.RecordBatch]],
     *,
     cache_dir: Path,
-    ending: str,
-) -> Path:
-    """The file that ``write(temporary_path)`` makes of ``inputs``, as ``open_table`` keeps it.
+    metadata: Callable[[], Mapping[str, Any]] = dict,
+) -> Table:
+    """The table of ``batches()``, which were made of ``inputs`` and ``options``: written once.
 
-    It lies in ``.engine_cache`` beside the first input, or in ``cache_dir`` where that cannot be
-    written; files of former states are removed.
+    Raises UserError where there are no rows, or none that can be used, and what ``batches`` raises.
     """
-    first = inputs[0]
-    state = _state(inputs)
-    folder = cache_folder(first, cache_dir)
-    named = _digest(options, [str(path.absolute()) for path in inputs[1:]])
-    stem = f"{first.name[:_NAME_LENGTH]}.{named}"
-    target = folder / f"{stem}.{state}.{ending}"
-    if not target.exists():
-        try:
-            make_once(target, write)
-        except OSError as error:
-            raise UserError(f"cannot write the table of {first} in {folder}: {error}") from error
-        for old in folder.glob(f"{glob.escape(stem)}.*"):
-            if not old.name.startswith(target.name):
-                old.unlink(missing_ok=True)  # processes that mapped it keep its pages
-    return target
+
+    def write(temporary: Path) -> None:
+        write_table(temporary, batches(), metadata())
+        table = Table(temporary)
+        if not len(table):
+            raise UserError(f"{inputs[0]} has no samples in it")
+        if table.num_faults == len(table):
+            block, _ = table.at(0)
+            first = f"{block.read['cause'](0)}: {block.read['detail'](0)}".removesuffix(": None")
+            raise UserError(f"no sample of {inputs[0]} can be used; the first: {first}")
+
+    key = FORM, options
+    return Table(cached_file(inputs, key, write, cache_dir=cache_dir, ending="arrow"))
 
 
-def cache_folder(path: Path, cache_dir: Path) -> Path:
-    """Where what is made of the file ``path`` is kept."""
-    beside = path.parent / ".engine_cache"
-    if os.access(beside if beside.exists() else path.parent, os.W_OK):
-        return beside
-    return cache_dir / _digest(str(path.parent.resolve()))
+def write_table(
+    path: Path, batches: Iterable[pa.RecordBatch], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write record batches of one schema, that of the first."""
+    writer = None
+    with pa.OSFile(str(path), "wb") as file:
+        for batch in batches:
+            if writer is None:
+                schema = batch.schema.with_metadata({"engine": json.dumps(metadata or {})})
+                writer = pa.ipc.new_file(file, schema)
+            writer.write_batch(batch)
+        (writer or pa.ipc.new_file(file, SCHEMA)).close()
 
 
-def _state(inputs: Sequence[Path]) -> str:
-    """Sizes and times of the inputs: spelled out for one, hashed for several."""
-    stats = []
-    for path in inputs:
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise UserError(f"cannot read annotation file {path}: {error.strerror}") from None
-        stats.append(f"{stat.st_size}-{stat.st_mtime_ns}")
-    return stats[0] if len(stats) == 1 else _digest(stats)
+def columns(**given: pa.Array) -> pa.RecordBatch:
+    """A batch of columns by the names of ``Row``'s fields, in their order."""
+    names = [name for name in SCHEMA.names if name in given]
+    return pa.record_batch([given[name] for name in names], names=names)
 
 
-def _digest(*values: object) -> str:
-    return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
+def files(paths: pa.Array) -> pa.Array:
+    """The column ``images`` of rows that show one file each; none where it is null."""
+    place = pa.StructArray.from_arrays([paths.drop_null()], names=["path"])
+    shown = paths.is_valid().to_numpy(zero_copy_only=False)
+    ends = np.cumsum(np.append(0, shown), dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), place)
+
+
+def chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """As many items at a time as are written at once."""
+    items = iter(items)
+    while chunk := list(islice(items, ROWS)):
+        yield chunk
+
+
+def to_batches(rows: Iterable[Row], held_in: Sequence[Path] = ()) -> Iterator[pa.RecordBatch]:
+    """Rows as a format makes them, some thousands at a time, as record batches of ``SCHEMA``.
+
+    Places of images are in the files ``held_in``.
+    """
+    numbers = {str(path): number for number, path in enumerate(held_in)}
+    batch: list[Row] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += sum(map(len, texts_of(row)))
+        if len(batch) == ROWS or size >= BLOCK_BYTES:
+            yield _to_batch(batch, numbers)
+            batch, size = [], 0
+    if batch:
+        yield _to_batch(batch, numbers)
+
+
+def _to_batch(rows: list[Row], files: Mapping[str, int]) -> pa.RecordBatch:
+    def stored(image: EncodedImage) -> tuple[Any, ...]:
+        assert isinstance(image, Place)
+        if not image.file:
+            return image.shown, None, None, None
+        return image.shown or None, files[image.file], image.offset, image.size
+
+    arrays = []
+    for field in SCHEMA:
+        values = [getattr(row, field.name) for row in rows]
+        if field.name == "images":
+            values = [[stored(image) for image in images] or None for images in values]
+        elif field.name not in ("label", "question", "caption"):
+            values = [value or None for value in values]
+        arrays.append(pa.array(values, field.type))
+    return pa.record_batch(arrays, schema=SCHEMA)
+
+
+def texts_of(row: Row) -> list[str]:
+    """All texts of a row as a format makes it."""
+    texts = [row.key, row.caption, row.image_id, row.caption_id, row.question or ""]
+    texts += [row.question_type, row.answer_type, *row.answers, *row.labels]
+    texts += [text for _, text in row.turns]
+    texts += [image.shown for image in row.images if isinstance(image, Place)]
+    return texts
+
+
+def file_named(name: str) -> Place:
+    """A file inside the image folder, as a format has it in its rows."""
+    return Place("", 0, 0, name)
+
+
+def row_or_fault(where: str, make: Callable[..., Row], *arguments: Any) -> Row:
+    """What ``make(*arguments)`` returns, or the row of a sample that cannot be used where it raises
+    BadSample; ``where`` names it in the file."""
+    try:
+        row = make(*arguments)
+        # Lone surrogates: bytes that are not UTF-8, or escapes that are not characters.
+        "".join(texts_of(row)).encode()
+    except BadSample as bad:
+        detail = f"{where}: {bad.detail}".encode(errors="replace").decode()
+        return Row(cause=bad.cause, detail=detail)
+    except UnicodeEncodeError:
+        return Row(cause="not text", detail=where)
+    return row

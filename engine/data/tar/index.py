@@ -1,37 +1,52 @@
 """The index of a tar shard: one pass finds every sample, and from then on each is read by itself.
 
-An index is an Arrow file of ``Row``s, memory-mapped by all processes of a machine. It is kept in
+An index is a table of the shard's rows, memory-mapped by all processes of a machine. It is kept in
 ``.engine_cache`` beside its shard, or in a cache folder where that cannot be written, and is named
 by the shard's state: size, time of change, and the check sum of its first header. A shard that
-changes gets a new one.
+changes gets a new one. A dataset's shards are listed in a summary, with their states, rows and
+faults; shards that have no index are indexed in parallel.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
+import re
+import stat
+import sys
+import uuid
 import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from engine.data.tar.header import BLOCK
-from engine.data.tar.samples import Row, fault, read_samples
+from engine.data.cache import NAME_LENGTH, build_cached, cache_folder, digest
+from engine.data.tables.table import FORM, SCHEMA, Table
+from engine.data.tar.samples import Plain, read_samples
 from engine.data.tar.texts import TextForm
+from engine.data.tar.walk import BLOCK
+from engine.errors import FaultError, UserError
+from engine.types import Place, Row
 
-FORM = 3  # of the Arrow file; raised when its content changes
-_INTEGERS = ("offset", "size")
-SCHEMA = pa.schema(
-    # Offsets of 64 bits: the texts of one shard may take more than 2 GiB.
-    [(name, pa.int64() if name in _INTEGERS else pa.large_string()) for name in Row._fields]
+SUMMARY = pa.schema(
+    [("shard", pa.string()), ("index", pa.string())]
+    + [(name, pa.int64()) for name in ("size", "mtime", "rows", "faults")]
 )
+_NUM_NAMED = 5
+_THREADS = 16  # that ask for the states of shards: files on a network answer late
+_SHARDS_A_PROCESS = 4  # fewer are indexed sooner than a process starts
 
 
 class State(NamedTuple):
-    """What a shard's index hangs on."""
+    """What a shard's index depends on."""
 
     size: int
     mtime_ns: int
@@ -41,17 +56,55 @@ class State(NamedTuple):
         return f"{self.size}-{self.mtime_ns}-{self.first:08x}"
 
 
-def state_of(descriptor: int) -> State:
-    """The state of an open shard."""
-    stat = os.fstat(descriptor)
-    return State(stat.st_size, stat.st_mtime_ns, zlib.crc32(os.pread(descriptor, BLOCK, 0)))
+class Job(NamedTuple):
+    """A shard to index, and where to."""
+
+    shard: Path
+    state: State
+    target: Path
 
 
-def write_index(shard: Path, target: Path, form: TextForm) -> int:
-    """Index a shard into an Arrow file; returns the number of rows.
+def open_summary(
+    shards: Sequence[Path], form: TextForm, *, name: str, cache_dir: Path, key: str | None = None
+) -> Path:
+    """The summary file of a dataset's shards, which are indexed first where they are not.
 
-    Samples that are lost are rows with a cause. Raises OSError where either cannot be opened.
+    However many processes ask for it, one makes it. Raises UserError for shards that are missing
+    or not files, for folders that cannot be written, and where no sample can be used.
     """
+    states = _states(shards, key)
+    kind = digest(FORM, astuple(form))
+    stem = f"{digest([str(shard.absolute()) for shard in shards])}.{kind}"
+    file_name = f"{stem}.{digest(list(map(str, states)))}.shards"
+    folder = _folder(shards[0], file_name, cache_dir)
+    try:
+        if not (folder / file_name).exists():
+            jobs = [
+                Job(shard, state, _index_path(shard, state, kind, cache_dir))
+                for shard, state in zip(shards, states, strict=True)
+            ]
+            build_cached(
+                folder / file_name, lambda target: _summarise(jobs, form, name, key, target)
+            )
+            _remove_stale({job.target for job in jobs}, folder, stem, file_name)
+    except OSError as error:
+        raise UserError(f"cannot index the shards of {name!r}: {error}", key=key) from error
+    return folder / file_name
+
+
+def index_shard(shard: Path, target: Path, form: TextForm) -> None:
+    """Write a shard's index; it gets its name when it is whole. Raises OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.making-{uuid.uuid4().hex}")
+    try:
+        write_index(shard, temporary, form)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_index(shard: Path, target: Path, form: TextForm) -> None:
+    """Index a shard into a table. Raises OSError where either cannot be opened."""
     descriptor = os.open(shard, os.O_RDONLY)
     collecting = gc.isenabled()
     gc.disable()  # thousands of small objects without a cycle; looking for one is a tenth of it all
@@ -63,68 +116,181 @@ def write_index(shard: Path, target: Path, form: TextForm) -> int:
             gc.enable()
     rows += _missing(shard, rows)
     if not rows:
-        rows = [fault("empty shard", "no member ends in .jpg, .png, … after its first dot")]
-    columns = zip(SCHEMA, zip(*rows, strict=True), strict=True)
-    arrays = [pa.array(values, field.type) for field, values in columns]
-    batch = pa.record_batch(arrays, schema=SCHEMA)
-    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        what = "no member ends in .jpg, .png, … after its first dot"
+        rows = [Row(cause="empty shard", detail=what)]
+    batch = _to_batch(rows)
+    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
-    return len(rows)
 
 
-def _missing(shard: Path, rows: list[Row]) -> list[Row]:
+def _to_batch(rows: list[Plain | Row]) -> pa.RecordBatch:
+    """One record batch, without the columns in which no row has a value."""
+    others = [(number, row) for number, row in enumerate(rows) if isinstance(row, Row)]
+    plain = [_as_plain(row) if isinstance(row, Row) else row for row in rows] if others else rows
+    keys, offsets, sizes, captions = zip(*plain, strict=True)
+    places = {"offset": np.array(offsets), "size": np.array(sizes)}
+    shown = places["offset"] >= 0
+    ends = pa.array(np.cumsum(np.append(0, shown), dtype=np.int32))
+    images = pa.StructArray.from_arrays(
+        [pa.array(values[shown]) for values in places.values()], names=list(places)
+    )
+    columns = {
+        "key": pa.array(keys, pa.large_string()),
+        "images": pa.ListArray.from_arrays(ends, images),
+        "caption": pa.array(captions, pa.large_string()),
+    }
+    for field in SCHEMA:
+        values: list[Any] = [None] * len(rows)
+        for number, row in others:
+            values[number] = _value(getattr(row, field.name))
+        if field.name not in columns and any(value is not None for value in values):
+            columns[field.name] = pa.array(values, _wide(field.type))
+    return pa.record_batch(list(columns.values()), names=list(columns))
+
+
+def _as_plain(row: Row) -> Plain:
+    image = row.images[0] if row.images else Place("", -1, 0)
+    assert isinstance(image, Place)
+    return Plain(row.key, image.offset, image.size, row.caption)
+
+
+def _value(value: Any) -> Any:
+    return None if value in ("", ()) else value
+
+
+def _wide(kind: pa.DataType) -> pa.DataType:
+    """With offsets of 64 bits: the texts of one shard may take more than 2 GiB."""
+    if pa.types.is_string(kind):
+        return pa.large_string()
+    if pa.types.is_list(kind):
+        return pa.large_list(_wide(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _wide(field.type)) for field in kind])
+    return kind
+
+
+def _missing(shard: Path, rows: list[Plain | Row]) -> list[Row]:
     """A row where img2dataset counted more samples than the shard has."""
     stats = shard.with_name(f"{shard.stem}_stats.json")
     try:
         counted = json.loads(stats.read_bytes())["successes"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []
-    found = len({row.offset for row in rows if row.offset >= 0})
+    images = (_as_plain(row) if isinstance(row, Row) else row for row in rows)
+    found = len({image.offset for image in images if image.offset >= 0})
     if not isinstance(counted, int) or counted <= found:
         return []
-    return [
-        fault("missing samples", f"{counted - found} of the {counted} that {stats.name} counts")
-    ]
+    detail = f"{counted - found} of the {counted} that {stats.name} counts"
+    return [Row(cause="missing samples", detail=detail)]
 
 
-class TarIndex:
-    """The rows of a shard's index, through a memory map.
-
-    Raises OSError or ValueError (of which Arrow's are kinds) for a file that is no index.
-    """
-
-    def __init__(self, path: Path) -> None:
-        with pa.memory_map(str(path)) as file:
-            batch = pa.ipc.open_file(file).get_batch(0)
-        if batch.schema != SCHEMA:
-            raise ValueError(f"{path} is no index of this version")
-        self.batch = batch
-        self._length = batch.num_rows
-        self._columns = [_reader(batch.column(name)) for name in SCHEMA.names]
-
-    def __len__(self) -> int:
-        return self._length
-
-    @property
-    def num_faults(self) -> int:
-        """Rows that cannot be used."""
-        return int(pc.sum(pc.not_equal(self.batch.column("cause"), "")).as_py() or 0)
-
-    def __getitem__(self, index: int) -> Row:
-        if not 0 <= index < self._length:
-            raise IndexError(f"row {index} of {self._length}")
-        return Row._make([read(index) for read in self._columns])
+def state_of(descriptor: int) -> State:
+    """The state of an open shard."""
+    stat = os.fstat(descriptor)
+    return State(stat.st_size, stat.st_mtime_ns, zlib.crc32(os.pread(descriptor, BLOCK, 0)))
 
 
-def _reader(column: pa.Array) -> Any:
-    """A function of the row; several times as fast as Arrow's own access to single values."""
-    if column.type == pa.int64():
-        return memoryview(column.buffers()[1]).cast("q").__getitem__
-    _, offsets, data = column.buffers()
-    bounds, content = memoryview(offsets).cast("q"), memoryview(data or b"")
+def _states(shards: Sequence[Path], key: str | None) -> list[State]:
+    """Every shard's state. Raises UserError naming those that cannot be read."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(_state, shards))
+    bad = [state for state in found if isinstance(state, str)]
+    if bad:
+        more = f"\n  … and {len(bad) - _NUM_NAMED} more" if len(bad) > _NUM_NAMED else ""
+        raise UserError(
+            f"{len(bad)} of {len(shards)} shards cannot be read:\n  "
+            + "\n  ".join(bad[:_NUM_NAMED])
+            + more,
+            key=key,
+        )
+    return [state for state in found if isinstance(state, State)]
 
-    def read(index: int) -> str:
-        first, end = bounds[index], bounds[index + 1]
-        return str(content[first:end], "utf8") if end > first else ""
 
-    return read
+def _state(shard: Path) -> State | str:
+    try:
+        if not stat.S_ISREG(shard.stat().st_mode):  # opening a pipe would wait for its writer
+            return f"{shard}: not a file"
+        descriptor = os.open(shard, os.O_RDONLY)
+    except (OSError, ValueError) as error:
+        return f"{shard}: {getattr(error, 'strerror', None) or error}"
+    try:
+        return state_of(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _folder(shard: Path, file_name: str, cache_dir: Path) -> Path:
+    """Beside the shard, also where another user put the file there and nothing can be written."""
+    beside = shard.parent / ".engine_cache"
+    return beside if (beside / file_name).exists() else cache_folder(shard, cache_dir)
+
+
+def _index_path(shard: Path, state: State, kind: str, cache_dir: Path) -> Path:
+    file_name = f"{shard.name[:NAME_LENGTH]}.{kind}.{state}.index"
+    return _folder(shard, file_name, cache_dir) / file_name
+
+
+def _summarise(jobs: list[Job], form: TextForm, name: str, key: str | None, target: Path) -> None:
+    counts = []
+    for done, count in enumerate(_indexed(jobs, form), 1):
+        counts.append(count)
+        if sys.stderr.isatty():
+            end = "\n" if done == len(jobs) else ""
+            print(f"\rindexing {name}: {done} of {len(jobs)} shards", end=end, file=sys.stderr)
+    rows, faults = zip(*counts, strict=True)
+    if sum(rows) == sum(faults):
+        read = Table(jobs[0].target).at(0)[0].read
+        first = f"{read['key'](0) or ''} {read['cause'](0)}, {read['detail'](0)}"
+        raise UserError(
+            f"dataset {name!r} has {len(jobs)} shards and no sample that can be used; the first of "
+            f"{jobs[0].shard}: {first}",
+            key=key,
+        )
+    shards = [str(job.shard.absolute()) for job in jobs]
+    indexes = [str(job.target.absolute()) for job in jobs]
+    sizes, times, _ = zip(*(job.state for job in jobs), strict=True)
+    columns = [pa.array(values) for values in (shards, indexes, sizes, times, rows, faults)]
+    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, SUMMARY) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=SUMMARY))
+
+
+def _indexed(jobs: list[Job], form: TextForm) -> Iterator[tuple[int, int]]:
+    """Rows of each shard and how many of them are lost, in order, made by several processes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processes = min(cores or 1, len(jobs) // _SHARDS_A_PROCESS)
+    if processes < 2 or multiprocessing.current_process().daemon:  # which may have no children
+        yield from (_count(job, form) for job in jobs)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        try:
+            yield from pool.map(_count, jobs, [form] * len(jobs), chunksize=_SHARDS_A_PROCESS)
+        except BrokenProcessPool as error:
+            raise FaultError("a process that indexed shards was killed; did memory run out?") from (
+                error
+            )
+
+
+def _count(job: Job, form: TextForm) -> tuple[int, int]:
+    """Rows of a shard and lost ones among them, from its index, made now if it is not there."""
+    try:
+        index = Table(job.target)
+    except (OSError, ValueError):  # none yet, or one torn by a power cut
+        index_shard(job.shard, job.target, form)
+        index = Table(job.target)
+    return len(index), index.num_faults
+
+
+def _remove_stale(indexes: set[Path], folder: Path, stem: str, file_name: str) -> None:
+    """Remove what was made for former states; processes that mapped it keep its pages."""
+    state = re.compile(r"\.\d+-\d+-[0-9a-f]{8}\.index$")
+    kept: dict[Path, set[str]] = {}
+    for index in indexes:
+        kept.setdefault(index.parent, set()).add(index.name)
+    for place, names in kept.items():
+        shards = {state.sub("", own) for own in names}  # and how their texts are read
+        for old in place.iterdir():
+            if old.name not in names and state.sub("", old.name) in shards - {old.name}:
+                old.unlink(missing_ok=True)
+    for old in folder.iterdir():
+        if old.name.startswith(f"{stem}.") and not old.name.startswith(file_name):
+            old.unlink(missing_ok=True)

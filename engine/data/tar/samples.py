@@ -6,40 +6,30 @@ sample need not stand together.
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from engine.data.image_files import ENDINGS
-from engine.data.tables.image_root import OUTSIDE
-from engine.data.tar.texts import Text, TextForm, needs_fields, read_texts
+from engine.data.tables.paths import OUTSIDE
+from engine.data.tar.texts import TextForm, needs_fields, read_texts
 from engine.data.tar.walk import Window, walk
-from engine.types import BadSample, Turn
+from engine.types import BadSample, Place, Row
 
 _MAX_TEXT_BYTES = 16 << 20
 _OUTSIDE = re.compile(OUTSIDE)
-_FAULTY = [Text("")]
-# in ``more``, beside the label
-_KEPT = ("turns", "answers", "labels", "question_type", "answer_type")
+_FAULTY = [Row()]
 _NO_CAPTION = ("", "\ufeff")  # how a text begins that is empty or has a byte order mark
 
 
-class Row(NamedTuple):
-    """One row of an index; ``cause`` is empty where the sample can be used.
-
-    ``offset`` is -1 without an image, ``more`` is what few samples have, as JSON.
-    """
+class Plain(NamedTuple):
+    """The row of an image and its text, as most are: made in a tenth of a ``Row``'s time."""
 
     key: str
-    image: str  # the member's ending
     offset: int
     size: int
     caption: str
-    image_id: str
-    caption_id: str
-    more: str
-    cause: str
-    detail: str
 
 
 # A sample's members so far: a list, since thousands are made and read in one breath.
@@ -49,7 +39,7 @@ _IMAGE, _TEXT, _JSON, _KEY, _OFFSET, _SIZE, _CAUSE, _DETAIL, _AGAIN = range(9)
 _FULL: _Group = ["", b"", b"", "", -1, 0, "", "", False]
 
 
-def read_samples(descriptor: int, file_size: int, form: TextForm) -> list[Row]:
+def read_samples(descriptor: int, file_size: int, form: TextForm) -> list[Plain | Row]:
     """All rows of a shard in order. Never raises for what the file holds."""
     window = Window(descriptor)
     slots = dict.fromkeys(ENDINGS, _IMAGE) | {form.text.lower(): _TEXT, "json": _JSON}
@@ -96,25 +86,25 @@ def _fail(group: _Group, cause: str, detail: str) -> None:
 
 def _with_damage(
     groups: list[_Group], damages: list[tuple[int, str, str]], form: TextForm
-) -> list[Row]:
-    """The rows of all groups; damage is told by the samples that it cut, else by its own row."""
+) -> list[Plain | Row]:
+    """The rows of all groups; damage is reported by the samples that it cut, else by a row of its
+    own."""
     found = [_plain_row(group, form) or _rows(group, form) for group in groups]
     for before, cause, detail in reversed(damages):
         beside = range(max(before - 1, 0), min(before + 1, len(groups)))
-        cut = [i for i in beside if found[i][0].cause == cause]
+        cut = [i for i in beside if _cause(found[i]) == cause]
         for i in beside:
-            if found[i][0].cause and _lacks_members(groups[i]):
-                found[i] = [found[i][0]._replace(cause=cause, detail=detail)]
+            if _cause(found[i]) and _lacks_members(groups[i]):
+                found[i] = [replace(found[i][0], cause=cause, detail=detail)]  # type: ignore[type-var]
                 cut.append(i)
         if not cut:
-            found.insert(before, [fault(cause, detail)])
+            found.insert(before, [Row(cause=cause, detail=detail)])
             groups.insert(before, _FULL)
     return [row for rows in found for row in rows]
 
 
-def fault(cause: str, detail: str) -> Row:
-    """The row of what is wrong with a shard as a whole."""
-    return Row("", "", -1, 0, "", "", "", "", cause, detail)
+def _cause(rows: Sequence[Plain | Row]) -> str:
+    return rows[0].cause if isinstance(rows[0], Row) else ""
 
 
 def _lacks_members(group: _Group) -> bool:
@@ -122,7 +112,7 @@ def _lacks_members(group: _Group) -> bool:
     return image is None or (text is None and fields is None)
 
 
-def _plain_row(group: _Group, form: TextForm) -> list[Row] | None:
+def _plain_row(group: _Group, form: TextForm) -> list[Plain | Row] | None:
     """The row of an image and its text, with or without a JSON that says no more; else None.
 
     What _rows makes of it too, in a third of the time.
@@ -136,10 +126,10 @@ def _plain_row(group: _Group, form: TextForm) -> list[Row] | None:
         return None
     if caption[:1] in _NO_CAPTION or (fields and needs_fields(caption, fields, form)):
         return None
-    return [tuple.__new__(Row, (key, image, offset, size, caption, "", "", "", "", ""))]
+    return [tuple.__new__(Plain, (f"{key}.{image}", offset, size, caption))]
 
 
-def _rows(group: _Group, form: TextForm) -> list[Row]:
+def _rows(group: _Group, form: TextForm) -> list[Plain | Row]:
     """A row for each caption of a sample, or the one that says why it cannot be used."""
     image, text, fields, key, offset, size, cause, _, _ = group
     if not (cause or key.isalnum()) and _OUTSIDE.search(key):
@@ -157,41 +147,7 @@ def _rows(group: _Group, form: TextForm) -> list[Row]:
             _fail(group, bad.cause, bad.detail)
             if group[_AGAIN] and _lacks_members(group):
                 group[_CAUSE], group[_DETAIL] = "duplicate member", f"of a key before; {bad}"
-    cause, detail = group[_CAUSE], group[_DETAIL]
-    return [
-        Row(
-            key, image or "", offset, size, told.caption, told.image_id, told.caption_id,
-            _more(told), cause, detail,
-        )
-        for told in texts
-    ]  # fmt: skip
-
-
-def _more(text: Text) -> str:
-    kept = {name: getattr(text, name) for name in _KEPT}
-    kept = {name: value for name, value in kept.items() if value}
-    if text.label is not None:
-        kept["label"] = text.label
-    return json.dumps(kept) if kept else ""
-
-
-class More(NamedTuple):
-    """What a row's ``more`` tells, for its record."""
-
-    label: int | None = None
-    turns: tuple[Turn, ...] = ()
-    answers: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    question_type: str = ""
-    answer_type: str = ""
-
-
-def parse_more(more: str) -> More:
-    """The values of a row's ``more``, which is empty for most."""
-    if not more:
-        return More()
-    kept = json.loads(more)
-    turns = tuple((speaker, said) for speaker, said in kept.get("turns", ()))
-    answers, labels = (tuple(kept.get(name, ())) for name in ("answers", "labels"))
-    kinds = (kept.get(name, "") for name in ("question_type", "answer_type"))
-    return More(kept.get("label"), turns, answers, labels, *kinds)
+    own: dict[str, Any] = {"key": key, "cause": group[_CAUSE], "detail": group[_DETAIL]}
+    if image:
+        own |= {"key": f"{key}.{image}", "images": (Place("", offset, size),)}
+    return [replace(row, **own) for row in texts]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data.once import make_once
+from engine.data.cache import build_cached
 from engine.data.permutation import Indices
 from engine.errors import UserError
 from engine.types import Source
@@ -69,7 +69,7 @@ def group_rows(source: Source, folder: Path) -> Groups:
     target = folder / f"{stem}.{digest.hexdigest()}.npy"
     if not target.exists():
         try:
-            make_once(target, lambda temporary: _write(codes, temporary))
+            build_cached(target, lambda temporary: _write(codes, temporary))
         except OSError as error:
             raise UserError(
                 f"cannot write in {folder} which rows of dataset {source.name!r} are of one image: "

@@ -203,10 +203,6 @@ def _origin(plan: Plan, options: dict[str, Any], captions: str) -> dict[str, Any
 
     An annotation file's table is named by the file's size and time.
     """
-    source: Any = plan.source
-    while source.below:  # of a view: what it is a view of
-        source = source.below[0]
-    table = getattr(source, "table", None)
     origin: dict[str, Any] = {
         "form": FORM,
         "to": plan.form.name,
@@ -216,7 +212,7 @@ def _origin(plan: Plan, options: dict[str, Any], captions: str) -> dict[str, Any
         "images": plan.num_images,
         "captions": captions,
         "shard_size": plan.form.shard_size,
-        "state": table.path.name if table is not None else None,
+        "state": plan.source.state or None,
         "grouping": plan.groups.path.name.rpartition(".groups.")[2] if plan.groups else None,
     }
     return json.loads(json.dumps(origin, default=str))

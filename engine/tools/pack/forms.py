@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from engine.data.sources import Split
-from engine.data.tables.fields import most_common
+from engine.data.tables.values import most_common
 from engine.types import Row, Turn
 
 FOLDER = ".pack"  # in the packed folder: what it was packed from, and the CSV form's parts

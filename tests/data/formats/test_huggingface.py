@@ -42,7 +42,7 @@ def test_a_saved_dataset(tmp_path):
     assert [r.caption for r in found] == ["a", "b", "c", "d", "e"]
     assert [image(r) for r in found] == [picture(i) for i in range(5)]
     assert rows(pickle.loads(pickle.dumps(source))) == found
-    assert source.table.path.stat().st_size < 20_000  # the images stay where they are
+    assert source.parts.path.stat().st_size < 20_000  # the images stay where they are
 
 
 def test_a_saved_dictionary_of_datasets(tmp_path):

@@ -43,7 +43,7 @@ def test_images_are_not_copied(tmp_path):
     put(tmp_path / "train.jsonl", [_sample(big), _sample([big])])
     source = opened("m3it", tmp_path)
     assert [len(image(record)) for record in rows(source)] == [3_000_000] * 2
-    assert source.table.path.stat().st_size < 50_000
+    assert source.parts.path.stat().st_size < 50_000
 
 
 def test_files_of_several_tasks(tmp_path):
@@ -93,9 +93,9 @@ def test_a_file_that_changes_under_a_run(tmp_path):
     path = put(tmp_path / "train.jsonl", [_sample(_text(1)), _sample(_text(2))])
     source = opened("m3it", tmp_path)
     path.write_text("{}")
-    assert rows(source) == ["unreadable"] * 2
+    assert rows(source) == ["changed file"] * 2
     path.unlink()
-    assert rows(pickle.loads(pickle.dumps(source))) == ["unreadable"] * 2
+    assert rows(pickle.loads(pickle.dumps(source))) == ["missing"] * 2
 
 
 def test_mistakes_are_named(tmp_path):

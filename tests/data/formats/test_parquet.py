@@ -167,7 +167,8 @@ def test_cells_of_other_types(tmp_path):
     _write(tmp_path / "train.parquet", image=[picture(0)] * 2, caption=["x", None])
     assert rows(opened("parquet", tmp_path))[1] == "malformed"
     _write(tmp_path / "train.parquet", image=[1, 2], caption=["x", "y"])
-    assert rows(opened("parquet", tmp_path)) == ["missing"] * 2
+    with pytest.raises(UserError, match=r"images of .* are of type int64, not bytes, texts or"):
+        opened("parquet", tmp_path)
     _write(tmp_path / "train.parquet", image=[picture(0)], caption=[7.5])
     with pytest.raises(UserError, match=r"no sample of .* the caption is 7\.5, not a text"):
         opened("parquet", tmp_path)

@@ -15,7 +15,7 @@ from engine.data.formats.webdataset import Config, build
 from engine.data.loader import train_batches
 from engine.data.sources import open_source
 from engine.data.stream.source import Stream
-from engine.data.tar.shards import ShardSource
+from engine.data.tables.source import TableSource
 from engine.errors import UserError
 from engine.train.plan import make_plan, order_key
 from tests.data.formats.folders import image
@@ -94,7 +94,7 @@ def test_local_shards_are_streamed_where_asked(tmp_path):
     train = build_at(tmp_path, stream=True)
     assert isinstance(train, Stream)
     assert [item.key for item in train.read(0)] == ["00000", "00001", "00002"]
-    assert isinstance(build_at(tmp_path), ShardSource)
+    assert isinstance(build_at(tmp_path), TableSource)
 
 
 def test_by_name_in_a_configuration(tmp_path):

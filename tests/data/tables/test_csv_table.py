@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from engine.data.tables import csv_table
 from engine.data.tables import table as tables
 from engine.data.tables.csv_table import open_csv
+from engine.data.tables.paths import ImageRoot
+from engine.data.tables.source import OneTable, TableSource
 from engine.errors import UserError
+from engine.types import BadSample
 
 _HEADER = ("image", "image_id", "caption", "caption_id")
 
@@ -30,8 +33,20 @@ def _open(path: Path, **options):
     return open_csv(path, cache_dir=path.parent / "elsewhere", **options)
 
 
-def _rows(table):
-    return [tuple(table.row(i).values()) for i in range(len(table))]
+def row(table, index):
+    """A row as the table keeps it, by the names of the columns that the table has."""
+    block, place = table.at(index)
+    found = {name: block.read[name](place) for name in table.schema.names}
+    images = found.pop("images")
+    return {"image": images and images[0][0], **found}
+
+
+def _rows(table, names=_HEADER):
+    return [tuple(row(table, i).get(name) for name in names) for i in range(len(table))]
+
+
+def source(table):
+    return TableSource("mine", "train", OneTable(table), ImageRoot(table.path.parent))
 
 
 _TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0\r"), max_size=30)
@@ -63,15 +78,17 @@ def test_other_columns_order_and_separator(tmp_path):
         delimiter="\t",
     )
     assert _rows(_open(path)) == [
-        ("x/1.jpg", "x/1.jpg", "a dog, running", "0"),
-        ("x/2.jpg", "x/2.jpg", "a cat", "1"),
+        ("x/1.jpg", None, "a dog, running", None),
+        ("x/2.jpg", None, "a cat", None),
     ]
+    found = [source(_open(path))[n] for n in range(2)]
+    assert [(r.image_id, r.caption_id) for r in found] == [("x/1.jpg", "0"), ("x/2.jpg", "1")]
 
 
 def test_named_columns(tmp_path):
     path = _write(tmp_path / "a.csv", [("x.jpg", "a", "b")], header=("image", "caption", "long"))
-    assert _open(path).row(0)["caption"] == "a"
-    assert _open(path, names={"caption": "long"}).row(0)["caption"] == "b"
+    assert row(_open(path), 0)["caption"] == "a"
+    assert row(_open(path, names={"caption": "long"}), 0)["caption"] == "b"
     with pytest.raises(UserError, match=r"no column for the caption \(short\).*image, caption"):
         _open(path, names={"caption": "short"})
 
@@ -79,9 +96,10 @@ def test_named_columns(tmp_path):
 def test_byte_order_mark(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes("\ufeffimage,caption\na.jpg,é\n".encode())
-    assert _open(path).row(0) == {
-        "image": "a.jpg", "image_id": "a.jpg", "caption": "é", "caption_id": "0"
-    }  # fmt: skip
+    found = source(_open(path))[0]
+    assert (found.key, found.image_id, found.caption, found.caption_id) == (
+        "a.jpg", "a.jpg", "é", "0"
+    )  # fmt: skip
 
 
 def test_many_blocks(tmp_path, monkeypatch):
@@ -90,34 +108,35 @@ def test_many_blocks(tmp_path, monkeypatch):
     rows = [(f"{i // 5}.jpg", str(i // 5), f"caption {i}\nline", str(i)) for i in range(3000)]
     table = _open(_write(tmp_path / "a.csv", rows))
     assert len(table) == 3000
-    assert [tuple(table.row(i).values()) for i in (0, 1499, 2999)] == [
-        rows[0], rows[1499], rows[2999]
-    ]  # fmt: skip
-    np.testing.assert_array_equal(table.codes("image_id"), np.arange(3000) // 5)
+    assert len(table.batches) > 10
+    assert _rows(table) == rows
+    np.testing.assert_array_equal(source(table).column("image_id"), np.arange(3000) // 5)
     assert list(table.values("caption")) == [row[2] for row in rows]
     with pytest.raises(IndexError, match="row 3000 of 3000"):
-        table.row(3000)
+        table.at(3000)
     with pytest.raises(IndexError):
-        table.row(-1)
+        table.at(-1)
 
 
 def test_caption_ids_count_on_over_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "BLOCK_BYTES", 4096)
     rows = [(f"{i}.jpg", "some words to fill a block") for i in range(500)]
     table = _open(_write(tmp_path / "a.csv", rows, header=("image", "caption")))
-    assert list(table.values("caption_id")) == [str(i) for i in range(500)]
+    found = source(table)
+    assert [found[i].caption_id for i in range(500)] == [str(i) for i in range(500)]
+    assert found.column("caption_id").tolist() == list(range(500))
 
 
 def test_built_once_and_anew_when_the_file_changes(tmp_path, monkeypatch):
     path = _write(tmp_path / "a.csv", [("a.jpg", "0", "old", "0")])
     first = _open(path)
     with monkeypatch.context() as patch:
-        patch.setattr(csv_table, "_convert", lambda *_: pytest.fail("built again"))
+        patch.setattr(csv_table, "_batches", lambda *_: pytest.fail("built again"))
         assert _rows(_open(path)) == _rows(first)
     _write(path, [("a.jpg", "0", "new", "0")])
     os.utime(path, ns=(0, 12345))
-    assert _open(path).row(0)["caption"] == "new"
-    assert first.row(0)["caption"] == "old"  # an open table keeps its pages
+    assert row(_open(path), 0)["caption"] == "new"
+    assert row(first, 0)["caption"] == "old"  # an open table keeps its pages
     assert len(list((tmp_path / ".engine_cache").glob("*.arrow"))) == 1
 
 
@@ -126,7 +145,7 @@ def test_folder_that_cannot_be_written(tmp_path, monkeypatch):
     path = _write(tmp_path / "a.csv", [("a.jpg", "0", "text", "0")])
     monkeypatch.setattr(os, "access", lambda *_: False)
     table = open_csv(path, cache_dir=tmp_path / "cache")
-    assert table.row(0)["caption"] == "text"
+    assert row(table, 0)["caption"] == "text"
     assert table.path.is_relative_to(tmp_path / "cache")
     assert not (tmp_path / ".engine_cache").exists()
 
@@ -206,41 +225,47 @@ def test_questions_answers_and_labels(tmp_path):
         header=("image", "question", "answers", "labels"),
     )
     table = _open(path)
-    assert table.row(0)["caption"] == "What? a cat"
-    assert table.row(0)["answers"] == ["no", "a cat", "a cat"]
-    assert table.row(0)["labels"] == ["cat", "sofa"]
-    assert table.row(1)["caption"] == "Who?"
+    assert row(table, 0)["caption"] == "What? a cat"
+    assert row(table, 0)["answers"] == ("no", "a cat", "a cat")
+    assert row(table, 0)["labels"] == ("cat", "sofa")
+    assert row(table, 1)["caption"] == "Who?"
 
 
 def test_labels_alone_are_the_caption(tmp_path):
     path = _write(tmp_path / "a.csv", [("a.jpg", "cat|sofa")], header=("file_name", "labels"))
-    assert _open(path).row(0)["caption"] == "cat, sofa"
+    assert row(_open(path), 0)["caption"] == "cat, sofa"
 
 
 def test_a_column_that_is_named_has_no_other_meaning(tmp_path):
     path = _write(tmp_path / "a.csv", [("x.jpg", "yes")], header=("image", "answer"))
     table = _open(path, names={"labels": "answer", "image_id": "image"})
-    assert table.column_names == ["image", "image_id", "caption", "caption_id", "labels"]
-    assert table.row(0)["labels"] == ["yes"] and table.row(0)["image_id"] == "x.jpg"
+    assert row(table, 0) == {
+        "image": "x.jpg", "image_id": "x.jpg", "caption": "yes", "labels": ("yes",),
+        "cause": None, "detail": None,
+    }  # fmt: skip
 
 
 def test_columns_of_the_same_name(tmp_path):
     path = _write(tmp_path / "a.csv", [("x.jpg", "1", "2")], header=("image", "caption", "caption"))
-    assert _open(path).row(0)["caption"] == "1"
+    assert row(_open(path), 0)["caption"] == "1"
 
 
 @pytest.mark.parametrize(
     "row", [b"a.jpg,\xff\xfe,7", b"\xff.jpg,text,7", b"a.jpg,text,\xff"], ids=["text", "name", "id"]
 )
-def test_bytes_that_are_no_text(tmp_path, row):
+def test_bytes_that_are_not_text(tmp_path, row):
     """They spoil their row alone."""
     path = tmp_path / "a.csv"
     path.write_bytes(
         b"image,caption,image_id,b\xe9\nb.jpg,before,1,\n" + row + b",\nc.jpg,after,2,\n"
     )
     table = _open(path)
-    assert [table.row(i)["caption"] for i in range(3)] == ["before", None, "after"]
-    assert table.codes("image_id").tolist()[0] != table.codes("image_id").tolist()[2]
+    found = source(table)
+    assert [found[0].caption, found[2].caption] == ["before", "after"]
+    with pytest.raises(BadSample, match="not text: row 2 is not UTF-8"):
+        found[1]
+    codes = found.column("image_id").tolist()
+    assert codes[0] != codes[2]
 
 
 def test_a_name_with_a_pattern_in_it(tmp_path):
@@ -248,5 +273,5 @@ def test_a_name_with_a_pattern_in_it(tmp_path):
     for name in ("a[1].csv", "a1.csv"):
         _open(_write(tmp_path / name, [("a.jpg", "0", name, "0")]))
     path = _write(tmp_path / "a[1].csv", [("a.jpg", "0", "longer than before", "0")])
-    assert _open(path).row(0)["caption"] == "longer than before"
+    assert row(_open(path), 0)["caption"] == "longer than before"
     assert len(list((tmp_path / ".engine_cache").glob("*.arrow"))) == 2

@@ -5,43 +5,54 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.data.tables import annotations, lengths
-from engine.data.tables.annotations import Row, open_annotations
-from engine.data.tables.image_root import ImageRoot
-from engine.data.tables.source import AnnotationSource
+from engine.data.tables import lengths
+from engine.data.tables import table as tables
+from engine.data.tables.paths import ImageRoot
+from engine.data.tables.source import open_rows
+from engine.data.tables.table import file_named
+from engine.data.tables.values import first_answer
 from engine.data.views.groups import group_rows
 from engine.data.views.images import JoinedCaptions, OneCaption
 from engine.data.views.rows import Concatenated, Repeated, Subset
 from engine.data.views.turns import pairs_of
+from engine.types import Row
 from tests.data.formats.folders import folder, opened
 
 TEXT = st.text("aé🙂 ", max_size=6)
 SPEAKERS = ("human", "gpt", "human", "gpt", "human")
+
+
+def talk(start, texts):
+    return tuple(zip(SPEAKERS[start:], texts, strict=False))
+
+
 ROWS = st.builds(
-    lambda caption, texts, start, image: Row(
-        image=image, caption=caption if not texts else None,
-        turns=tuple(zip(SPEAKERS[start:], texts, strict=False)),
+    lambda caption, texts, start, images: Row(
+        images=images, caption=caption if not texts else first_answer(talk(start, texts)),
+        turns=talk(start, texts),
     ),
-    TEXT, st.lists(TEXT, max_size=4), st.integers(0, 1), st.sampled_from([None, "a.png"]),
+    TEXT, st.lists(TEXT, max_size=4), st.integers(0, 1),
+    st.sampled_from([(), (file_named("a.png"),), (file_named("a.png"), file_named("b.png"))]),
 )  # fmt: skip
 
 
-def table_of(folder_, rows):
+def source_of(folder_, rows, **options):
     path = folder_ / "anno.txt"
     path.write_text("x")
-    return open_annotations([path], len(rows), lambda: rows, cache_dir=folder_)
+    rows = lambda rows=rows: rows  # noqa: E731
+    return open_rows("mine", "train", [path], "", rows, cache_dir=folder_, **options)
 
 
 @given(st.lists(ROWS, min_size=1, max_size=12), st.integers(1, 5))
 @settings(max_examples=25, deadline=None)
 def test_as_a_loop_counts_them(tmp_path_factory, rows, batch):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(annotations, "_ROWS", batch)
-        table = table_of(tmp_path_factory.mktemp("t"), rows)
+        patch.setattr(tables, "ROWS", batch)
+        source = source_of(tmp_path_factory.mktemp("t"), rows)
     of_rows, of_pairs, ends = [], [], []
     answers, pair_answers = [], []
     for row in rows:
-        sign = 1 if row.image else -1
+        sign = 1 if row.images else -1
         texts = [text for _, text in row.turns] or [row.caption]
         of_rows.append(sign * max(1, sum(map(len, texts))))
         places = pairs_of(row.turns)
@@ -49,19 +60,22 @@ def test_as_a_loop_counts_them(tmp_path_factory, rows, batch):
         ends.append(len(of_pairs))
         answers.append(len(texts[-1]))
         pair_answers += [len(texts[p + 1]) for p in places] or answers[-1:]
-    assert lengths.of_rows(table).tolist() == of_rows
-    assert lengths.pair_ends(table).tolist() == ends
-    assert lengths.of_pairs(table).tolist() == of_pairs
-    assert lengths.of_answers(table).tolist() == answers
-    assert lengths.of_pair_answers(table).tolist() == pair_answers
-    for counted in (made(table) for name, made in lengths.COLUMNS.items() if name != "pair_ends"):
+    assert source.column("length").tolist() == of_rows
+    assert source.column("pair_ends").tolist() == ends
+    assert source.column("pair_length").tolist() == of_pairs
+    assert source.column("answer_length").tolist() == answers
+    assert source.column("pair_answer_length").tolist() == pair_answers
+    for counted in map(source.column, lengths.COLUMNS):
         assert isinstance(counted, np.memmap) and counted.dtype == np.int32
 
 
 def test_of_views(tmp_path):
-    rows = [Row(image=name, caption="x" * n) for n, name in enumerate(("a", "b", "a", "b", "c"), 1)]
+    names = ("a", "b", "a", "b", "c")
+    rows = [
+        Row(images=(file_named(name),), caption="x" * n) for n, name in enumerate(names, 1)
+    ]
     rows.append(Row(caption="alone"))
-    source = AnnotationSource("mine", "train", table_of(tmp_path, rows), ImageRoot(tmp_path))
+    source = source_of(tmp_path, rows, images=ImageRoot(tmp_path))
     length = source.column("length")
     assert length.tolist() == [1, 2, 3, 4, 5, -5]
     groups = group_rows(source, tmp_path)

@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from engine.data import cache
 from engine.data.tables import table as tables
 from engine.data.tables.csv_table import open_csv
-from engine.data.tables.table import Table, cached_file, open_table
+from engine.data.tables.source import OneTable, TableSource
+from engine.data.tables.table import PLACE, Block, Table, open_table
 from engine.errors import UserError
 
 
@@ -24,60 +28,83 @@ def _write(path: Path, **columns) -> None:
             writer.write_batch(made.slice(start, 2))
 
 
-def test_codes_are_kept_beside_the_table(tmp_path, monkeypatch):
-    _write(tmp_path / "a.arrow", name=["x", "y", None, "x", "z"], number=[3, 1, 4, 1, 5])
-    table = Table(tmp_path / "a.arrow")
-    assert table.codes("name").tolist() == [0, 1, -1, 0, 2]
-    assert table.integers("number").tolist() == [3, 1, 4, 1, 5]
-    assert table.has_values("name")
-    monkeypatch.setattr(Table, "_encoded", lambda *_: pytest.fail("encoded again"))
-    again = Table(tmp_path / "a.arrow").codes("name")
+def _source(path: Path, **columns) -> TableSource:
+    if columns:
+        _write(path, **columns)
+    return TableSource("mine", "train", OneTable(Table(path)))
+
+
+def test_columns_are_kept_beside_the_table(tmp_path, monkeypatch):
+    path = tmp_path / "a.arrow"
+    source = _source(path, image_id=["x", "y", None, "x", "z"], label=[3, None, 4, 1, 5])
+    assert source.column("image_id").tolist() == [0, 1, 2, 0, 3]  # the third is "2"
+    assert source.column("caption_id").tolist() == [0, 1, 2, 3, 4]
+    assert source.column("label").tolist() == [3, -1, 4, 1, 5]
+    assert Table(path).has_values("image_id") and not Table(path).has_values("turns")
+    monkeypatch.setattr(TableSource, "_codes", lambda *_: pytest.fail("encoded again"))
+    again = _source(path).column("image_id")
     assert isinstance(again, np.memmap) and again.dtype == np.int64
-    assert again.tolist() == [0, 1, -1, 0, 2]
+    assert again.tolist() == [0, 1, 2, 0, 3]
 
 
-def test_codes_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    _write(tmp_path / "a.arrow", name=["x", "y", "x"])
+def test_columns_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    source = _source(tmp_path / "a.arrow", image_id=["x", "y", "x"])
 
     def refuse(*_):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(tables, "make_once", refuse)
-    assert Table(tmp_path / "a.arrow").codes("name").tolist() == [0, 1, 0]
+    monkeypatch.setattr(cache, "build_cached", refuse)
+    assert source.column("image_id").tolist() == [0, 1, 0]
 
 
-def test_a_file_made_of_several(tmp_path):
-    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    made = []
-    for path in paths:
-        path.write_text("old")
+_TEXT = st.none() | st.text(max_size=3)
+_TURNS = st.lists(st.tuples(st.sampled_from(["human", "gpt"]), st.text(max_size=2)), max_size=3)
+_PLACES = st.lists(
+    st.tuples(_TEXT, st.none() | st.integers(0, 9), st.integers(0, 99), st.integers(0, 99)),
+    max_size=3,
+)
 
-    def opened():
-        return cached_file(
-            paths, "joined", lambda to: made.append(to) or to.write_text("x"),
-            cache_dir=tmp_path, ending="txt",
-        )  # fmt: skip
 
-    first = opened()
-    assert opened() == first and len(made) == 1
-    paths[1].write_text("newer")
-    second = opened()
-    assert second != first and len(made) == 2 and not first.exists()
+@given(st.lists(st.tuples(_TEXT, st.none() | st.integers(), _TURNS, _PLACES), min_size=1))
+def test_rows_are_read_as_arrow_reads_them(rows):
+    """Integers, texts, lists and structs, with and without gaps; wide offsets as well."""
+    captions, labels, turns, images = zip(*rows, strict=True)
+    labels = [label and label % 1000 for label in labels]
+    for texts in (pa.string(), pa.large_string()):
+        batch = pa.record_batch(
+            [
+                pa.array(images, pa.list_(PLACE)),
+                pa.array(captions, texts),
+                pa.array(labels, pa.int64()),
+                pa.array(turns, pa.large_list(pa.struct([("role", texts), ("text", texts)]))),
+            ],
+            names=["images", "caption", "label", "turns"],
+        )
+        block = Block(batch)
+        for index in range(len(rows)):
+            assert block.read["caption"](index) == captions[index]
+            assert block.read["label"](index) == labels[index]
+            assert block.read["turns"](index) == (tuple(map(tuple, turns[index])) or None)
+            assert block.read["images"](index) == (tuple(map(tuple, images[index])) or None)
+            assert block.read["answers"](index) is None
 
 
 def test_inputs_and_options_tell_tables_apart(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("text")
     for value in ("x", "y"):
-        table = open_table([path], value, lambda to, v=value: _write(to, a=[v]), cache_dir=tmp_path)
-        assert table.row(0) == {"a": value}
+        batches = lambda value=value: [tables.columns(caption=pa.array([value]))]  # noqa: E731
+        table = open_table([path], value, batches, cache_dir=tmp_path)
+        assert list(table.values("caption")) == [value]
     with pytest.raises(UserError, match=r"cannot read annotation file .*none: No such file"):
-        open_table([tmp_path / "none"], "", lambda to: None, cache_dir=tmp_path)
+        open_table([tmp_path / "none"], "", list, cache_dir=tmp_path)
 
 
 _WORKER = """
 import json, random, sys, time
 from pathlib import Path
+from engine.data.tables.source import OneTable, TableSource
+from engine.data.tables.paths import ImageRoot
 from engine.data.tables.table import Table
 import numpy as np
 
@@ -93,16 +120,19 @@ def private(files):  # bytes that this process shares with nobody, pages of the 
 
 path = Path(sys.argv[1])
 files = [".arrow", ".npy"]
-warm = Table(Path(sys.argv[2])); warm.row(0); warm.codes("image_id")[:1].sum()
+def opened(path):
+    return TableSource("mine", "train", OneTable(Table(path)), ImageRoot(path.parent))
+
+warm = opened(Path(sys.argv[2])); warm[0]; warm.column("image_id")[:1].sum()
 before, start = private(files), time.perf_counter()
-table = Table(path)
-table.row(len(table) - 1)
-codes = table.codes("image_id")
+source = opened(path)
+source[len(source) - 1]
+codes = source.column("image_id")
 seconds = time.perf_counter() - start
 for _ in range(20_000):
-    row = random.randrange(len(table)); table.row(row); codes[row]
-for caption, _ in zip(table.values("caption"), range(500_000)): pass
-print(json.dumps([seconds, private(files) - before, len(table)]))
+    row = random.randrange(len(source)); source[row]; codes[row]
+for caption, _ in zip(source.captions(), range(500_000)): pass
+print(json.dumps([seconds, private(files) - before, len(source)]))
 """
 
 
@@ -123,7 +153,7 @@ def _measure(tmp_path: Path, num_rows: int) -> tuple[float, int, float]:
     start = time.perf_counter()
     table, small = _table(tmp_path / "a.csv", num_rows), _table(tmp_path / "small.csv", 10_000)
     for each in (table, small):
-        each.codes("image_id")
+        _source(each.path).column("image_id")
     converted = time.perf_counter() - start
     result = subprocess.run(
         [sys.executable, "-c", _WORKER, str(table.path), str(small.path)],

@@ -10,12 +10,13 @@ import time
 import pytest
 
 from engine.data.image_files import MAX_IMAGE_BYTES
-from engine.data.tar.header import BLOCK
-from engine.data.tar.samples import read_samples
+from engine.data.tables.table import texts_of
+from engine.data.tar.samples import Plain, read_samples
 from engine.data.tar.shards import open_shards
 from engine.data.tar.texts import TextForm
+from engine.data.tar.walk import BLOCK
 from engine.errors import UserError
-from engine.types import BadSample
+from engine.types import BadSample, Place, Row
 from tests.data.formats.folders import image
 from tests.data.tar.tar_files import picture
 
@@ -91,16 +92,22 @@ def check(path, generator):
     start = time.perf_counter()
     with path.open("rb") as file:
         rows = read_samples(file.fileno(), len(content), TextForm())
+    rows = [_row(row) if isinstance(row, Plain) else row for row in rows]
     for row in rows:
-        "".join((row.key, row.caption, row.image_id, row.caption_id, row.more, row.detail)).encode()
-        if not row.cause and row.image:
-            assert 0 <= row.offset <= row.offset + row.size <= len(content)
+        "".join((*texts_of(row), row.detail)).encode()
+        if not row.cause and row.images:
+            (image,) = row.images
+            assert 0 <= image.offset <= image.offset + image.size <= len(content)
             assert ".." not in row.key.split("/") and not row.key.startswith("/")
     whole = not rows or any(row.cause for row in rows) or b"\0" * 2 * BLOCK in content
     assert whole, "damage that nobody is told of"
     if generator.random() < 0.05:
         read_all(path)
     assert time.perf_counter() - start < LONGEST_SECONDS
+
+
+def _row(plain):
+    return Row(plain.key, (Place("", plain.offset, plain.size),), plain.caption)
 
 
 def read_all(path):

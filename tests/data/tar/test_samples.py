@@ -6,15 +6,32 @@ import tarfile
 
 import pytest
 
-from engine.data.tar.samples import More, parse_more, read_samples
+from engine.data.tar.samples import Plain, read_samples
 from engine.data.tar.texts import TextForm
+from engine.types import Place, Row
 from tests.data.tar.tar_files import kind, pairs, picture, write_tar
 
 
 def rows_of(path, form=None):
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        return read_samples(file.fileno(), size, form or TextForm())
+        found = read_samples(file.fileno(), size, form or TextForm())
+    return [_row(row) if isinstance(row, Plain) else row for row in found]
+
+
+def _row(plain):
+    return Row(plain.key, (Place("", plain.offset, plain.size),), plain.caption)
+
+
+def bare(row):
+    """The key of a row's sample."""
+    return row.key.rpartition(".")[0] if row.images else row.key
+
+
+def content(row, data):
+    """The bytes of a row's image, which is inside ``data``."""
+    (image,) = row.images
+    return data[image.offset : image.offset + image.size]
 
 
 def read(tmp_path, members, form=None):
@@ -22,24 +39,22 @@ def read(tmp_path, members, form=None):
 
 
 def causes(rows):
-    return [(row.key, row.cause) for row in rows]
+    return [(bare(row), row.cause) for row in rows]
 
 
 def test_a_sample_is_an_image_and_its_text(tmp_path):
-    content = b"the image's own bytes"
-    rows = read(tmp_path, [("in/7.jpg", content), ("in/7.txt", b" a dog \n")])
-    assert [(row.key, row.image, row.caption, row.cause) for row in rows] == [
-        ("in/7", "jpg", "a dog", "")
-    ]
-    data = (tmp_path / "a.tar").read_bytes()
-    assert data[rows[0].offset : rows[0].offset + rows[0].size] == content
+    own = b"the image's own bytes"
+    rows = read(tmp_path, [("in/7.jpg", own), ("in/7.txt", b" a dog \n")])
+    assert [(row.key, row.caption, row.cause) for row in rows] == [("in/7.jpg", "a dog", "")]
+    assert content(rows[0], (tmp_path / "a.tar").read_bytes()) == own
 
 
 def test_members_need_not_stand_together(tmp_path):
     members = list(pairs(range(5)))
     apart = [m for m in members if m[0].endswith("jpg")] + [m for m in members if "txt" in m[0]]
     rows = read(tmp_path, apart)
-    assert [(row.key, row.caption) for row in rows] == [(f"0000{n}", f"row {n}") for n in range(5)]
+    expected = [(f"0000{n}", f"row {n}") for n in range(5)]
+    assert [(bare(row), row.caption) for row in rows] == expected
     mixed = read(
         tmp_path, [apart[7], apart[0], apart[3], apart[8], *apart[4:7], *apart[1:3], apart[9]]
     )
@@ -65,7 +80,7 @@ def test_other_members_are_left_alone(tmp_path):
 def test_a_member_left_alone_does_not_mislead_the_next(tmp_path):
     members = [*pairs([0]), ("x.npy", b"n"), ("x.jpg", b"x"), ("x.txt", b"of x"), ("/jpg", b"x")]
     rows = read(tmp_path, members)
-    assert [(row.key, row.caption) for row in rows] == [("00000", "row 0"), ("x", "of x")]
+    assert [(bare(row), row.caption) for row in rows] == [("00000", "row 0"), ("x", "of x")]
 
 
 def test_other_endings_of_texts(tmp_path):
@@ -126,7 +141,7 @@ def told(tmp_path, fields, text=None, form=None):
 
 def test_a_json_without_a_text(tmp_path):
     row = told(tmp_path, {"caption": "a dog", "key": "7", "sha256": "x"})[0]
-    assert (row.caption, row.image_id, row.more) == ("a dog", "", "")
+    assert row == Row("a.jpg", row.images, "a dog")
 
 
 def test_a_field_of_the_json_instead_of_the_text(tmp_path):
@@ -153,7 +168,7 @@ def test_several_captions_are_rows_of_one_image(tmp_path):
         ("one", "4", "i"),
         ("two", "5", "i"),
     ]
-    assert rows[0].offset == rows[1].offset > 0
+    assert rows[0].images == rows[1].images
 
 
 def test_conversations(tmp_path):
@@ -161,23 +176,22 @@ def test_conversations(tmp_path):
     fields = {"conversations": [{"from": who, "value": said} for who, said in turns]}
     row = told(tmp_path, fields)[0]
     assert row.caption == "a dog"
-    assert parse_more(row.more).turns == tuple(turns)
+    assert row.turns == tuple(turns)
     assert told(tmp_path, fields, b"its own caption")[0].caption == "its own caption"
 
 
 def test_a_conversation_needs_no_image(tmp_path):
     fields = {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}
     row = read(tmp_path, [("a.json", json.dumps(fields).encode())])[0]
-    assert (row.cause, row.image, row.offset, row.caption) == ("", "", -1, "!")
+    assert (row.cause, row.key, row.images, row.caption) == ("", "a", (), "!")
 
 
 def test_questions_answers_and_labels(tmp_path):
     fields = {"question": "what?", "answers": ["cat", "dog", "dog"], "labels": "a|b", "label": 3}
     row = told(tmp_path, fields)[0]
     assert row.caption == "what? dog"
-    expected = More(3, (("human", "what?"), ("gpt", "dog")), ("cat", "dog", "dog"), ("a", "b"))
-    assert parse_more(row.more) == expected
-    assert parse_more("") == More()
+    assert (row.label, row.turns) == (3, (("human", "what?"), ("gpt", "dog")))
+    assert (row.answers, row.labels) == (("cat", "dog", "dog"), ("a", "b"))
 
 
 def test_links_and_names_that_lead_out_are_refused(tmp_path):
@@ -260,5 +274,4 @@ def test_empty_files(tmp_path):
 def test_pictures_are_what_tarfile_reads(tmp_path):
     path = write_tar(tmp_path / "a.tar", pairs(range(4)))
     for number, row in enumerate(rows_of(path)):
-        data = path.read_bytes()[row.offset : row.offset + row.size]
-        assert data == picture(number)
+        assert content(row, path.read_bytes()) == picture(number)

@@ -8,15 +8,17 @@ import random
 import shutil
 import tarfile
 import tracemalloc
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engine.data.tar import build as tar_build
+from engine.data import image_files
+from engine.data.tables.source import damage_report
+from engine.data.tables.table import Table
+from engine.data.tar import index as tar_index
 from engine.data.tar import shards as tar_shards
-from engine.data.tar.damage import known_damage
-from engine.data.tar.index import TarIndex
 from engine.data.tar.shards import open_shards
 from engine.data.tar.texts import TextForm
 from engine.data.views.rows import Concatenated, Subset
@@ -114,7 +116,7 @@ def test_pickles_small_and_opens_again(tmp_path):
 
 def test_an_index_is_made_once_and_used_again(tmp_path, monkeypatch):
     source(shards(tmp_path, [2, 2]))
-    monkeypatch.setattr(tar_build, "write_index", lambda *a: pytest.fail("indexed again"))
+    monkeypatch.setattr(tar_index, "write_index", lambda *a: pytest.fail("indexed again"))
     assert len(source(tmp_path)) == 4
     assert len(source(tmp_path, ["00001.tar"])) == 2  # another list of the same shards
 
@@ -140,11 +142,11 @@ def test_a_shard_that_changes_while_it_is_read_is_told(tmp_path):
     found = source(shards(tmp_path, [2]))
     write_tar(tmp_path / "00000.tar", pairs(range(5, 9)))
     with pytest.raises(BadSample) as bad:
-        found[0]
-    assert bad.value.cause == "changed shard"
+        image(found[0])
+    assert bad.value.cause == "changed file"
     (tmp_path / "00000.tar").unlink()
     with pytest.raises(BadSample) as bad:
-        found[0]
+        image(found[0])
     assert bad.value.cause == "missing"
 
 
@@ -204,7 +206,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 def test_what_another_user_indexed_is_used(tmp_path, monkeypatch):
     source(shards(tmp_path, [2]))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr(tar_build, "write_index", lambda *a: pytest.fail("indexed again"))
+    monkeypatch.setattr(tar_index, "write_index", lambda *a: pytest.fail("indexed again"))
     assert source(tmp_path, cache=tmp_path / "none")[1].caption == "row 1"
 
 
@@ -214,7 +216,7 @@ def _open(root, start, log, write):
             file.write(f"{shard.name}\n")
         return write(shard, target, form)
 
-    tar_build.write_index = logged
+    tar_index.write_index = logged
     start.wait()
     assert len(source(root)) == 30
 
@@ -223,7 +225,7 @@ def test_many_processes_at_once_index_once(tmp_path):
     shards(tmp_path, [10, 10, 10])
     context = multiprocessing.get_context("fork")
     start, log = context.Barrier(4), tmp_path / "log"
-    arguments = (tmp_path, start, log, tar_build.write_index)
+    arguments = (tmp_path, start, log, tar_index.write_index)
     processes = [context.Process(target=_open, args=arguments) for _ in range(4)]
     for process in processes:
         process.start()
@@ -234,7 +236,7 @@ def test_many_processes_at_once_index_once(tmp_path):
 
 
 def test_several_processes_index_many_shards(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(tar_build.os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    monkeypatch.setattr(tar_index.os, "sched_getaffinity", lambda pid: {0, 1, 2})
     shards(tmp_path, [2] * 13)
     found = source(tmp_path)
     assert [record.caption for record in all_rows(found)] == [f"row {n}" for n in range(26)]
@@ -340,7 +342,7 @@ def test_an_image_of_any_size_is_not_read_into_memory(tmp_path):
         file.write(text)
     found = source(tmp_path)
     with pytest.raises(BadSample) as bad:
-        found[0]
+        image(found[0])
     assert bad.value.cause == "too large"
     assert image(found[1]) == picture(1)
 
@@ -368,23 +370,27 @@ def _num_open():
 
 
 def test_few_files_are_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar_shards, "_OPEN_SHARDS", 2)
+    opened = image_files._opened.__wrapped__
+    monkeypatch.setattr(image_files, "_opened", lru_cache(2)(opened))
     found = source(shards(tmp_path, [1] * 12))
     before = _num_open()
     for index in range(12):
-        found[index]
+        image(found[index])
     assert _num_open() <= before + 2
 
 
 def test_an_index_is_read_as_arrow_reads_it(tmp_path):
     source(shards(tmp_path, [5]))
-    index = TarIndex(next((tmp_path / ".engine_cache").glob("*.index")))
-    columns = index.batch.to_pydict()
-    assert [index[row]._asdict() for row in range(5)] == [
-        {name: values[row] for name, values in columns.items()} for row in range(5)
-    ]
+    index = Table(next((tmp_path / ".engine_cache").glob("*.index")))
+    (batch,) = index.batches
+    assert batch.schema.names == ["key", "images", "caption"]  # what no row has takes no room
+    for row, values in enumerate(batch.to_pylist()):
+        block, place = index.at(row)
+        assert block.read["caption"](place) == values["caption"] == f"row {row}"
+        (given,) = values["images"]
+        assert block.read["images"](place) == ((None, None, given["offset"], given["size"]),)
     with pytest.raises(IndexError):
-        index[5]
+        index.at(5)
 
 
 def test_damage_is_told_before_anything_is_read(tmp_path):
@@ -392,8 +398,8 @@ def test_damage_is_told_before_anything_is_read(tmp_path):
     whole = (tmp_path / "00001.tar").read_bytes()
     (tmp_path / "00001.tar").write_bytes(whole[: len(whole) // 2])
     found = source(tmp_path)
-    (told,) = known_damage(Subset(Concatenated("both", [found]), 5, 0))
+    (told,) = damage_report(Subset(Concatenated("both", [found]), 5, 0))
     assert told.startswith(f"web: 1 of {len(found)} samples are lost in 1 of 2 shards")
     assert "00001.tar" in told and "truncated shard" in told
     (tmp_path / "00001.tar").write_bytes(whole)
-    assert known_damage(source(tmp_path)) == []
+    assert damage_report(source(tmp_path)) == []

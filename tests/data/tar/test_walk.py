@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.data.tar import walk as tar_walk
-from engine.data.tar.header import BLOCK
-from engine.data.tar.walk import Window, walk
+from engine.data.tar.walk import BLOCK, Window, walk
 from tests.data.tar.tar_files import kind, pairs, write_tar
 
 FORMS = {

@@ -330,8 +330,8 @@ def test_a_reader_without_a_seed_shows_first_captions(opened, monkeypatch):
     ("options", "message", "key"),
     [
         ({"captions": "some"}, "captions: .*'all', 'random' or 'joined'", "captions"),
-        ({"cap": 0}, "cap: .*greater than 0", "cap"),
-        ({"repeat": 0}, "repeat: .*greater than 0", "repeat"),
+        ({"cap": 0}, "cap: needs a number above 0", "cap"),
+        ({"repeat": 0}, "repeat: needs a number above 0", "repeat"),
         ({"repeats": 2}, "has no 'repeats'; did you mean 'repeat'", "repeats"),
         ({"length": 12}, "has 11 training rows, .* given as 12", "length"),
         ({"caption_separator": "|"}, "without captions: joined", "caption_separator"),

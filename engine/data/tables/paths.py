@@ -1,14 +1,51 @@
-"""Where a split's annotation file and images lie, or a message that names what is there instead."""
+"""Where a split's annotation files and images are, or a message that names what is there."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from engine.data.tables.image_root import ImageRoot
 from engine.errors import UserError
+from engine.types import BadSample
 
 _NUM_NAMED = 20  # files in a message
+# A path that could leave its folder: absolute, with a drive, or with a part '..'.
+OUTSIDE = r"^[/\\~]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)|\x00"
+_OUTSIDE = re.compile(OUTSIDE)
+_MAX_FOLDERS = 10_000  # that are remembered
+
+
+class ImageRoot:
+    """Names → files inside one folder; the folder itself may be a link."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._root = os.path.realpath(folder).rstrip(os.sep) + os.sep
+        self._real: dict[str, bool] = {}  # folders below, and whether they are where they seem
+
+    def path(self, name: str) -> Path:
+        """The file of that name; BadSample for a name or a link that leads out of the folder."""
+        if _OUTSIDE.search(name):
+            raise BadSample("outside root", f"{name!r} leads out of the image folder")
+        path = self.folder / name
+        if not self._inside(path, name.rpartition("/")[0]):
+            raise BadSample("outside root", f"{path} is a link to {path.resolve()}")
+        return path
+
+    def _inside(self, path: Path, parent: str) -> bool:
+        """Whether no link leads out; the way to a folder below is followed once."""
+        if (inside := self._real.get(parent)) is None:
+            real = os.path.realpath(self.folder / parent) + os.sep
+            inside = real.startswith(self._root)
+            if len(self._real) < _MAX_FOLDERS:
+                self._real[parent] = inside
+        try:
+            is_link = path.is_symlink()
+        except OSError:  # too long a name, say: reported where it is opened
+            is_link = False
+        return os.path.realpath(path).startswith(self._root) if is_link else inside
 
 
 def annotation_file(
@@ -51,7 +88,7 @@ def annotation_files(
         try:
             found = sorted(path for path in root.glob(pattern) if path.is_file())
         except (ValueError, NotImplementedError) as error:
-            raise UserError(f"{pattern!r} is no pattern of files: {error}", key=key) from None
+            raise UserError(f"{pattern!r} is not a pattern of files: {error}", key=key) from None
         if not found:
             raise UserError(
                 f"dataset {dataset!r} has no files {pattern} in {root}; tables in that folder: "
@@ -63,7 +100,7 @@ def annotation_files(
 
 
 def image_folder(root: Path, folder: str, *, dataset: str, option: str) -> ImageRoot:
-    """The folder of a split's images. Raises UserError at the dataset's ``option`` for none."""
+    """The folder of a split's images. Raises UserError, at ``option``, where it is missing."""
     check_root(root, dataset=dataset)
     if not (root / folder).is_dir():
         raise UserError(
@@ -74,7 +111,7 @@ def image_folder(root: Path, folder: str, *, dataset: str, option: str) -> Image
 
 
 def check_root(root: Path, *, dataset: str) -> None:
-    """Raises UserError where a dataset's folder is none."""
+    """Raises UserError where a dataset's folder does not exist."""
     if not root.is_dir():
         raise UserError(
             f"dataset {dataset!r} has no folder {root}", key=f"data.datasets.{dataset}.root"

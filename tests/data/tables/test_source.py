@@ -1,32 +1,46 @@
 """Rows → table → source: what is filled in, what spoils a row, what spoils the file."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from engine.data.tables import annotations
-from engine.data.tables.annotations import Row, open_annotations, row_or_fault
-from engine.data.tables.fields import answers, conversation, identity, most_common, question_caption
-from engine.data.tables.image_root import ImageRoot
-from engine.data.tables.source import AnnotationSource
+from engine.data.tables import table as tables
+from engine.data.tables.paths import ImageRoot
+from engine.data.tables.source import damage_report, open_rows
+from engine.data.tables.table import Table, file_named, row_or_fault
+from engine.data.tables.values import (
+    answers,
+    caption_of,
+    conversation,
+    identity,
+    most_common,
+    question_caption,
+)
 from engine.errors import UserError
-from engine.types import BadSample
+from engine.types import BadSample, Row
 from tests.data.formats.folders import image
 
 
 def _source(tmp_path, rows, **options):
     path = tmp_path / "anno.txt"
     path.write_text("x")
-    table = open_annotations([path], "test", lambda: rows, cache_dir=tmp_path)
-    return AnnotationSource("mine", "train", table, **options)
+    return open_rows("mine", "train", [path], "test", lambda: rows, cache_dir=tmp_path, **options)
+
+
+def shown(name, **fields):
+    """A row that shows a file."""
+    return Row(images=(file_named(name),), **fields)
 
 
 def test_what_a_row_lacks_is_made_up(tmp_path):
     rows = [
-        Row(image="a.jpg", caption="x"),
+        shown("a.jpg", caption="x"),
         Row(turns=(("human", "q"), ("gpt", "first"), ("human", "r"), ("gpt", "second"))),
-        Row(image="a.jpg", question="Why?", answers=("no", "so", "so", "")),
-        Row(image="b.jpg", labels=("cat", "dog"), label=4, image_id="7", caption_id="9"),
+        shown("a.jpg", question="Why?", answers=("no", "so", "so", "")),
+        shown("b.jpg", labels=("cat", "dog"), label=4, image_id="7", caption_id="9"),
     ]
+    rows = [replace(row, caption=row.caption or caption_of(row)) for row in rows]
     source = _source(tmp_path, rows, images=ImageRoot(tmp_path))
     found = [source[i] for i in range(4)]
     assert [r.caption for r in found] == ["x", "first", "Why? so", "cat, dog"]
@@ -42,10 +56,12 @@ def test_what_a_row_lacks_is_made_up(tmp_path):
 
 
 def test_rows_are_written_in_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(annotations, "_ROWS", 7)
-    source = _source(tmp_path, (Row(image=f"{i}.jpg", caption=f"c{i}") for i in range(50)))
+    monkeypatch.setattr(tables, "ROWS", 7)
+    source = _source(tmp_path, (Row(caption=f"c{i}") for i in range(50)))
+    assert len(Table(source.parts.path).batches) == 8
     assert list(source.captions()) == [f"c{i}" for i in range(50)]
-    assert source.table.row(49)["caption_id"] == "49"
+    assert list(source.captions_of(np.array([49, 0, 7, 7]))) == ["c49", "c0", "c7", "c7"]
+    assert source[49].caption_id == "49"
 
 
 def test_rows_that_cannot_be_used(tmp_path):
@@ -54,10 +70,10 @@ def test_rows_that_cannot_be_used(tmp_path):
 
     rows = [
         row_or_fault("entry 1", fail),
-        row_or_fault("entry 2", Row, "a.jpg", "bytes that were no text: \udcff"),
-        Row(image="a.jpg", caption="  "),
-        Row(image="", caption="x"),
-        Row(image="a.jpg", caption="x"),
+        row_or_fault("entry 2", lambda: Row(caption="bytes that were not text: \udcff")),
+        shown("a.jpg", caption="  "),
+        shown("", caption="x"),
+        shown("a.jpg", caption="x"),
         Row(turns=(("human", "What?"), ("gpt", " "))),
     ]
     source = _source(tmp_path, rows)
@@ -66,6 +82,9 @@ def test_rows_that_cannot_be_used(tmp_path):
         with pytest.raises(BadSample) as caught:
             source[index]
         told.append((caught.value.cause, caught.value.detail))
+    assert damage_report(source) == [
+        "mine: 2 of 6 samples are lost (malformed: entry 1: x is: y)"
+    ]
     assert told == [
         ("malformed", "entry 1: x is: y"),
         ("not text", "entry 2"),
@@ -80,8 +99,9 @@ def test_files_without_usable_rows(tmp_path):
     with pytest.raises(UserError, match=r"anno\.txt has no samples"):
         _source(tmp_path, [])
     with pytest.raises(UserError, match=r"no sample of .*the first: malformed: entry 3"):
-        _source(tmp_path, [Row(fault="malformed: entry 3"), Row(fault="missing: entry 4")])
-    assert len(_source(tmp_path, [Row(fault="malformed: 1"), Row(caption="x")])) == 2
+        faults = [Row(cause="malformed", detail=f"entry {number}") for number in (3, 4)]
+        _source(tmp_path, faults)
+    assert len(_source(tmp_path, [Row(cause="malformed", detail="1"), Row(caption="x")])) == 2
 
 
 def test_an_image_root(tmp_path):

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from engine.types import BadSample, Turn
+from engine.types import BadSample, Row, Turn
 
 _ROLES = {
     "human": "human", "user": "human",
@@ -88,7 +88,7 @@ def image_names(value: Any, which: str = "first") -> tuple[str, ...]:
     return names
 
 
-def chosen_images(images: tuple[str | None, ...], which: str) -> tuple[Any, ...]:
+def chosen_images(images: tuple[Any, ...], which: str) -> tuple[Any, ...]:
     """What ``several_images`` leaves of a sample's images. BadSample where that is "refuse"."""
     if len(images) > 1 and which == "refuse":
         raise BadSample(
@@ -136,6 +136,15 @@ def most_common(given: Iterable[str]) -> str:
     """The answer that most annotators gave, the earlier one of a tie."""
     counts = Counter(answer for answer in given if answer)
     return counts.most_common(1)[0][0] if counts else ""
+
+
+def caption_of(row: Row) -> str:
+    """The caption of a row that has none of its own."""
+    if row.turns:
+        return first_answer(row.turns)
+    if row.question is not None:
+        return question_caption(row.question, row.answers)
+    return ", ".join(row.labels)
 
 
 def question_caption(question: str, given: Iterable[str]) -> str:

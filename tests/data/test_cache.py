@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.data.once import make_once
+from engine.data.cache import build_cached, cached_file
 
 
 def _make_slowly(target: Path, log: Path, start) -> None:
@@ -19,7 +19,7 @@ def _make_slowly(target: Path, log: Path, start) -> None:
             (path / f"{i}").write_text("x" * 1000)
 
     start.wait()
-    make_once(target, make)
+    build_cached(target, make)
     assert len(list(target.iterdir())) == 20
 
 
@@ -29,7 +29,7 @@ def _die_halfway(target: Path) -> None:
         (path / "half").write_text("half")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    make_once(target, make)
+    build_cached(target, make)
 
 
 def test_one_process_makes_while_others_wait(tmp_path):
@@ -53,7 +53,7 @@ def test_killed_maker_leaves_nothing_that_counts(tmp_path):
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     assert not target.exists()
-    make_once(target, lambda path: path.write_text("whole") and None)
+    build_cached(target, lambda path: path.write_text("whole") and None)
     assert target.read_text() == "whole"
     assert [p.name for p in tmp_path.iterdir() if "making" in p.name] == []
 
@@ -65,10 +65,29 @@ def test_failed_maker_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_once(tmp_path / "made", fail)
+        build_cached(tmp_path / "made", fail)
     assert [p.name for p in tmp_path.iterdir()] == [".made.lock"]
 
 
 def test_what_is_there_is_not_made_again(tmp_path):
     (tmp_path / "made").write_text("old")
-    make_once(tmp_path / "made", lambda path: pytest.fail("made again"))
+    build_cached(tmp_path / "made", lambda path: pytest.fail("made again"))
+
+
+def test_a_file_made_of_several(tmp_path):
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    made = []
+    for path in paths:
+        path.write_text("old")
+
+    def opened():
+        return cached_file(
+            paths, "joined", lambda to: made.append(to) or to.write_text("x"),
+            cache_dir=tmp_path, ending="txt",
+        )  # fmt: skip
+
+    first = opened()
+    assert opened() == first and len(made) == 1
+    paths[1].write_text("newer")
+    second = opened()
+    assert second != first and len(made) == 2 and not first.exists()
