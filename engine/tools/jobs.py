@@ -77,26 +77,8 @@ def each(
     """
     jobs = min(jobs, len(items))
     if jobs <= 1:
-        for item in items:
-            yield work(shared, item, tick)
+        yield from (work(shared, item, tick) for item in items)
         return
-    try:
-        yield from _in_processes(work, shared, items, jobs, tick)
-    except BrokenProcessPool as error:
-        raise FaultError(
-            "one of the processes was killed; most often memory ran out: lower --jobs, now "
-            f"{jobs}, and start again"
-        ) from error
-
-
-def _in_processes(
-    work: Callable[[Any, Item, Tick], Result],
-    shared: Any,
-    items: Sequence[Item],
-    jobs: int,
-    tick: Tick,
-) -> Iterator[Result]:
-    """``each`` in several processes. Raises BrokenProcessPool where one dies."""
     # Not forked: Arrow's threads would be gone in the children, their locks not.
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
@@ -106,18 +88,23 @@ def _in_processes(
     try:
         pending: set[Future[Result]] = {pool.submit(_call, work, item) for item in items}
         mine = set(multiprocessing.active_children()) - others
-        told = 0
+        counted = 0
         while pending:
             done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
             # Without its lock, which a killed process may hold for ever.
             now = counter.get_obj().value
-            tick(now - told)
-            told = now
+            tick(now - counted)
+            counted = now
             for future in done:
                 yield future.result()
             # The pool itself may overlook the death of a process that it started last.
             if pending and not all(process.is_alive() for process in mine):
                 raise BrokenProcessPool
+    except BrokenProcessPool as error:
+        raise FaultError(
+            "one of the processes was killed; most often memory ran out: lower --jobs, now "
+            f"{jobs}, and start again"
+        ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         mine |= set(multiprocessing.active_children()) - others

@@ -1,7 +1,8 @@
-"""The bytes of a shard that lies elsewhere, read from front to end, over connections that break.
+"""The bytes of a shard that is stored elsewhere, read from front to end over unsafe connections.
 
-``http(s)://`` goes through the standard library, ``pipe:COMMAND`` through a process that no shell
-has a part in, every other scheme (``s3://``, ``gs://``, …) through fsspec.
+``http(s)://`` is read by the standard library, ``pipe:COMMAND`` from a process without a shell,
+every other scheme (``s3://``, ``gs://``, …) by fsspec. fsspec's own HTTP needs aiohttp, asks for
+the size first, and neither continues where a server knows no ranges nor notices an early end.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO
 
 from engine.data.tar.urls import is_remote
 from engine.errors import UserError
@@ -25,17 +28,9 @@ from engine.types import BadSample
 _TRIES = 6  # connections without a further byte before a shard is given up
 _FIRST_PAUSE = 0.1  # seconds before the second try; doubled for each further one
 _TIMEOUT = 60.0  # seconds that a connection may be silent
-_CHUNK = 1 << 16  # bytes read at once where they are passed over
+_CHUNK = 1 << 16  # bytes read at once where they are skipped
 _SHELL_WORDS = {"|", "||", "&", "&&", ";", ">", ">>", "<", "2>"}
 _PIPE = "pipe:"
-
-
-class _Connection(Protocol):
-    """What a shard is read from: ``read`` raises OSError where the end came too early."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-    def close(self) -> None: ...
 
 
 class Shard:
@@ -44,9 +39,9 @@ class Shard:
     Raises BadSample ``missing`` where there is none, ``unreadable`` after the last try.
     """
 
-    def __init__(self, url: str, connect: Callable[[int], _Connection]) -> None:
+    def __init__(self, url: str, connect: Callable[[int], _FromStart | BinaryIO]) -> None:
         self.url, self._connect = url, connect
-        self._from: _Connection | None = None
+        self._from: _FromStart | BinaryIO | None = None
         self._offset = self._broke_at = 0
         self._failures = 0
 
@@ -70,7 +65,7 @@ class Shard:
     def _failed(self, error: Exception) -> None:
         self.close()
         self._failures, self._broke_at = self._failures + 1, self._offset
-        if self._failures == _TRIES or getattr(error, "permanent", False):
+        if self._failures == _TRIES or isinstance(error, _PermanentError):
             text = str(error) or type(error).__name__
             raise BadSample(
                 "unreadable", f"{self.url}: {text} at byte {self._offset:,} (try {self._failures})"
@@ -91,18 +86,19 @@ class Shard:
 
 
 def open_shard(url: str) -> Shard:
-    """A reader of ``url``, whose form ``check_urls`` has found fit. Connects when first read."""
+    """A reader of ``url``, which ``check_urls`` has accepted. Connects when first read."""
+    connect: Callable[[str, int], _FromStart | BinaryIO] = _by_fsspec
     if not is_remote(url):
-        return Shard(url, lambda offset: _local(url, offset))
-    if url.startswith(_PIPE):
-        return Shard(url, lambda offset: _Command(url, offset))
-    if url.lower().startswith(("http://", "https://")):
-        return Shard(url, lambda offset: _Response(url, offset))
-    return Shard(url, lambda offset: _foreign(url, offset))
+        connect = _local
+    elif url.startswith(_PIPE):
+        connect = _Command
+    elif url.lower().startswith(("http://", "https://")):
+        connect = _Response
+    return Shard(url, partial(connect, url))
 
 
 def check_urls(urls: list[str], *, allow_pipe: bool, key: str | None) -> None:
-    """Raises UserError for commands without opt-in, and what this machine has no program for."""
+    """Raises UserError for commands without opt-in, and for what this machine cannot read."""
     programs: set[str] = set()  # found to be there
     schemes: set[str] = set()
     for url in urls:
@@ -134,7 +130,7 @@ def _check_command(url: str, allow_pipe: bool, programs: set[str], key: str | No
     if words and words[0] not in programs and shutil.which(words[0]):
         programs.add(words[0])
     if not words or words[0] not in programs:
-        raise UserError(f"no program is there for the command of the shard {url!r}", key=key)
+        raise UserError(f"the program of the shard {url!r} is not installed", key=key)
 
 
 def _check_scheme(scheme: str, key: str | None) -> None:
@@ -142,18 +138,12 @@ def _check_scheme(scheme: str, key: str | None) -> None:
 
     try:
         fsspec.get_filesystem_class(scheme)
-    except ImportError as error:  # its text says which package is to be installed
+    except ImportError as error:  # its text names the package to install
         raise UserError(f"shards at {scheme}:// cannot be read here: {error}", key=key) from error
     except ValueError as error:
-        raise UserError(f"no way of reading shards at {scheme}:// is known", key=key) from error
-
-
-def _pass_over(stream: Any, count: int) -> None:
-    while count:
-        data = stream.read(min(count, _CHUNK))
-        if not data:
-            raise OSError(f"it ends {count:,} bytes earlier than before")
-        count -= len(data)
+        raise UserError(
+            f"shards at {scheme}:// cannot be read: fsspec knows no such scheme", key=key
+        ) from error
 
 
 def _local(url: str, offset: int) -> BinaryIO:
@@ -162,16 +152,38 @@ def _local(url: str, offset: int) -> BinaryIO:
     return file
 
 
-def _foreign(url: str, offset: int) -> Any:
+def _by_fsspec(url: str, offset: int) -> BinaryIO:
     import fsspec
 
     filesystem, path = fsspec.core.url_to_fs(url)
-    file = filesystem.open(path, "rb")
+    file: BinaryIO = filesystem.open(path, "rb")
     file.seek(offset)
     return file
 
 
-class _Response:
+class _FromStart(ABC):
+    """What can be read from its first byte on alone."""
+
+    @abstractmethod
+    def read(self, size: int, /) -> bytes: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def skip(self, count: int) -> None:
+        """Read over ``count`` bytes; closes, and raises OSError, where they are not there."""
+        try:
+            while count:
+                data = self.read(min(count, _CHUNK))
+                if not data:
+                    raise OSError(f"it ends {count:,} bytes earlier than before")
+                count -= len(data)
+        except BaseException:
+            self.close()
+            raise
+
+
+class _Response(_FromStart):
     """A GET from ``offset`` on, which notices an end before the announced length."""
 
     def __init__(self, url: str, offset: int) -> None:
@@ -184,14 +196,7 @@ class _Response:
         length = self._response.headers.get("Content-Length")
         self._left = int(length) if length and length.isdigit() else None
         if offset and self._response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            self._skip(offset)  # a server without ranges begins anew
-
-    def _skip(self, offset: int) -> None:
-        try:
-            _pass_over(self, offset)
-        except BaseException:
-            self.close()
-            raise
+            self.skip(offset)  # a server without ranges begins anew
 
     def read(self, size: int) -> bytes:
         data: bytes = self._response.read(size)
@@ -209,13 +214,16 @@ def _refusal(error: urllib.error.HTTPError) -> OSError:
     text = f"HTTP {error.code} {error.reason}"
     if error.code in (404, 410):
         return FileNotFoundError(text)
-    refused = OSError(text)
-    refused.permanent = error.code < 500 and error.code not in (408, 429)  # type: ignore[attr-defined]
-    return refused
+    permanent = error.code < 500 and error.code not in (408, 429)
+    return _PermanentError(text) if permanent else OSError(text)
 
 
-class _Command:
-    """What a command writes, from ``offset`` on; its failure is an OSError with its last words."""
+class _PermanentError(OSError):
+    """A refusal that a further try would meet again."""
+
+
+class _Command(_FromStart):
+    """What a command writes, from ``offset`` on; its failure is an OSError with its last line."""
 
     def __init__(self, url: str, offset: int) -> None:
         self._words = shlex.split(url.removeprefix(_PIPE))
@@ -223,25 +231,21 @@ class _Command:
         self._process = subprocess.Popen(
             self._words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors
         )
-        try:
-            _pass_over(self, offset)
-        except BaseException:
-            self.close()
-            raise
+        self.skip(offset)
 
     def read(self, size: int) -> bytes:
         assert self._process.stdout is not None
         data = self._process.stdout.read(size)
         if not data and (code := self._process.wait()):
             self._errors.seek(0)
-            said = self._errors.read().decode("utf8", "replace").strip().splitlines()[-1:]
-            raise OSError(f"{self._words[0]} ended with exit code {code}: {''.join(said)}")
+            last = self._errors.read().decode("utf8", "replace").strip().splitlines()[-1:]
+            raise OSError(f"{self._words[0]} ended with exit code {code}: {''.join(last)}")
         return data
 
     def close(self) -> None:
         if self._process.stdout is not None:
             self._process.stdout.close()
-        if self._process.poll() is None:  # its output is not wanted to the end
+        if self._process.poll() is None:  # the rest of its output is not wanted
             self._process.kill()
         self._process.wait()
         self._errors.close()

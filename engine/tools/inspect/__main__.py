@@ -25,6 +25,7 @@ from engine.config.schema import Config
 from engine.data.sources import Split, open_dataset, open_source
 from engine.data.views.groups import group_rows
 from engine.errors import UserError, exit_code
+from engine.logs.samples import write_whole
 from engine.tools import jobs
 from engine.tools.inspect import report
 from engine.tools.inspect.scan import Findings, Part, Work, scan
@@ -80,9 +81,7 @@ def _inspect(arguments: argparse.Namespace, config: Config) -> None:
             output.mkdir(parents=True, exist_ok=True)
             findings = scan(work, max_tokens, arguments.jobs, console, output)
             _sheets(output, findings)
-            temporary = output / f".{PAGE}.making"
-            temporary.write_text(report.page(name, findings), encoding="utf8")
-            temporary.replace(output / PAGE)
+            write_whole(output / PAGE, report.page(name, findings))
         except OSError as error:
             raise UserError(f"cannot write into {output}: {error}") from error
         report.show(findings, console)

@@ -35,8 +35,9 @@ from engine.data.sources import BUILT_IN, FORMATS, Split, open_source
 from engine.data.views.groups import group_rows
 from engine.data.views.images import JoinedCaptions, OneCaption
 from engine.errors import FaultError, UserError, exit_code
+from engine.logs.samples import write_whole
 from engine.tools import jobs
-from engine.tools.pack.forms import COLUMNS, FOLDER, FORMS, Form, write_whole
+from engine.tools.pack.forms import COLUMNS, FOLDER, FORMS, Form
 from engine.tools.pack.shards import Digest, Plan, Shard, check_shard, pack_shard
 from engine.types import Source
 

@@ -277,9 +277,3 @@ def writing_whole(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A text file that is there wholly or not at all."""
-    with writing_whole(path, "w", errors="backslashreplace") as file:
-        file.write(text)

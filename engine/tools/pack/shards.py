@@ -14,8 +14,9 @@ from engine.data.bad_samples import BadRecord
 from engine.data.image_files import MAX_IMAGE_BYTES, ending_of, read_bytes
 from engine.data.views.groups import Groups
 from engine.errors import FaultError
+from engine.logs.samples import write_whole
 from engine.tools.jobs import Tick
-from engine.tools.pack.forms import COLUMNS, Form, write_whole
+from engine.tools.pack.forms import COLUMNS, Form
 from engine.types import BadSample, EncodedImage, Row, Source
 
 Unit = tuple[bytes, str, list[Row]]  # an image, its ending, and rows that show it

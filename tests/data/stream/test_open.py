@@ -116,9 +116,9 @@ def test_a_command_is_ended_with_its_reader():
         ("pipe:cat a.tar", False, "allow_pipe: true"),
         ("pipe:cat a.tar | gunzip", True, r"has '\|', but runs without a shell"),
         ("pipe:cat 'a.tar", True, "is broken: No closing quotation"),
-        ("pipe:no-such-program a.tar", True, "no program is there"),
-        ("pipe:", True, "no program is there"),
-        ("nonsense://bucket/a.tar", False, "no way of reading shards at nonsense://"),
+        ("pipe:no-such-program a.tar", True, "is not installed"),
+        ("pipe:", True, "is not installed"),
+        ("nonsense://bucket/a.tar", False, "shards at nonsense:// cannot be read"),
     ],
 )
 def test_what_cannot_be_read_is_refused_before_the_run(url, allow, told):
