@@ -58,7 +58,7 @@ OWN = ("data.train_name=[own]", "data.valid_name=[own]")
         (["runner.name=dga", "data.batch_size_train=24"], ["batch_size_train", "24", "12"]),
         (["optim.groups=[{pattern: nothing_like_it}]"], ["nothing_like_it"]),
         (["data.debias.weights={tiny: 2}"], ["data.debias.weights", "'shuffle'", "debias"]),
-        (["data.datasets.tiny.cap=0"], ["data.datasets.tiny.cap", "'tiny'", "greater than 0"]),
+        (["data.datasets.tiny.cap=0"], ["data.datasets.tiny.cap", "'tiny'", "a number above 0"]),
         (["data.datasets.tiny.length=50"], ["data.datasets.tiny.length", "48", "50"]),
         (
             ["data.train_type=debias", "data.datasets.tiny.cap=11"],
