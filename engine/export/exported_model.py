@@ -253,7 +253,7 @@ class CrossModel(LanguageModel):
     def say(self, image: Tensor, prompt: str) -> list[int]:
         ids = self.text_ids(prompt)
         # a new object for each call: generate changes it
-        memory: Any = BaseModelOutput(last_hidden_state=image)  # type: ignore[arg-type]
+        memory: Any = BaseModelOutput(last_hidden_state=image)
         found = self.model.generate(
             encoder_outputs=memory, decoder_input_ids=ids, eos_token_id=self.settings["end"],
             max_new_tokens=self.settings["max_length"] - ids.shape[1],

@@ -19,6 +19,7 @@ from engine import __version__
 from engine.errors import UserError
 
 if TYPE_CHECKING:  # with torch, which the runner does without
+    from engine.data.text.tokenizer import TextTokenizer
     from engine.run import Run
 
 MANIFEST = "manifest.json"
@@ -80,6 +81,13 @@ def _files(folder: Path) -> set[str]:
         for place, folders, names in os.walk(folder)
         for name in (*names, *(n for n in folders if (Path(place) / n).is_symlink()))
     }
+
+
+def tokenizer_of(run: Run) -> TextTokenizer:
+    """The run's tokenizer, which tasks that are exported have."""
+    tokenizer = run.task.tokenizer
+    assert tokenizer is not None
+    return tokenizer
 
 
 def described(run: Run, form: str, **more: Any) -> dict[str, Any]:

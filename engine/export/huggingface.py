@@ -30,7 +30,7 @@ import transformers  # isort: skip
 from engine.config.schema import Config, Export, ImageEncoder
 from engine.errors import UserError
 from engine.export import exported_model
-from engine.export.folder import described, new_folder, write_manifest, write_readme
+from engine.export.folder import described, new_folder, tokenizer_of, write_manifest, write_readme
 from engine.export.images import image_section
 from engine.generate.labels import label_room
 from engine.models import pretrained
@@ -45,6 +45,7 @@ from engine.models.image.timm import TimmImageEncoder
 from engine.models.token_rows import TokenRows
 from engine.models.vision_language import VisionLanguage
 from engine.run import Run
+from engine.tasks.language import LanguageTask
 from engine.tasks.recognize import RecognizeTask
 from engine.tasks.vqa import VqaTask
 
@@ -138,7 +139,7 @@ def _clip(run: Run, folder: Path) -> dict[str, Any] | None:
     section = run.config.model.text_encoder
     image = _save_image_encoder(model.image_encoder, run.config, folder / "image_encoder")
     model.text_encoder.model.save_pretrained(folder / "text_encoder")
-    run.task.tokenizer.save(folder / "text_encoder")
+    tokenizer_of(run).save(folder / "text_encoder")
     text = {"pool": section.pool, "max_length": section.max_length}
     _check_texts(run, folder / "text_encoder", text)
     if image["pool"] == "model" and _joined(run, folder):
@@ -153,10 +154,10 @@ def _joined(run: Run, folder: Path) -> bool:
     """Put both encoders into VisionTextDualEncoderModel, where its features would be ours."""
     model: Any = run.model
     text = run.config.model.text_encoder
-    ids = run.task.tokenizer.rows(["a text"], text.max_length)[0][0]
+    ids = tokenizer_of(run).rows(["a text"], text.max_length)[0][0]
     pooled = model.text_encoder.model.config.model_type == "clip_text_model" and text.pool == "last"
     # CLIP's pooling looks for the end of the text; a 2 means another thing there
-    ended = ids[-1] in run.task.tokenizer.special_ids and ids[-1] != 2
+    ended = ids[-1] in tokenizer_of(run).special_ids and ids[-1] != 2
     if not (pooled and ended and set(model.scalar_names) == {"logit_scale"}):
         return False
     image, texts = folder / "image_encoder", folder / "text_encoder"
@@ -169,7 +170,7 @@ def _joined(run: Run, folder: Path) -> bool:
     whole.logit_scale.data = model.logit_scale.detach().reshape(())
     whole.save_pretrained(folder)
     (image / "preprocessor_config.json").rename(folder / "preprocessor_config.json")
-    run.task.tokenizer.save(folder)
+    tokenizer_of(run).save(folder)
     for part in (image, texts):
         shutil.rmtree(part)
     return True
@@ -178,7 +179,7 @@ def _joined(run: Run, folder: Path) -> bool:
 def _check_texts(run: Run, folder: Path, settings: dict[str, Any]) -> None:
     """Raises UserError where AutoModel reads another model than was written."""
     encoder: Any = run.model.text_encoder
-    ids_BT, mask_BT = run.task.tokenizer(["an example", "another one"], 8)
+    ids_BT, mask_BT = tokenizer_of(run)(["an example", "another one"], 8)
     try:
         theirs = exported_model.TextEncoder(folder, **settings)
         error = (theirs.pooled(ids_BT, mask_BT) - encoder(ids_BT, mask_BT)).abs().max()
@@ -200,8 +201,14 @@ def _check_texts(run: Run, folder: Path, settings: dict[str, Any]) -> None:
 def _language(run: Run, folder: Path) -> dict[str, Any]:
     """Write all parts; returns the settings of ``exported_model``."""
     model, task = run.model, run.task
-    assert isinstance(model, VisionLanguage)
+    assert isinstance(model, VisionLanguage) and isinstance(task, LanguageTask)
     decoder, encoder = model.decoder, model.image_encoder
+    if not isinstance(decoder, PrefixDecoder | T5Decoder | T5CrossDecoder):
+        raise UserError(
+            f"decoder {type(decoder).__name__} cannot be exported to transformers; causal, "
+            "truncated, t5 and t5_cross can",
+            key="model.decoder.name",
+        )
     image = _save_image_encoder(encoder, run.config, folder / "image_encoder", layer=model.layer)
     save_file(
         {name: tensor.contiguous() for name, tensor in model.connector.state_dict().items()},
@@ -209,7 +216,7 @@ def _language(run: Run, folder: Path) -> dict[str, Any]:
     )
     _save_positions(model, run.config, folder / "positions.safetensors")
     none = _save_language_model(decoder, folder / "language_model")
-    task.tokenizer.save(folder / "language_model")
+    tokenizer_of(run).save(folder / "language_model")
     settings: dict[str, Any] = {
         "kind": "prefix", "image": image, "num_dropped": 0 if model.keep_prefix else
         image["num_prefix"], "connector": _layers(model.connector),
@@ -217,10 +224,10 @@ def _language(run: Run, folder: Path) -> dict[str, Any]:
         "max_length": task.max_length,
     }  # fmt: skip
     if isinstance(decoder, T5Decoder):
-        return settings | {"kind": "t5", "ends_chunks": task.ends_chunks}
+        ends_chunks = isinstance(task, VqaTask) and task.ends_chunks
+        return settings | {"kind": "t5", "ends_chunks": ends_chunks}
     if isinstance(decoder, T5CrossDecoder):
         return settings | {"kind": "cross"}
-    assert isinstance(decoder, PrefixDecoder)
     settings |= {"none": none, "takes_positions": decoder.positions.takes_ids}
     if isinstance(task, RecognizeTask):
         settings |= _labels(task, run.config, decoder.start_id)
@@ -239,7 +246,7 @@ def _labels(task: RecognizeTask, config: Config, start_id: int) -> dict[str, Any
     }  # fmt: skip
 
 
-def _prompt(config: Config, task: Any) -> str:
+def _prompt(config: Config, task: LanguageTask) -> str:
     if isinstance(task, RecognizeTask):
         return config.data.labels.prompt
     if isinstance(task, VqaTask):
@@ -364,9 +371,9 @@ def _wrapped(model: Any, section: ImageEncoder, pixels: Tensor, pooled: bool) ->
 
     def made() -> Any:
         config: Any = transformers.TimmWrapperConfig(
-            architecture=tag, model_args=options, do_pooling=pooled,
-            hidden_size=width,  # which other classes of transformers ask for
-        )  # fmt: skip
+            architecture=tag, model_args=options, do_pooling=pooled
+        )
+        config.hidden_size = width  # which other classes of transformers ask for
         return transformers.TimmWrapperModel(config)
 
     try:

@@ -22,13 +22,16 @@ from engine.config.schema import Export
 from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
 from engine.errors import UserError
 from engine.export import graphs, steps
-from engine.export.folder import described, new_folder, write_manifest, write_readme
+from engine.export.folder import described, new_folder, tokenizer_of, write_manifest, write_readme
 from engine.export.graphs import Argument
 from engine.export.images import image_section
 from engine.generate.labels import label_room
 from engine.models.dual_encoder import DualEncoder
 from engine.models.vision_language import VisionLanguage
 from engine.run import Run
+from engine.tasks.caption import CaptionTask
+from engine.tasks.language import LanguageTask
+from engine.tasks.recognize import RecognizeTask
 
 _README = """# {title}
 
@@ -64,7 +67,7 @@ def build(run: Run, folder: Path, section: Export, key: str) -> None:
     with new_folder(folder, key) as made:
         write = _Writer(made, section, tuple(image["size"]))
         sections = _TASKS[run.task_name](run, write)
-        run.task.tokenizer.save(made / TOKENIZER_FOLDER)
+        tokenizer_of(run).save(made / TOKENIZER_FOLDER)
         values = described(run, "onnx", torch=torch.__version__, opset=section.opset)
         write_readme(made, _README, run, **values)
         write_manifest(made, {**values, "image": image, **sections, "graphs": write.graphs})
@@ -95,7 +98,7 @@ class _Writer:
 
 
 def _clip(run: Run, write: _Writer) -> dict[str, Any]:
-    model, tokenizer = run.model, run.task.tokenizer
+    model, tokenizer = run.model, tokenizer_of(run)
     assert isinstance(model, DualEncoder)
     write.image(graphs.ImageFeatures(model), "image_features")
     ids_BT, mask_BT = tokenizer(["an example", "another one"], _max_length(run))
@@ -119,14 +122,14 @@ def _max_length(run: Run) -> int:
 def _decoder(run: Run, write: _Writer) -> dict[str, Any]:
     """Both graphs of a model that speaks; what its text side needs in every task."""
     model, task = run.model, run.task
-    assert isinstance(model, VisionLanguage)
+    assert isinstance(model, VisionLanguage) and isinstance(task, LanguageTask)
     num_image = write.image(graphs.ImageTokens(model), "image_tokens").shape[1]
     step = steps.step_of(model.decoder, num_image)
     given, past, outputs = steps.arguments_of(step, num_image, model.decoder.width)
     write("decoder", step, given, outputs, past)
     return {
         "tokenizer": TOKENIZER_FOLDER,
-        "pad_id": task.tokenizer.pad_id,
+        "pad_id": tokenizer_of(run).pad_id,
         "start_id": model.decoder.start_id,
         "max_length": task.max_length,
     }
@@ -134,6 +137,7 @@ def _decoder(run: Run, write: _Writer) -> dict[str, Any]:
 
 def _caption(run: Run, write: _Writer) -> dict[str, Any]:
     prompt, task = run.config.data.prompt, run.task
+    assert isinstance(task, CaptionTask)
     text = _decoder(run, write)
     ids_BP, _ = task.prompts([prompt.instruction])
     return {
@@ -149,6 +153,7 @@ def _caption(run: Run, write: _Writer) -> dict[str, Any]:
 
 def _recognize(run: Run, write: _Writer) -> dict[str, Any]:
     task, section = run.task, run.config.generate
+    assert isinstance(task, RecognizeTask)
     text = _decoder(run, write)
     return {
         "text": text

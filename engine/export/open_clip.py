@@ -21,7 +21,7 @@ import engine.torchvision_ops  # noqa: F401  before timm, which imports torchvis
 import timm  # isort: skip
 from engine.config.schema import Config, Export
 from engine.errors import UserError
-from engine.export.folder import described, new_folder, write_manifest
+from engine.export.folder import described, new_folder, tokenizer_of, write_manifest
 from engine.export.images import image_section
 from engine.models.dual_encoder import DualEncoder
 from engine.run import Run
@@ -49,7 +49,7 @@ def build(run: Run, folder: Path, section: Export, key: str) -> None:
         save_file(_tensors(model), made / _WEIGHTS, metadata={"format": "pt"})
         encoder: Any = model.text_encoder
         encoder.model.config.save_pretrained(made / _TEXT)
-        run.task.tokenizer.save(made)  # where open_clip looks for it
+        tokenizer_of(run).save(made)  # where open_clip looks for it
         write_manifest(made, described(run, "open_clip"))
 
 

@@ -92,6 +92,7 @@ def test_what_open_clip_would_build_otherwise_is_refused(
 
 def test_another_task_is_refused(tmp_path: Path) -> None:
     trained = make()
-    other = opened("caption", trained.config, trained.task, trained.model)
+    config = trained.config.model_copy(update={"task": None})
+    other = opened("caption", config, trained.task, trained.model)
     with pytest.raises(UserError, match="--task=caption cannot be exported to open_clip"):
         open_clip.build(other, tmp_path / "out", Export(), "export.output")

@@ -43,7 +43,7 @@ def labels_of(row: Row, section: Labels) -> list[str]:
 
 
 class LabelRow(NamedTuple):
-    """One row of text, each list as long as it has tokens; see ``TruncatedDecoder``."""
+    """One row of text, each list as long as it has tokens; see ``PrefixDecoder``."""
 
     ids: list[int]
     segment: list[int]  # 0 of the prompt, i ≥ 1 of label i
