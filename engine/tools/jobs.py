@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 def count(text: str) -> int:
     """A whole number of at least 1, for a command line."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return int(text)
 
 

@@ -87,9 +87,9 @@ def _check(folder: Path, name: str, options: drawn.Options) -> None:
     for more in ("questions", "labels"):  # captions are there in either case
         old[more] &= wanted[more]
     if differing := [option for option in wanted if wanted[option] != old[option]]:
-        told = ", ".join(f"{o}={old[o]} (wanted: {wanted[o]})" for o in differing)
+        old_options = ", ".join(f"{o}={old[o]} (wanted: {wanted[o]})" for o in differing)
         raise UserError(
-            f"{folder} was drawn with {told}; remove the folder or name another root",
+            f"{folder} was drawn with {old_options}; remove the folder or name another root",
             key=f"data.datasets.{name}."
             + ("texts" if differing[0] in ("questions", "labels") else differing[0]),
         )

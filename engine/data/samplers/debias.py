@@ -1,7 +1,7 @@
 """Every step takes its whole batch from one dataset, drawn in proportion to the datasets' sizes.
 
-Samples of one dataset resemble each other in style, so a batch from one source cannot be told
-apart by the source (debiased sampling; Cui et al., ZeroVL, 2022).
+Samples of one dataset resemble each other in style, so samples of a batch from one source cannot be
+distinguished by the source (debiased sampling; Cui et al., ZeroVL, 2022).
 
 What is drawn and when:
 

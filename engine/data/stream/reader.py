@@ -2,7 +2,7 @@
 
 A *reader* is one worker process of one rank. All readers together go through the shards in passes:
 each pass has an order of its own, and its i-th shard is that of reader i mod the number of readers.
-A reader that has done its part of a pass goes on with the next, without waiting for the others.
+A reader that has done its part of a pass continues with the next, without waiting for the others.
 """
 
 from __future__ import annotations

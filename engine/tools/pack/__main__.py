@@ -108,7 +108,7 @@ def _pack_split(arguments: argparse.Namespace, split: Split, scratch: Path, out:
             kept = sum(form.stats(number).exists() for number in plan.shards)
             _say(
                 f"stopped: {kept} of {len(plan.shards)} shards of {split} are finished and kept in "
-                f"{form.dest}; the same command goes on from there",
+                f"{form.dest}; the same command continues from there",
                 Console(stderr=True, highlight=False, soft_wrap=True),
             )
             raise
@@ -273,7 +273,7 @@ def _pack(plan: Plan, num_jobs: int, out: Console) -> list[Shard]:
     shards = []
     with jobs.progress_bar(f"packing {plan.form.split}", len(plan.source), out) as tick:
         for shard in jobs.each(pack_shard, plan, plan.shards, jobs=num_jobs, tick=tick):
-            if shard.how == "mended":
+            if shard.how == "repaired":
                 _say(f"{plan.form.content(shard.number)} was damaged and has been packed anew", out)
             shards.append(shard)
     return sorted(shards, key=lambda shard: shard.number)

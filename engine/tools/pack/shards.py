@@ -112,7 +112,7 @@ class Shard:
     columns: list[str] = field(default_factory=list)  # of a CSV, those that have any values
     shortened: int = 0  # samples of which a CSV keeps a part
     bad: list[BadRecord] = field(default_factory=list)
-    how: str = "packed"  # packed | kept | mended
+    how: str = "packed"  # packed | kept | repaired
 
 
 def pack_shard(plan: Plan, number: int, tick: Tick) -> Shard:
@@ -125,7 +125,7 @@ def pack_shard(plan: Plan, number: int, tick: Tick) -> Shard:
         return known
     plan.form.stats(number).unlink(missing_ok=True)
     made = _make(plan, number, tick)
-    made.how = "packed" if known is None else "mended"
+    made.how = "packed" if known is None else "repaired"
     return made
 
 
