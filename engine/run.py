@@ -235,7 +235,7 @@ class Run:
     @cached_property
     def model(self) -> nn.Module:
         """The model with the weights of the run's checkpoint. Raises UserError without one."""
-        checkpoint = self.trained  # there is none: nothing is built
+        checkpoint = self.trained  # raises before anything is built
         module = self.build_model()
         load_model(module, checkpoint.model(), key="ckpt.resume")
         return module

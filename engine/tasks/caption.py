@@ -89,7 +89,7 @@ class CaptionTask(LanguageTask):
         return self.tokenizer.raw(self.template.alone(instruction))
 
     def prompts(self, instructions: list[str]) -> tuple[Tensor, Tensor]:
-        """Ids and mask of prompts to be gone on with, int64 [B, P], padded on the left."""
+        """Ids and mask of prompts to be continued, int64 [B, P], padded on the left."""
         rows = [[self.start_id, *self._prompt_ids(one)] for one in instructions]
         return self.padded(rows, left=True)
 

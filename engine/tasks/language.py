@@ -110,7 +110,7 @@ class LanguageTask(Task):
         return [*self.tokenizer.raw(text), self.eos_id]
 
     def as_one_text(self, pairs: Sequence[Tokens]) -> Batch:
-        """``input_ids_BT``, ``attention_mask_BT`` and ``labels_BT`` of texts that go on.
+        """``input_ids_BT``, ``attention_mask_BT`` and ``labels_BT`` of prompts with their targets.
 
         Labels at t are the tokens after position t, from the first one that is learned on.
         """

@@ -1,9 +1,9 @@
 """Questions about images: a decoder that answers, having seen any number of images, or none.
 
 With a decoder that encodes prompts (``t5``) a batch holds questions, with ``IMAGE_ID`` where images
-stand, and in ``labels_BL`` the answers with their end. With one that goes on with a text
+stand, and in ``labels_BL`` the answers with their end. With one that continues a text
 (``causal``) images come first, and question and answer are one text, of which the answer is
-learned. Of a conversation the last answer is learned; all that was said before it is part of the
+learned. Of a conversation the last answer is learned; all that comes before it is part of the
 question (``data.conversations: flatten`` makes each question a row of its own).
 """
 
@@ -95,7 +95,7 @@ class VqaTask(LanguageTask):
         return self.template.prompt(one, marks=self.encodes_prompt)
 
     def _prompt_ids(self, prompt: str) -> list[int]:
-        """As the decoder takes it: to be encoded, with images in its midst, or to be gone on with.
+        """As the decoder takes it: to be encoded, with images in its midst, or to be continued.
 
         An encoded text has one end; as the reference has it, each part between two images has one.
         """
@@ -117,7 +117,7 @@ class VqaTask(LanguageTask):
         answer = self.answer_ids(self.template.learned(row))
         if len(answer) == 1:
             raise BadSample("no answer", "it has no tokens")
-        # behind a text that is gone on with, the end is no input
+        # where the decoder continues a text, the end is not part of its input
         taken = len(answer) if self.encodes_prompt else len(prompt) + len(answer) - 1
         if taken > self.max_length:
             raise BadSample(
@@ -150,7 +150,7 @@ class VqaTask(LanguageTask):
     ) -> tuple[Tensor, Tensor]:
         """Ids and mask, int64 [B, P], of questions about so many images each (None: one).
 
-        Padded on the right where they are encoded, on the left where they are gone on with.
+        Padded on the right where they are encoded, on the left where they are continued.
         """
         counts = [1] * len(questions) if num_images is None else num_images
         asked = self.template if template is None else template
