@@ -57,7 +57,8 @@ def run(run: Run) -> None:
             evaluate=lambda: evaluate(run, evaluations, state, log),
             best_metric=evaluations.best_metric,
         )  # fmt: skip
-        metrics = training.run()
+        with store:  # what ends the run does not hide a save that failed
+            metrics = training.run()
         if run.stop.requested:
             log.message(
                 f"{run.stop.name}: saved at step {state.step} of {plan.total_steps}; "

@@ -57,10 +57,6 @@ class Training:
 
         All that is saved is on the disk on return. Raises FaultError where a save has failed.
         """
-        with self.store:
-            return self._run()
-
-    def _run(self) -> Metrics:
         state, plan = self.state, self.plan
         metrics: Metrics = {}
         gradients = self._build_step()
@@ -82,6 +78,7 @@ class Training:
             if facts["stop"]:
                 break
             clock.lap()
+        self.store.close()
         return metrics
 
     def _build_step(self) -> Callable[[Batch, int], dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Models in shares looked at on the way: answers, chosen and generated, and VQAScore as by DDP."""
+"""Sharded models evaluated in training: answers, chosen and generated, and VQAScore as by DDP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What DeepSpeed is told, and every disagreement between a user's JSON and the YAML."""
+"""What DeepSpeed is given, and every disagreement between a user's JSON and the YAML."""
 
 from __future__ import annotations
 
@@ -59,18 +59,18 @@ AUTO = {
 def test_auto_is_filled_in(tmp_path: Path) -> None:
     settings = Settings(config(written(tmp_path, AUTO)), 4, "bf16")
     assert (settings.stage, settings.weights, settings.offloads) == (3, "bf16", True)
-    told = settings.resolved(1000, 32)
-    found = told["zero_optimization"]
-    assert (told["train_batch_size"], told["train_micro_batch_size_per_gpu"]) == (64, 16)
-    assert (told["gradient_accumulation_steps"], told["gradient_clipping"]) == (1, 1.0)
-    assert told["bf16"] == {"enabled": True}
-    assert told["fp16"] == {"enabled": False, "initial_scale_power": 12}
+    given = settings.resolved(1000, 32)
+    found = given["zero_optimization"]
+    assert (given["train_batch_size"], given["train_micro_batch_size_per_gpu"]) == (64, 16)
+    assert (given["gradient_accumulation_steps"], given["gradient_clipping"]) == (1, 1.0)
+    assert given["bf16"] == {"enabled": True}
+    assert given["fp16"] == {"enabled": False, "initial_scale_power": 12}
     assert (found["stage"], found["overlap_comm"], found["reduce_bucket_size"]) == (3, True, 1024)
     assert found["stage3_prefetch_bucket_size"] == 921
     assert found["stage3_param_persistence_threshold"] == 320
-    assert told["steps_per_print"] == 100
-    assert not {"optimizer", "scheduler"} & told.keys()
-    assert '"auto"' not in json.dumps(told)
+    assert given["steps_per_print"] == 100
+    assert not {"optimizer", "scheduler"} & given.keys()
+    assert '"auto"' not in json.dumps(given)
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_auto_is_filled_in(tmp_path: Path) -> None:
 def test_without_a_file(param: dict[str, Any], precision: str, weights: str) -> None:
     settings = Settings(config(param, grad_clip=None), 2, precision)
     assert (settings.stage, settings.weights, settings.offloads) == (2, weights, False)
-    told = settings.resolved(1000, 32)
-    assert [n for n in ("bf16", "fp16") if told[n]["enabled"]] == [weights] * (weights != "fp32")
-    assert told["gradient_clipping"] == 0.0
-    assert told["zero_optimization"]["reduce_bucket_size"] == 1000
+    given = settings.resolved(1000, 32)
+    assert [n for n in ("bf16", "fp16") if given[n]["enabled"]] == [weights] * (weights != "fp32")
+    assert given["gradient_clipping"] == 0.0
+    assert given["zero_optimization"]["reduce_bucket_size"] == 1000
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_without_a_file(param: dict[str, Any], precision: str, weights: str) -> 
     [(1, ["offload_optimizer"]), (3, ["offload_optimizer", "offload_param"])],
 )
 def test_offload(stage: int, wanted: list[str]) -> None:
-    told = Settings(config({"zero_stage": stage, "offload": "cpu"}), 2, "bf16").resolved(9, 9)
-    found = {name: value for name, value in told["zero_optimization"].items() if "offload" in name}
+    given = Settings(config({"zero_stage": stage, "offload": "cpu"}), 2, "bf16").resolved(9, 9)
+    found = {name: value for name, value in given["zero_optimization"].items() if "offload" in name}
     assert found == {name: {"device": "cpu", "pin_memory": True} for name in wanted}
 
 

@@ -1,4 +1,4 @@
-"""How far losses lie from DDP's where the model lies in shares: python -m tests.dist.zero_table
+"""How far losses lie from DDP's where the model is sharded: python -m tests.dist.zero_table
 
 Two gloo processes whose data differ, five rows and four, ten steps of four tasks: clip (frozen
 parameters, rates of groups), t5_cross (LoRA), causal, vqa (images at one rank at a time). A cell is

@@ -1,4 +1,4 @@
-"""Saving while training goes on, and going on from what was saved."""
+"""Saving while training continues, and continuing from what was saved."""
 
 import os
 import threading

@@ -44,7 +44,7 @@ def test_gradients_equal_the_undivided_loss(world: int) -> None:
                 assert result["losses"]["in_order"] == 1.0
                 assert result["losses"].keys() == {"loss", "caption", "lam", "in_order"}
         first, *others = (result["gradients"] for result in by_rank[0][cases])
-        for other in others:  # a run resumed with other memory free goes on bit for bit
+        for other in others:  # a run resumed with other memory free continues bit for bit
             assert all(torch.equal(first[name], other[name]) for name in first)
 
 
@@ -80,7 +80,7 @@ def test_one_sub_batch_is_the_plain_step_on_two_ranks() -> None:
     assert run(_one_sub_batch_each, 2) == [True, True]
 
 
-def test_random_numbers_hang_on_the_step_and_touch_no_one() -> None:
+def test_random_numbers_depend_on_the_step_and_leave_the_generator() -> None:
     batch, model = tiny.make_batch([9], 0), tiny.make_model()
     step = tiny.make_step(tiny.TinyTask(), model, ROWS)
     state = torch.get_rng_state()

@@ -191,9 +191,9 @@ def test_every_step_and_loss_gives_the_whole_matrixs_gradients(world: int) -> No
             wants = {rows: oracle(task, counts, rows, number) for rows in (ROWS, max(counts))}
             for keep in KEEPS:
                 value, want = wants[max(counts) if keep is None else ROWS]
-                told = f"{loss} {gather} group {group} keep {keep} step {number}"
-                assert want.keys() > scalars, told
+                case = f"{loss} {gather} group {group} keep {keep} step {number}"
+                assert want.keys() > scalars, case
                 ranks = next(results)
-                assert abs(sum(rank[0] for rank in ranks) / world - value) < 1e-11, told
+                assert abs(sum(rank[0] for rank in ranks) / world - value) < 1e-11, case
                 for _, got in ranks:
-                    assert tiny.largest_error(got, want) < 1e-10, told
+                    assert tiny.largest_error(got, want) < 1e-10, case

@@ -167,7 +167,7 @@ def test_a_rank_short_of_memory_tries_again_while_the_other_waits(where: str) ->
     assert tiny.largest_error(second, want) < 1e-10
 
 
-def test_memory_that_runs_out_in_the_loss_of_several_ranks_is_told() -> None:
+def test_memory_that_runs_out_in_the_loss_of_several_ranks_is_reported() -> None:
     with pytest.raises(Exception, match=r"99 sub-batches kept: lower runner\.keep_graphs"):
         run(_one_rank_is_short_of_memory, 2, "loss")
 
@@ -181,7 +181,7 @@ def test_other_errors_are_not_taken_for_it() -> None:
         tiny.make_step(Broken(), tiny.make_model(), ROWS, 8)(tiny.make_batch([11], 0), tiny.STEP)
 
 
-def test_a_sub_batch_that_does_not_fit_is_the_users_to_mend() -> None:
+def test_a_sub_batch_that_does_not_fit_is_a_user_error() -> None:
     step = tiny.make_step(Scarce(0), tiny.make_model(), ROWS)
     with pytest.raises(UserError, match=r"3 rows .* lower data.batch_size_train"):
         step(tiny.make_batch([11], 0), tiny.STEP)
@@ -202,22 +202,22 @@ def _in_little_memory(megabytes: int | None) -> tuple[dict[str, torch.Tensor], l
     task, model = Wide(), tiny.make_model()
     step = tiny.make_step(task, model, ROWS, 8)
     batch = tiny.make_batch([12], 0)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if megabytes:
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             limit = used + megabytes * 2**20
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         step(batch, tiny.STEP)
-    return tiny.gradients(model), [str(w.message) for w in told]
+    return tiny.gradients(model), [str(w.message) for w in caught]
 
 
 def test_a_real_limit_of_memory() -> None:
-    """Four graphs of 41 MB under a limit of 220: the kernel refuses, and the step goes on."""
+    """Four graphs of 41 MB under a limit of 220: the kernel refuses, and the step continues."""
     [(want, quiet)] = run(_in_little_memory, 1, None)
-    [(got, told)] = run(_in_little_memory, 1, 220)
+    [(got, warned)] = run(_in_little_memory, 1, 220)
     assert quiet == []
-    if not told:  # ranks are forked: what earlier tests freed here is room that no limit counts
+    if not warned:  # ranks are forked: what earlier tests freed here is room that no limit counts
         pytest.skip("this process has enough free memory of its own for all graphs")
-    assert "keeping" in told[0]
+    assert "keeping" in warned[0]
     assert all(torch.equal(got[name], want[name]) for name in want)

@@ -1,4 +1,4 @@
-"""Classes, groups, layer decay, and mistakes in optim.* that are told before a step is made."""
+"""Classes, groups, layer decay, and errors in optim.* that are reported before a step is made."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_clipping_equals_torchs() -> None:
     assert ddp.clip_gradients([], 1.0) == 0.0
 
 
-def test_clipping_tells_of_a_norm_that_is_not_finite() -> None:
+def test_clipping_reports_a_norm_that_is_not_finite() -> None:
     parameter = nn.Parameter(torch.ones(2))
     parameter.grad = torch.tensor([1.0, float("inf")])
     assert ddp.clip_gradients([parameter], 1.0) == float("inf")
@@ -210,7 +210,7 @@ def test_clipping_tells_of_a_norm_that_is_not_finite() -> None:
         ({"groups": [{"pattern": "", "freeze": True}]}, "nothing is left", "optim.groups"),
     ],
 )
-def test_mistakes_are_named(config: dict[str, Any], message: str, key: str) -> None:
+def test_errors_are_named(config: dict[str, Any], message: str, key: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         optim.build(Model(), Optim(**config))
     assert caught.value.key == key

@@ -1,4 +1,4 @@
-"""What a run will read: mixtures of datasets, and what their order hangs on."""
+"""What a run will read: mixtures of datasets, and what their order depends on."""
 
 import numpy as np
 import pytest

@@ -17,13 +17,13 @@ from tests.train.tiny import replicas
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
-def test_auto_on_the_cpu_hangs_on_its_matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_on_the_cpu_depends_on_its_matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
     for flags, want in (({"avx512f", "amx_bf16"}, "bf16"), ({"avx2", "amx_tile"}, "fp32")):
         monkeypatch.setattr(precision, "_cpu_flags", lambda flags=flags: flags)
         assert Precision.choose(Dist(), CPU).name == want
 
 
-def test_auto_on_cuda_hangs_on_native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_on_cuda_depends_on_native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     for native, want in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(
             torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native

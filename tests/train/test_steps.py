@@ -35,7 +35,7 @@ def test_steps_by_their_published_names() -> None:
 def _plain(counts: list[int]) -> tuple[Any, Any]:
     model = tiny.replicas(tiny.make_model())
     step = tiny.make_step(tiny.TinyTask(), model, None)
-    # trimmed to the rank's longest text, as the oracle does: dropout hangs on the shape
+    # trimmed to the rank's longest text, as the oracle does: dropout depends on the shape
     batch = batches.take(tiny.make_batch(counts, collectives.rank()), slice(None))
     return step(batch, tiny.STEP), tiny.gradients(model)
 
