@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -121,12 +121,11 @@ class Source(ABC):
 
     def captions_of(self, rows: np.ndarray) -> Iterator[str]:
         """All captions that some rows may show, row after row, without their images."""
-        held: dict[int, str] = {}
-        captions, position = self.captions(), 0
-        for row in sorted(set(rows.tolist())):
-            held[row] = next(islice(captions, row - position, None))
-            position = row + 1
-        return map(held.__getitem__, rows.tolist())
+        for row in rows.tolist():
+            try:
+                yield self[row].caption
+            except BadSample:
+                yield ""
 
     @property
     def blocks(self) -> np.ndarray | None:

@@ -16,7 +16,7 @@ from engine.data.decode import decode_by
 from engine.data.image_files import read_image
 from engine.data.permutation import hash64
 from engine.data.transforms.pipeline import Pipeline
-from engine.data.views.rows import Draw, origin
+from engine.data.views import Draw, origin
 from engine.types import BadSample, Row, Sample, Source, Task
 
 

@@ -15,11 +15,9 @@ from engine.config import schema
 from engine.config.explain import explain
 from engine.config.section import NonNegativeInt
 from engine.data.cache import cache_folder
+from engine.data.groups import group_rows
 from engine.data.stream.source import Stream
-from engine.data.views.groups import group_rows
-from engine.data.views.images import JoinedCaptions, OneCaption
-from engine.data.views.rows import Repeated, Subset
-from engine.data.views.turns import Flattened
+from engine.data.views import Flattened, JoinedCaptions, OneCaption, Repeated, Subset
 from engine.errors import UserError
 from engine.tools.shapes import folder as drawn
 from engine.types import Source

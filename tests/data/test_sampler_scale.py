@@ -8,7 +8,7 @@ import pytest
 from engine import registry
 from engine.data.permutation import Permutation
 from engine.data.samplers.pool import SamplerInputs
-from engine.data.views.rows import Concatenated, Draw, Repeated, Subset, origin
+from engine.data.views import Concatenated, Draw, Repeated, Subset, origin
 
 SAMPLERS = ("shuffle", "sequential", "debias")
 FEW, MANY = (6_000, 4_000), (600_000_000, 400_000_000)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engine.config.schema import Config
-from engine.data.views.rows import origin
+from engine.data.views import origin
 from engine.train.plan import make_plan, order_key
 
 SIZES = {"one": 30, "two": 18, "three": 12}

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from engine.config.schema import Section
 from engine.data.stream.source import Stream
-from engine.data.views.rows import Concatenated
+from engine.data.views import Concatenated
 from engine.errors import UserError
 from engine.types import Source
 

@@ -22,8 +22,8 @@ from rich.text import Text
 
 from engine.config.load import Loaded, load_with_places
 from engine.config.schema import Config
+from engine.data.groups import group_rows
 from engine.data.sources import Split, open_dataset, open_source
-from engine.data.views.groups import group_rows
 from engine.errors import UserError, exit_code
 from engine.logs.samples import write_whole
 from engine.tools import jobs

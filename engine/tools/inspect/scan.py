@@ -22,8 +22,8 @@ from rich.console import Console
 
 from engine.data.bad_samples import BadRecord
 from engine.data.decode import decode
+from engine.data.groups import Groups
 from engine.data.image_files import ending_of, read_bytes
-from engine.data.views.groups import Groups
 from engine.tools import jobs
 from engine.tools.inspect.copies import TINY, find_copies, signature
 from engine.types import BadSample, EncodedImage, Row, Source

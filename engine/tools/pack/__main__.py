@@ -30,10 +30,10 @@ from engine import registry
 from engine.config.load import load
 from engine.config.schema import Data
 from engine.data.bad_samples import summary
+from engine.data.groups import group_rows
 from engine.data.image_files import ENDINGS
 from engine.data.sources import BUILT_IN, FORMATS, Split, open_source
-from engine.data.views.groups import group_rows
-from engine.data.views.images import JoinedCaptions, OneCaption
+from engine.data.views import JoinedCaptions, OneCaption
 from engine.errors import FaultError, UserError, exit_code
 from engine.logs.samples import write_whole
 from engine.tools import jobs

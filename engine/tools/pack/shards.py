@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from engine.data.bad_samples import BadRecord
+from engine.data.groups import Groups
 from engine.data.image_files import MAX_IMAGE_BYTES, ending_of, read_bytes
-from engine.data.views.groups import Groups
 from engine.errors import FaultError
 from engine.logs.samples import write_whole
 from engine.tools.jobs import Tick

@@ -5,16 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.data.groups import group_rows
 from engine.data.tables import lengths
 from engine.data.tables import table as tables
 from engine.data.tables.paths import ImageRoot
 from engine.data.tables.source import open_rows
 from engine.data.tables.table import file_named
 from engine.data.tables.values import first_answer
-from engine.data.views.groups import group_rows
-from engine.data.views.images import JoinedCaptions, OneCaption
-from engine.data.views.rows import Concatenated, Repeated, Subset
-from engine.data.views.turns import pairs_of
+from engine.data.views import Concatenated, JoinedCaptions, OneCaption, Repeated, Subset, pairs_of
 from engine.types import Row
 from tests.data.formats.folders import folder, opened
 

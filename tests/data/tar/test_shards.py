@@ -21,7 +21,7 @@ from engine.data.tar import index as tar_index
 from engine.data.tar import shards as tar_shards
 from engine.data.tar.shards import open_shards
 from engine.data.tar.texts import TextForm
-from engine.data.views.rows import Concatenated, Subset
+from engine.data.views import Concatenated, Subset
 from engine.errors import FaultError, UserError
 from engine.types import BadSample
 from tests.data.formats.folders import image

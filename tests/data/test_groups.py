@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from engine.data.views.groups import group_rows
+from engine.data.groups import group_rows
 from engine.errors import UserError
 
 
@@ -47,7 +47,7 @@ def test_rows_of_each_image(tmp_path, codes, expected):
 
 def test_written_once_and_mapped(tmp_path, monkeypatch):
     first = group_rows(Coded([0, 1, 0]), tmp_path)
-    monkeypatch.setattr("engine.data.views.groups._write", None)  # not called again
+    monkeypatch.setattr("engine.data.groups._write", None)  # not called again
     again = group_rows(Coded([0, 1, 0]), tmp_path)
     assert first.path == again.path
     base = again.rows

@@ -10,13 +10,19 @@ import pytest
 
 from engine.config import schema
 from engine.data.bad_samples import BadRecord
+from engine.data.groups import group_rows
 from engine.data.permutation import Permutation
 from engine.data.reader import Limits, Reader
 from engine.data.sources import open_source, row_options
-from engine.data.views import caption_order
-from engine.data.views.groups import group_rows
-from engine.data.views.images import JoinedCaptions, OneCaption
-from engine.data.views.rows import Concatenated, Draw, Repeated, Subset, origin
+from engine.data.views import (
+    Concatenated,
+    Draw,
+    JoinedCaptions,
+    OneCaption,
+    Repeated,
+    Subset,
+    origin,
+)
 from engine.errors import UserError
 from engine.types import BadSample, Row, Sample, Source
 
@@ -260,30 +266,22 @@ def test_classes_are_those_of_the_dataset():
 def test_views_of_views_and_their_captions(opened, monkeypatch):
     """Captions come in the order of the rows, however little is in memory at once."""
     for block in (1, 3, 1000):
-        monkeypatch.setattr(caption_order, "BLOCK", block)
-        monkeypatch.setattr("engine.data.views.rows.BLOCK", block)
-        monkeypatch.setattr("engine.data.views.images.BLOCK", block)
+        monkeypatch.setattr("engine.data.views.BLOCK", block)
         for options in ({"cap": 7}, {"captions": "joined"}, {"captions": "joined", "cap": 3}):
             source = opened(repeat=2, **options)
             assert list(source.captions()) == [source[row].caption for row in range(len(source))]
         assert sorted(opened(captions="random").captions()) == sorted(c for _, c in ROWS)
 
 
-def test_captions_are_passed_through_once_where_rows_ascend(monkeypatch):
-    passes = []
-
-    class Counted(Rows):
-        def captions(self):
-            passes.append(1)
-            return super().captions()
-
-    blocks = [np.array([0, 2]), np.array([5, 4]), np.array([9, 9])]
-    assert list(caption_order.captions_at(Counted("x", 10), blocks)) == [
-        f"x {row}" for row in (0, 2, 5, 4, 9, 9)
-    ]
-    assert len(passes) == 1
-    list(caption_order.captions_at(Counted("x", 10), [np.array([9]), np.array([0])]))
-    assert len(passes) == 3
+def test_captions_of_rows_in_any_order(opened):
+    order = np.array([3, 0, 3, 1])
+    for options in ({}, {"captions": "joined"}, {"cap": 4}, {"repeat": 2}):
+        source = opened(**options)
+        assert list(source.captions_of(order)) == [source[row].caption for row in order.tolist()]
+    rows = Rows("x", 4, bad={1})
+    assert list(rows.captions_of(order)) == ["x 3", "x 0", "x 3", ""]
+    both = Concatenated("both", [rows, Rows("y", 4)])
+    assert list(both.captions_of(np.array([7, 0]))) == ["y 3", "x 0"]
 
 
 def test_workers_are_sent_the_path_of_the_groups(opened):

@@ -8,7 +8,7 @@ import pytest
 
 from engine.config.schema import Data
 from engine.data.sources import open_source
-from engine.data.views.turns import Flattened, one_pair, pairs_of
+from engine.data.views import Flattened, one_pair, pairs_of
 from engine.errors import UserError
 from engine.types import BadSample, Row
 from tests.data.formats.folders import folder, put, rows
