@@ -94,6 +94,7 @@ def make_training(kind: type[Loop], run: Run, folder: Path) -> Loop:
         run.stop,
         run.device,
         evaluate=dict,
+        best_metric=lambda metrics: None,
     )
 
 
@@ -109,14 +110,12 @@ class Finished:
     """What a process took: its own and its workers' processor time, and its own peak memory."""
 
     cpu_seconds: float
-    wall_seconds: float
     peak_mib: float
 
 
 def run_process(command: list[str], log: Path, threads: int) -> Finished:
     """Run a command from the repository's root to its end. Raises RuntimeError where it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
     with log.open("w", encoding="utf8") as output:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         child = subprocess.Popen(
@@ -132,7 +131,7 @@ def run_process(command: list[str], log: Path, threads: int) -> Finished:
         end = "\n".join(log.read_text(encoding="utf8").splitlines()[-15:])
         raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}; {log}:\n{end}")
     seconds = usage.ru_utime + usage.ru_stime
-    return Finished(seconds, time.perf_counter() - start, peak_kib / 2**10)
+    return Finished(seconds, peak_kib / 2**10)
 
 
 def high_water_kib(pid: int | str = "self") -> int:
