@@ -9,8 +9,6 @@ their gradient with them) around, so that no rank holds the texts of more than t
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import math
 import random
 from abc import ABC, abstractmethod
@@ -24,7 +22,7 @@ from torch import Tensor
 from engine.config import schema
 from engine.dist import collectives
 from engine.errors import UserError
-from engine.losses.tiles import Positive, Tiles, compute_dtype, slices
+from engine.losses.tiles import Positive, compute_dtype, slices
 from engine.types import Features, Mix
 
 Work = Callable[[slice, Tensor, Any], None]
@@ -121,25 +119,8 @@ def inner(a_BD: Tensor, b_BD: Tensor, row_B: Tensor | None = None) -> Tensor:
     return total
 
 
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def tiles_for(image_BD: Tensor, text_KD: Tensor, *args: Any, **options: Any) -> Tiles:
-    """The tiles that suit the features' device and dtype; arguments as for ``Tiles``."""
-    bf16 = image_BD.dtype == text_KD.dtype == torch.bfloat16
-    if bf16 and image_BD.is_cuda and _has_triton() and min(len(image_BD), len(text_KD)):
-        from engine.losses.fused import FusedTiles
-
-        return FusedTiles(image_BD, text_KD, *args, **options)
-    if image_BD.is_cuda:  # larger tiles: there is no cache to stay in, but launches cost
-        options |= {"rows": options.get("rows") or 4096, "columns": 8192}
-    return Tiles(image_BD, text_KD, *args, **options)
-
-
 class Exchange:
-    """The texts of one step's batch. Every rank constructs it at the same point.
+    """The texts of one step's batch; every rank constructs it at the same point.
 
     ``weight`` turns a sum over this rank's rows into L_r = world × this rank's share of the global
     mean, so that the mean of L_r over ranks, and of its gradient, is the global batch's.

@@ -26,8 +26,8 @@ from torch.autograd.function import once_differentiable
 from engine.config import schema
 from engine.dist import collectives
 from engine.errors import UserError
-from engine.losses.contrast import Contrast, Exchange, agreement, inner, tiles_for
-from engine.losses.tiles import Positive, compute_dtype
+from engine.losses.contrast import Contrast, Exchange, agreement, inner
+from engine.losses.tiles import Positive, Tiles, compute_dtype
 from engine.types import Features
 
 NAMES = ("NCE", "MixUpNCE", "mixup_nce")
@@ -57,7 +57,7 @@ class SoftmaxContrast(torch.autograd.Function):
         text_sum_D = image_BD.new_zeros(image_BD.shape[1], dtype=dtype)
 
         def add_log_sums(block: slice, text_KD: Tensor, _: Tensor | None) -> None:
-            tiles = tiles_for(image_BD, text_KD, scale, matches=[], rows=tile_size)
+            tiles = Tiles(image_BD, text_KD, scale, matches=[], rows=tile_size)
             column_K = column_G[block]
             for at in tiles:
                 (rows, columns), (row_h, column_w) = at, tiles.log_sums(at)
@@ -90,14 +90,12 @@ class SoftmaxContrast(torch.autograd.Function):
 
         def add_gradients(block: slice, text_KD: Tensor, dtext_KD: Tensor) -> None:
             own = exchange.own.start - block.start
-            tiles = tiles_for(image_BD, text_KD, scale, matches=matches, own=own, rows=tile_size)
+            tiles = Tiles(image_BD, text_KD, scale, matches=matches, own=own, rows=tile_size)
             column_K = column_G[block]
-            for rows, columns in tiles:
-                sums = row_B[rows], column_K[columns]
-                dlogits = tiles.softmax_dlogits(
-                    (rows, columns), *sums, uniform, mutual=nce.gather_backward
-                )
-                tiles.add_products((rows, columns), dlogits, dimage_BD, dtext_KD)
+            for at in tiles:
+                sums = row_B[at[0]], column_K[at[1]]
+                dlogits = tiles.softmax_dlogits(at, *sums, uniform, mutual=nce.gather_backward)
+                tiles.add_products(at, dlogits, dimage_BD, dtext_KD)
 
         with torch.autocast(image_BD.device.type, enabled=False):
             dtext_BD = exchange.visit(texts, add_gradients, row_B.dtype)
@@ -143,5 +141,4 @@ class NCE(Contrast):
         )
 
 
-def build(config: schema.Loss) -> NCE:
-    return NCE(config)
+build = NCE

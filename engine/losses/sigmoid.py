@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from engine.config import schema
-from engine.losses.contrast import Contrast, Exchange, agreement, inner, tiles_for
-from engine.losses.tiles import Positive, compute_dtype
+from engine.losses.contrast import Contrast, Exchange, agreement, inner
+from engine.losses.tiles import Positive, Tiles, compute_dtype
 from engine.types import Features
 
 NAMES = ("Sigmoid", "SigLIP", "MixUpSigmoid")
@@ -80,7 +80,7 @@ def _one_pass(
 
     def add_tiles(block: slice, text_KD: Tensor, dtext_KD: Tensor | None) -> None:
         own = exchange.own.start - block.start
-        tiles = tiles_for(image_BD, text_KD, scale, bias, matches=matches, own=own, rows=tile_size)
+        tiles = Tiles(image_BD, text_KD, scale, bias, matches=matches, own=own, rows=tile_size)
         for at in tiles:
             tile_loss, tile_dbias, dlogits = tiles.sigmoid_dlogits(at)
             loss.add_(tile_loss)
@@ -122,5 +122,4 @@ class Sigmoid(Contrast):
         )
 
 
-def build(config: schema.Loss) -> Sigmoid:
-    return Sigmoid(config)
+build = Sigmoid

@@ -2,7 +2,7 @@
 
 A tile is z_hw = scale · I_h·T_wᵀ (+ bias) for some rows (images) and columns (texts), in fp32, or
 fp64 where the features are. ``Tiles`` works in place in one buffer, with as few passes over it as
-can be; ``engine.losses.fused`` offers the same methods with fused kernels for CUDA.
+can be.
 """
 
 from __future__ import annotations
@@ -47,11 +47,9 @@ Tile = tuple[slice, slice]
 class Tiles:
     """This rank's rows against a block of columns, tile after tile, with eager operations.
 
-    ``matches`` are columns of the block from ``own`` on (they may be outside of it); ``rows`` and
-    ``columns`` bound a tile. What a method returns may be in the memory of the next call's tile.
+    ``matches`` are columns of the block from ``own`` on (they may be outside of it); a tile has at
+    most ``rows`` rows. What a method returns may be in the memory of the next call's tile.
     """
-
-    default_shape = 1024, 2048
 
     def __init__(
         self,
@@ -63,17 +61,14 @@ class Tiles:
         matches: list[Positive],
         own: int = 0,
         rows: int | None = None,
-        columns: int | None = None,
     ) -> None:
-        self.image_BD, self.text_KD = self._operand(image_BD), self._operand(text_KD)
+        self.image_BD, self.text_KD = (x.to(compute_dtype(x)) for x in (image_BD, text_KD))
         self.scale, self.bias, self.matches, self.own = scale, bias, matches, own
-        height, width = rows or self.default_shape[0], columns or self.default_shape[1]
-        self.shape = min(height, len(image_BD)), min(width, len(text_KD))
+        # larger ones on a GPU: there is no cache to stay in, but launches cost
+        height, width = (4096, 8192) if image_BD.is_cuda else (1024, 2048)
+        self.shape = min(rows or height, len(image_BD)), min(width, len(text_KD))
         self._buffers: dict[int, Tensor] = {}
         self._bounded = self._exp_is_bounded()
-
-    def _operand(self, feature: Tensor) -> Tensor:
-        return feature.to(compute_dtype(feature))
 
     def _exp_is_bounded(self) -> bool:
         """Whether exp(z) and its sums neither overflow nor underflow, as |z| ≤ scale·‖I‖·‖T‖."""
