@@ -14,7 +14,8 @@ from engine.config.schema import Data
 from engine.data.sources import open_source
 from engine.errors import UserError
 from engine.tools.shapes import folder as drawn
-from engine.tools.shapes.questions import KINDS, ask
+from engine.tools.shapes.questions import _KINDS as KINDS
+from engine.tools.shapes.questions import ask
 from engine.tools.shapes.scenes import (
     PHRASINGS,
     caption,
