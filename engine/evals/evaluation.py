@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -75,7 +75,9 @@ class Evaluation:
         data = self.config.data
         return data.valid_steps * data.batch_size_val if data.valid_steps else None
 
-    def open(self, name: str, split: str = "valid", *, key: str = "data.valid_name") -> Source:
+    def open(
+        self, name: str, split: Literal["train", "valid"] = "valid", *, key: str = "data.valid_name"
+    ) -> Source:
         """The dataset called ``name``, which ``key`` names. Raises UserError."""
         return open_source(name, split, self.config.data, key=key)
 

@@ -281,7 +281,9 @@ class RecognitionEvaluation(Generation):
         _ = self.scorers.sentences, self.scorers.ranker
 
     def _check_labels(self) -> None:
-        label_search.check(self.config.generate, self.run.task.tokenizer.vocab_size)
+        tokenizer = self.run.task.tokenizer
+        assert tokenizer is not None
+        label_search.check(self.config.generate, tokenizer.vocab_size)
 
     def evaluate(self, dataset: str, model: Predictor) -> Result:
         """Figures of the labels, their precision-recall curve, and the first few to look at."""

@@ -303,7 +303,7 @@ def sample(
             part_BKT.flatten(0, 1), temperature=temperature, top_k=top_k, top_p=top_p
         )
 
-        def draw(log_p_BKV: Tensor, chosen: Callable[[Tensor, Tensor], Tensor] = chosen) -> Tensor:
+        def draw(log_p_BKV: Tensor, chosen: Callable[..., Tensor] = chosen) -> Tensor:
             scores_RV = log_p_BKV.flatten(0, 1)
             token_R = chosen(torch.zeros_like(scores_RV[:, :0]).long(), scores_RV).argmax(-1)
             return token_R.view(log_p_BKV.shape[:2])
