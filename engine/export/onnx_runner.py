@@ -127,8 +127,8 @@ def one_shot(
     """Labels of images in one go (NXTP, arXiv 2312.02142, section 3.4), ``rows`` of them at a time.
 
     As ``engine.generate.label_search``: the k likeliest first tokens behind the prompt begin k
-    labels, each of which is extended, side by side with the others and unseen by them, by its likeliest
-    tokens to the separator. A label's probability is the product over its tokens, the separator
+    labels, each of which is extended, side by side with the others and unseen by them, by its
+    likeliest tokens to the separator. A label's probability is the product over its tokens, the separator
     included. Each image's labels come in the order of their first tokens, the likelier first.
 
     ``logits_BV`` follow the prompt. A label of more than ``room`` tokens, its separator included,
