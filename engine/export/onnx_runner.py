@@ -128,8 +128,9 @@ def one_shot(
 
     As ``engine.generate.label_search``: the k likeliest first tokens behind the prompt begin k
     labels, each of which is extended, side by side with the others and unseen by them, by its
-    likeliest tokens to the separator. A label's probability is the product over its tokens, the separator
-    included. Each image's labels come in the order of their first tokens, the likelier first.
+    likeliest tokens to the separator. A label's probability is the product over its tokens, the
+    separator included. Each image's labels come in the order of their first tokens, the likelier
+    first.
 
     ``logits_BV`` follow the prompt. A label of more than ``room`` tokens, its separator included,
     is left out.

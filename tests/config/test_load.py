@@ -150,6 +150,7 @@ def test_every_fault_is_reported_at_once_with_its_place_and_remedy(write):
         ("transforms: {text_augment: {mask: 0.7, delete: 0.7}}", "add up to 1.4; give shares"),
         ("transforms: {train_transforms: [random_crp]}", "did you mean 'random_crop'?"),
         ("data: {train_name: [coco], debias: {weights: {cocoo: 2}}}", "did you mean 'coco'?"),
+        ("eval: {extra: [mine]}", "eval.extra.0: 'mine' is not the dotted name of a module"),
         (
             "data: {train_name: [coco], debias: {weights: {coco: 2}}}",
             "weights has no meaning there",

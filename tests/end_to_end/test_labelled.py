@@ -44,8 +44,10 @@ def test_training_is_scored_on_labelled_images_too(launch, classes):
     assert {"colours/accuracy@5", "colours/mean_per_class_accuracy"} <= set(scored)
     # Colours are told apart by a linear map of almost any features
     assert scored["colours_probe/accuracy@1"] > 60
-    launch(*settings(classes), "epoch=1", "--mode=eval")
+    done = launch(*settings(classes), "epoch=1", "--mode=eval", "eval.bootstrap=20")
     again = evaluated(launch, "tiny")
+    assert again["tiny/RSUM_low"] <= again["tiny/RSUM"] <= again["tiny/RSUM_high"]
+    assert "RSUM_low" in done.stdout and "tiny/RSUM_low" not in scored
     figures = {name: value for name, value in scored.items() if "/" in name}
     assert {name: again[name] for name in figures} == figures
 
