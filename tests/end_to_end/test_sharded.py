@@ -47,7 +47,7 @@ def without_deepspeed(monkeypatch):
 
 @needs_deepspeed
 def test_a_run_by_zero_3_is_gone_on_with_and_read_without_it(
-    caption, launch, tmp_path, without_deepspeed
+    caption, launch, tmp_path, without_deepspeed, meteor
 ):
     caption("data.exp_name=plain")
     settings = tmp_path / "ds.json"
