@@ -61,11 +61,12 @@ class Row:
     turns: tuple[Turn, ...] = ()  # the conversation; of a question, it and its answer
     answers: tuple[str, ...] = ()  # every annotator's
     labels: tuple[str, ...] = ()  # names of what is in the image
-    question_type: str = ""  # what the question asks for, as the dataset names it
-    answer_type: str = ""  # what it is answered by: VQA's yes/no, number and other
     question: str | None = None  # of a row that is one question and not a conversation
     cause: str = ""  # why the row cannot be used, as BadSample has it
     detail: str = ""
+    # Further texts, which tables keep as they are.
+    question_type: str = ""  # what the question asks for, as the dataset names it
+    answer_type: str = ""  # what it is answered by: VQA's yes/no, number and other
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,7 @@ def test_memory_of_a_sampler_of_shards_grows_with_the_shards_alone():
 class Long:
     """A dataset of any length without content."""
 
-    split = "train"
+    split, classes = "train", None
 
     def __init__(self, length):
         self.name, self.length = str(length), length

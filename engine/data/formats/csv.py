@@ -12,19 +12,13 @@ a file has them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
 from engine.config.schema import Section
-from engine.data.tables.csv_table import open_csv
+from engine.data.tables.csv_table import Column, open_csv
 from engine.data.tables.paths import annotation_file, image_folder
 from engine.data.tables.source import OneTable, TableSource
-
-Column = Literal[
-    "image", "image_id", "caption", "caption_id", "question", "answers", "labels", "question_type",
-    "answer_type",
-]  # fmt: skip
 
 
 class Config(Section):

@@ -7,6 +7,7 @@ import functools
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,10 @@ from engine.data.tables.table import Table, open_table
 from engine.data.tables.values import question_caption
 from engine.errors import UserError
 
+Column = Literal[
+    "image", "image_id", "caption", "caption_id", "question", "answers", "labels", "question_type",
+    "answer_type",
+]  # fmt: skip
 USUAL_NAMES = {
     "image": ("image", "filepath", "file_path", "file_name", "filename", "image_path", "path"),
     "image_id": ("image_id",),

@@ -126,8 +126,8 @@ class TableSource(Source):
     def __getitem__(self, index: int) -> Row:
         """The row at ``index``; BadSample where it cannot be used, or its image is elsewhere."""
         part, block, place = self._at(index)
-        (key, images, caption, image_id, caption_id, label, turns, answers, labels, question_type,
-         answer_type, question, cause, detail) = block.row(place)  # fmt: skip
+        (key, images, caption, image_id, caption_id, label, turns, answers, labels, question,
+         cause, detail, *texts) = block.row(place)  # fmt: skip
         shown, own, made_id = _names(part.shown, key, images, index)
         if cause:
             raise BadSample(cause, f"{own}: {detail}" if part.shown else detail or "")
@@ -147,9 +147,10 @@ class TableSource(Source):
             turns or (),
             given,
             tuple(filter(None, labels or ())),
-            question_type or "",
-            answer_type or "",
             question,
+            "",
+            "",
+            *[text or "" for text in texts],
         )
 
     def _text(self, caption: str | None, images: Sequence[Stored] | None) -> str | None:
