@@ -42,7 +42,7 @@ class Groups:
         return len(self._bounds) - 1
 
     def __getitem__(self, image: int) -> Indices:
-        """The rows of an image in order; raises IndexError for an image that there is not."""
+        """The rows of an image in order; raises IndexError outside ``range(len(self))``."""
         if not 0 <= image < len(self):
             raise IndexError(f"image {image} of {len(self)}")
         return self.rows[self._bounds[image] : self._bounds[image + 1]]

@@ -25,7 +25,7 @@ class Limits:
     """What a sample may be at most; ``text_alone``: whether one without an image is of use.
 
     ``max_images`` of a sample are decoded at most, each of at most ``max_pixels``.
-    ``usable`` raises BadSample for a record whose text the task cannot learn from.
+    ``usable`` raises BadSample for a row whose text the task cannot learn from.
     """
 
     max_pixels: int = 178_956_970  # Pillow's bound for a decompression bomb
@@ -34,20 +34,20 @@ class Limits:
     usable: Callable[[Row], None] | None = None
     max_images: int = 16
 
-    def check(self, record: Row) -> None:
+    def check(self, row: Row) -> None:
         """Raises BadSample."""
-        if not record.images and not self.text_alone:
+        if not row.images and not self.text_alone:
             raise BadSample("no image")
-        if (count := len(record.images)) > self.max_images:
+        if (count := len(row.images)) > self.max_images:
             raise BadSample("too many images", f"{count}, data.max_images {self.max_images}")
-        longest = max([len(record.caption), *(len(text) for _, text in record.turns)])
+        longest = max([len(row.caption), *(len(text) for _, text in row.turns)])
         if longest > self.max_caption_chars:
             raise BadSample(
                 "caption too long",
                 f"{longest} characters, data.max_caption_chars {self.max_caption_chars}",
             )
         if self.usable is not None:
-            self.usable(record)
+            self.usable(row)
 
 
 def limits_of(data: Data, task: Task | None = None) -> Limits:
@@ -110,7 +110,7 @@ class Reader:
     def fetch(self, step: int, epoch: int, dataset: int, row: int) -> Fetched | BadRecord:
         """The first half of ``read``, up to the images' bytes."""
         draw = None if self.seed is None else Draw(self.seed, epoch)
-        # Of a view, where the row lies in the dataset itself: what a message has to name.
+        # Of a view, the row in the dataset itself: what a message has to name.
         source, number = origin(self.sources[dataset], row, draw)
         key = f"row {number}"
         try:

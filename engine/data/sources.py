@@ -71,7 +71,7 @@ def open_source(name: str, split: Split, data: schema.Data, *, key: str) -> Sour
 
 
 def row_options(name: str, data: schema.Data) -> dict[str, Any]:
-    """What of a dataset's options its rows and their order hang on, where it is not the default."""
+    """The options of a dataset that its rows and their order depend on, other than defaults."""
     own = _options(name, data, "data.datasets")
     form = registry.find(FORMATS, str(own["format"])).Config.model_fields
     general = {option: own[option] for option in _general(form) & set(own)}

@@ -67,7 +67,7 @@ def run(run: Run) -> None:
         elif not metrics and config.eval.epoch_interval is not None:  # nothing was left to train
             log.row({"step": state.step, **evaluate(run, evaluations, state, log)})
         if bad.total:
-            log.message(bad.told())
+            log.message(bad.describe())
         log.message(f"run folder: {run.run_dir}")
     end(run, evaluations, state)
 

@@ -65,7 +65,7 @@ def test_more_of_them_than_allowed_stop_a_run_and_are_named(vqa, cause):
     message = done.stderr.partition("data.max_bad_fraction: ")[2].splitlines()
     assert message[0].startswith(f"1 of 11 samples read cannot be used (1 {cause}), more than")
     assert f"(row {SOUND}): {cause}: " in message[1] and BROKEN[cause][1] in message[1]
-    assert "bad_samples.jsonl. Mend or remove them" in message[2] and len(message) == 3
+    assert "bad_samples.jsonl. Repair or remove them" in message[2] and len(message) == 3
 
 
 def test_fewer_are_left_out_of_training_and_evaluation_named_and_counted(vqa, launch):

@@ -4,7 +4,7 @@
         {"images": [{"id", "file_name"}, …], "annotations": [{"id", "image_id", "caption"}, …]}
     <root>/train2017/…    the images
 
-or one file for all splits, in which case images lie in folders that it names:
+or one file for all splits, in which case images are in folders that it names:
 
     <root>/dataset_coco.json
         {"images": [{"filepath": "val2014", "filename": "…", "split": "val", "cocoid": …,

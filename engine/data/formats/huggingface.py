@@ -44,8 +44,7 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source:
     if not paths:
         return _parquet(config, splits, name=name, split=split, cache_dir=cache_dir)
     schema = open_stream(paths[0])[1]
-    names = {str(column): theirs for column, theirs in config.columns.items()}
-    columns = choose_columns(schema, paths[0], names, config.base64, config.several_images)
+    columns = choose_columns(schema, paths[0], config)
     files = [uncompressed(path, cache_dir=cache_dir) for path in paths]
     return open_arrow(config, paths, columns, files, name=name, split=split, cache_dir=cache_dir)
 

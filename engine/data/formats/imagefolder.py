@@ -82,8 +82,8 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSou
 
 def _listed(images: Path, classes: list[str], at: str, cache_dir: Path) -> Table:
     """The table of the images in class folders."""
-    told = repr((tables.FORM, images.resolve(), classes))
-    state = hashlib.blake2b(told.encode(), digest_size=12)
+    made_of = repr((tables.FORM, images.resolve(), classes))
+    state = hashlib.blake2b(made_of.encode(), digest_size=12)
     for class_name in classes:
         folder = images / class_name
         # A folder's time changes when a file comes or goes.

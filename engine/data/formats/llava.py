@@ -23,9 +23,9 @@ from engine.data.tables.table import file_named, row_or_fault
 from engine.data.tables.values import (
     conversation,
     first_answer,
-    identity,
     image_names,
     mapping,
+    optional_id,
     required,
 )
 from engine.types import BadSample, Row
@@ -69,10 +69,9 @@ def _row(entry: Entry, several: str) -> Row:
     sample = mapping(entry.value, "the entry")
     turns = conversation(required(sample, "conversations"))
     images = image_names(sample.get("image"), several)
-    own = sample.get("id")
     return Row(
         images=tuple(map(file_named, images)),
         caption=first_answer(turns),
-        caption_id="" if own is None else identity(own, "the id"),
+        caption_id=optional_id(sample, "id"),
         turns=turns,
     )

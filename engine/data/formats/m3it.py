@@ -22,9 +22,9 @@ from engine.data.tables.table import row_or_fault
 from engine.data.tables.values import (
     chosen_images,
     first_answer,
-    identity,
     instruction,
     mapping,
+    optional_id,
     required,
     strings,
 )
@@ -87,14 +87,13 @@ def _row(entry: Entry, content: bytes, path: Path, several: str) -> Row:
     turns = instruction(
         required(sample, "instruction"), sample.get("inputs"), required(sample, "outputs")
     )
-    own = sample.get("id")
     return Row(
         images=tuple(
             Place(str(path), entry.offset + first, end - first)
             for first, end in (_span(content, text) for text in _texts(sample, several))
         ),
         caption=first_answer(turns),
-        caption_id="" if own is None else identity(own, "the id"),
+        caption_id=optional_id(sample, "id"),
         turns=turns,
     )
 

@@ -24,7 +24,7 @@ from engine.data.tables.json_rows import read_list, read_rows
 from engine.data.tables.paths import annotation_file, image_folder
 from engine.data.tables.source import TableSource, open_rows
 from engine.data.tables.table import file_named, row_or_fault
-from engine.data.tables.values import identity, mapping, required, string, strings
+from engine.data.tables.values import identity, mapping, optional_id, required, string, strings
 from engine.errors import UserError
 from engine.types import BadSample, Row
 
@@ -81,8 +81,7 @@ def _listed(value: Any) -> Row:
     labels = required(entry, "labels")
     given = labels.split("|") if isinstance(labels, str) else strings(labels, "labels")
     image = string(required(entry, "image"), "the image")
-    own = entry.get("image_id")
-    return _row(image, "" if own is None else identity(own, "the image_id"), tuple(given))
+    return _row(image, optional_id(entry, "image_id"), tuple(given))
 
 
 def _row(image: str, image_id: str, labels: tuple[str, ...]) -> Row:
@@ -107,7 +106,7 @@ def _detection(path: Path) -> Iterator[Row]:
             box = mapping(entry.value, "the annotation")
             image = identity(required(box, "image_id"), "the image_id")
             kind = identity(required(box, "category_id"), "the category_id")
-        except BadSample:  # of which nothing can be said
+        except BadSample:  # whose image is not known
             continue
         shown.setdefault(image, {})[names.get(kind, "")] = None
     for entry in read_list(path, "images"):

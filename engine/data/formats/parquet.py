@@ -48,8 +48,7 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSou
         endings=(".parquet",),
     )
     schema = _schema(paths[0])
-    names = {str(column): own for column, own in config.columns.items()}
-    columns = choose_columns(schema, paths[0], names, config.base64, config.several_images)
+    columns = choose_columns(schema, paths[0], config)
     in_table = holds_bytes(schema, columns)
     copies = [
         cached_file(

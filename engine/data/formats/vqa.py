@@ -27,6 +27,7 @@ from engine.data.tables.values import (
     identity,
     image_names,
     mapping,
+    optional_text,
     question_caption,
     required,
     string,
@@ -103,7 +104,7 @@ def _annotations(path: Path) -> dict[str, _Annotation | BadSample]:
             continue
         try:
             given = tuple(shared.setdefault(answer, answer) for answer in _given(annotation))
-            kinds = (_kind(annotation, f"{of}_type") for of in ("question", "answer"))
+            kinds = (optional_text(annotation, f"{of}_type") for of in ("question", "answer"))
             found: _Annotation | BadSample = _Annotation(
                 given, *(kind and shared.setdefault(kind, kind) for kind in kinds)
             )
@@ -122,11 +123,6 @@ def _given(annotation: Any) -> tuple[str, ...]:
     if "answers" not in annotation and "multiple_choice_answer" in annotation:
         return (string(annotation["multiple_choice_answer"], "multiple_choice_answer"),)
     return answers(required(annotation, "answers"))
-
-
-def _kind(entry: Any, name: str) -> str:
-    kind = entry.get(name)
-    return "" if kind is None else string(kind, f"the {name}")
 
 
 def _row(value: Any, known: dict[str, _Annotation | BadSample] | None, pattern: str) -> Row:
@@ -149,8 +145,8 @@ def _row(value: Any, known: dict[str, _Annotation | BadSample] | None, pattern: 
         caption_id=own,
         question=question,
         answers=found.answers,
-        question_type=found.question_type or _kind(asked, "question_type"),
-        answer_type=found.answer_type or _kind(asked, "answer_type"),
+        question_type=found.question_type or optional_text(asked, "question_type"),
+        answer_type=found.answer_type or optional_text(asked, "answer_type"),
     )
 
 

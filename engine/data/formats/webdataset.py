@@ -68,7 +68,7 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source |
 
 
 def _patterns(config: Config, split: str, at: str) -> tuple[Shards, str]:
-    """What names a split's shards, and the option at which a mistake in it is to be mended."""
+    """What names a split's shards, and the option that is at fault where it is wrong."""
     given = config.train if split == "train" else config.valid
     if given is not None:
         return given, f"{at}.{split}"

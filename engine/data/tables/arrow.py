@@ -30,6 +30,8 @@ from engine.data.tables.values import (
     conversation,
     identity,
     instruction,
+    own_names,
+    shown_names,
     string,
     strings,
 )
@@ -57,7 +59,6 @@ USUAL_NAMES = {
     "outputs": ("outputs", "output"),
 }  # fmt: skip
 TEXTS = ("caption", "question", "conversations", "outputs", "labels", "label")
-_NUM_NAMED = 40  # columns in a message
 _KINDS = {
     "question": "the question",
     "question_type": "the question_type",
@@ -89,26 +90,11 @@ class Columns:
     several: str = "first"  # of a cell with more than one image: "first", "all" or "refuse"
 
 
-def choose_columns(
-    schema: pa.Schema, where: Path, names: Mapping[str, str], base64: bool | None, several: str
-) -> Columns:
-    """The columns to read. Raises UserError, naming those found, where one is missing.
-
-    ``base64`` None: as the image column's name has it.
-    """
-    own = {}
-    listed = schema.names[:_NUM_NAMED]
-    found = ", ".join(listed) + (", …" if len(schema.names) > len(listed) else "") or "none"
-    for column, usual in USUAL_NAMES.items():
-        # A column that the user gives one meaning has no other by its name, but the image's may be
-        # its id.
-        free = tuple(n for n in usual if column == "image" or n not in names.values())
-        wanted = (names[column],) if column in names else free
-        name = next((name for name in wanted if name in schema.names), None)
-        if name is not None:
-            own[column] = name
-        elif column in names:
-            raise UserError(f"{where} has no column {wanted[0]!r}; its columns are: {found}")
+def choose_columns(schema: pa.Schema, where: Path, options: TableOptions) -> Columns:
+    """The columns to read. Raises UserError, naming those found, where one is missing."""
+    names = {str(column): theirs for column, theirs in options.columns.items()}
+    own = own_names(schema.names, names, USUAL_NAMES, where)
+    found = shown_names(schema.names)
     if not set(TEXTS).intersection(own):
         usual_texts = ", ".join(USUAL_NAMES[text][0] for text in TEXTS)
         raise UserError(f"{where} has none of the columns {usual_texts}; its columns are: {found}")
@@ -117,9 +103,10 @@ def choose_columns(
             f"{where} has no column for the image ({' or '.join(USUAL_NAMES['image'])}); "
             f"its columns are: {found}"
         )
+    base64, image = options.base64, own.get("image", "")
     if base64 is None:
-        base64 = own.get("image", "") == "image_str" or "base64" in own.get("image", "")
-    return Columns(own, base64, several)
+        base64 = image == "image_str" or "base64" in image
+    return Columns(own, base64, options.several_images)
 
 
 def open_arrow(
@@ -348,8 +335,8 @@ def _row(
     if "conversations" in values:
         own["turns"] = conversation(values["conversations"])
     elif "instruction" in values and "outputs" in values:
-        said = _only(values["outputs"])
-        own["turns"] = instruction(values["instruction"], values.get("inputs"), said)
+        output = _only(values["outputs"])
+        own["turns"] = instruction(values["instruction"], values.get("inputs"), output)
     labels, label = strings(values.get("labels"), "labels"), values.get("label")
     if isinstance(label, int) and 0 <= label < 1 << 31:
         own["label"], labels = label, labels or tuple(classes[label : label + 1])
@@ -365,8 +352,8 @@ def _row(
         labels=labels,
         **own,
     )
-    said = _caption(values["caption"], caption) if "caption" in values else caption_of(row)
-    return replace(row, caption=said)
+    text = _caption(values["caption"], caption) if "caption" in values else caption_of(row)
+    return replace(row, caption=text)
 
 
 def _caption(value: Any, number: int) -> str:

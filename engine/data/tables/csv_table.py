@@ -17,7 +17,7 @@ import pyarrow.csv
 from engine.data.tables import table as tables
 from engine.data.tables.paths import OUTSIDE
 from engine.data.tables.table import Table, open_table
-from engine.data.tables.values import question_caption
+from engine.data.tables.values import own_names, question_caption, shown_names
 from engine.errors import UserError
 
 Column = Literal[
@@ -79,24 +79,12 @@ def _columns(
     if not readings:
         raise UserError(f"cannot read the first line of {path} as column names")
     separator, found = max(readings, key=lambda r: (len(known.intersection(r[1])), len(r[1])))
-    columns = {}
-    for column, listed in usual.items():
-        # A column that the user gives one meaning has no other by its name, but the image's may be
-        # its id.
-        free = tuple(n for n in listed if column == "image" or n not in names.values())
-        wanted = (names[column],) if column in names else free
-        own = next((name for name in wanted if name in found), None)
-        if own is not None:
-            columns[column] = found.index(own)
-        elif column in names or column == "image":
-            raise UserError(
-                f"{path} has no column for the {column} ({' or '.join(wanted)}); "
-                f"its columns are: {', '.join(found)}"
-            )
+    own = own_names(found, names, usual, path, ("image",))
+    columns = {column: found.index(name) for column, name in own.items()}
     if not set(columns).intersection(TEXTS):
         options = [name for column in TEXTS for name in usual.get(column, ())]
         raise UserError(
-            f"{path} has no column {' or '.join(options)}; its columns are: {', '.join(found)}"
+            f"{path} has no column {' or '.join(options)}; its columns are: {shown_names(found)}"
         )
     return separator, len(found), columns
 
@@ -174,7 +162,7 @@ def _complete(texts: dict[str, pa.Array], rows_before: int) -> pa.RecordBatch:
         numbers = pa.array(np.arange(rows_before, rows_before + len(images)) + 1).cast(pa.string())
         nothing = pa.scalar(None, pa.string())
         detail = pc.binary_join_element_wise("row ", numbers, " is not UTF-8", "")
-        faults = [pc.if_else(bad, told, nothing) for told in ("not text", detail)]
+        faults = [pc.if_else(bad, text, nothing) for text in ("not text", detail)]
         texts["caption"] = pc.if_else(bad, nothing, texts["caption"])
         for name in {"image_id", "caption_id"} & set(texts):
             texts[name] = texts[name].fill_null("")

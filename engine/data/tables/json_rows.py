@@ -2,7 +2,7 @@
 
 The files may be hostile. An entry is held in memory one at a time and bounded in size; what is not
 JSON, nests too deeply or holds endless digits is a UserError that names the file and the entry, or,
-in JSON lines, an entry with a fault. Bytes that are no UTF-8 become lone surrogates in its texts.
+in JSON lines, an entry with a fault. Bytes that are not UTF-8 become lone surrogates in its texts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 def read_list(path: Path, section: str) -> Iterator[Entry]:
     """Entries of the list under the key ``section`` of a file that is one object.
 
-    Raises UserError where there is no such list, with the keys that there are.
+    Raises UserError where there is no such list, naming its keys.
     """
     with _stream(path) as stream:
         if stream.peek() != "{":

@@ -7,9 +7,11 @@ else than it should be.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from engine.errors import UserError
 from engine.types import BadSample, Row, Turn
 
 _ROLES = {
@@ -17,6 +19,41 @@ _ROLES = {
     "gpt": "gpt", "assistant": "gpt", "chatgpt": "gpt", "model": "gpt",
 }  # fmt: skip
 _SHOWN = 60  # characters of a value in a message
+_NUM_NAMED = 40  # columns in a message
+
+
+def own_names(
+    found: Sequence[str],
+    names: Mapping[str, str],
+    usual: Mapping[str, tuple[str, ...]],
+    where: Path,
+    required: Sequence[str] = (),
+) -> dict[str, str]:
+    """A file's own names of a table's columns: those in ``names``, else one of the ``usual`` ones.
+
+    Raises UserError for a column that is missing although it is named or ``required``.
+    """
+    own = {}
+    for column, listed in usual.items():
+        # A column that the user gives one meaning has no other by its name, but the image's may be
+        # its id.
+        free = tuple(n for n in listed if column == "image" or n not in names.values())
+        wanted = (names[column],) if column in names else free
+        name = next((name for name in wanted if name in found), None)
+        if name is not None:
+            own[column] = name
+        elif column in names or column in required:
+            raise UserError(
+                f"{where} has no column for the {column} ({' or '.join(wanted)}); "
+                f"its columns are: {shown_names(found)}"
+            )
+    return own
+
+
+def shown_names(found: Sequence[str]) -> str:
+    """A file's columns in a message."""
+    more = ", …" if len(found) > _NUM_NAMED else ""
+    return ", ".join(found[:_NUM_NAMED]) + more if found else "none"
 
 
 def malformed(what: str, value: Any, wanted: str) -> BadSample:
@@ -48,6 +85,16 @@ def identity(value: Any, what: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 128:
         return str(value)
     raise malformed(what, value if not isinstance(value, int) else type(value), "an id")
+
+
+def optional_id(row: Mapping[str, Any], name: str) -> str:
+    """The id under a key; empty where the key is absent or null."""
+    return "" if row.get(name) is None else identity(row[name], f"the {name}")
+
+
+def optional_text(row: Mapping[str, Any], name: str) -> str:
+    """The text under a key; empty where the key is absent or null."""
+    return "" if row.get(name) is None else string(row[name], f"the {name}")
 
 
 def string(value: Any, what: str) -> str:

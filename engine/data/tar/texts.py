@@ -22,6 +22,8 @@ from engine.data.tables.values import (
     first_answer,
     identity,
     most_common,
+    optional_id,
+    optional_text,
     question_caption,
     string,
     strings,
@@ -57,7 +59,7 @@ def read_texts(text: bytes | None, fields: bytes | None, form: TextForm) -> list
     if isinstance(ids, list) and len(ids) == len(captions):
         ids = [identity(value, "a caption_id") for value in ids]
     else:
-        ids = [_id(entry, "caption_id")] if len(captions) == 1 else [""] * len(captions)
+        ids = [optional_id(entry, "caption_id")] if len(captions) == 1 else [""] * len(captions)
     labels = entry.get("labels")
     if isinstance(labels, str):
         labels = labels.split("|")
@@ -65,13 +67,13 @@ def read_texts(text: bytes | None, fields: bytes | None, form: TextForm) -> list
     if not isinstance(label, int) or isinstance(label, bool) or abs(label) >= 1 << 63:
         label = None
     shared = Row(
-        image_id=_id(entry, "image_id"),
+        image_id=optional_id(entry, "image_id"),
         label=label,
         turns=turns,
         answers=tuple(filter(None, given)),
         labels=tuple(filter(None, strings(labels, "labels"))),
-        question_type=_kind(entry, "question_type"),
-        answer_type=_kind(entry, "answer_type"),
+        question_type=optional_text(entry, "question_type"),
+        answer_type=optional_text(entry, "answer_type"),
     )
     rows = [
         replace(shared, caption=_whole(caption), caption_id=caption_id)
@@ -133,7 +135,7 @@ def _captions(
     if "conversations" in entry:
         return (first_answer(turns),)
     if turns:
-        return (question_caption(turns[0][1], [said for _, said in turns[1:]]),)
+        return (question_caption(turns[0][1], [text for _, text in turns[1:]]),)
     return () if plain is None else (plain,)
 
 
@@ -145,11 +147,3 @@ def _turns(entry: dict[str, Any]) -> tuple[Turn, ...]:
         return ()
     own = strings(entry.get("answer"), "answer") or (most_common(answers(entry.get("answers"))),)
     return ("human", string(entry["question"], "the question")), ("gpt", own[0])
-
-
-def _kind(entry: dict[str, Any], name: str) -> str:
-    return "" if entry.get(name) is None else string(entry[name], f"the {name}")
-
-
-def _id(entry: dict[str, Any], name: str) -> str:
-    return "" if entry.get(name) is None else identity(entry[name], name)

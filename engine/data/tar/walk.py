@@ -1,8 +1,8 @@
 """The members of a tar file by their offsets, found by walking its headers with plain reads.
 
-Reads ustar, GNU and pax archives without unpacking anything, checks every header's sum, and goes on
-at the next whole header after a damaged one. A reader never sees a member's bytes here unless it
-asks for them, so a link, a device or a hostile name is a row in a list and nothing more.
+Reads ustar, GNU and pax archives without unpacking anything, checks every header's sum, and
+continues at the next whole header after a damaged one. Nothing here reads a member's bytes that is
+not asked to, so a link, a device or a hostile name is a row in a list and nothing more.
 """
 
 from __future__ import annotations
