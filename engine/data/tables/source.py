@@ -312,11 +312,12 @@ def _new_images(batch: pa.RecordBatch) -> np.ndarray:
     return np.append(True, (offsets[1:] != offsets[:-1]) | (offsets[1:] < 0))
 
 
-def damage_report(source: Source) -> list[str]:
+def damage_report(source: object) -> list[str]:
     """What is known to be lost before anything is read: a sentence for each damaged dataset that
-    ``source`` shows or is a view of."""
+    ``source`` shows or is a view of. Nothing is known of a stream."""
     if not isinstance(source, TableSource):
-        return [text for below in source.below for text in damage_report(below)]
+        below = source.below if isinstance(source, Source) else ()
+        return [text for each in below for text in damage_report(each)]
     faults = source.parts.faults
     damaged = np.flatnonzero(faults)
     if not len(damaged):

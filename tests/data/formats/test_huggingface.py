@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import UserError
-from tests.data.formats.folders import folder, image, opened, picture, rows
+from tests.data.formats.folders import folder, image, images, opened, picture, rows
 
 _STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -133,3 +133,26 @@ def test_mistakes_are_named(tmp_path):
         opened("huggingface", _saved(tmp_path / "codes", encoded))
     with pytest.raises(UserError, match=r"none of the columns .*its columns are: a"):
         opened("huggingface", _saved(tmp_path / "bare", pa.table({"a": [1]})))
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_compressed_batches_are_copied_once(tmp_path, codec):
+    table = _table(["a", "b", "c"])
+    root = _saved(tmp_path / "set", table)
+    options = pa.ipc.IpcWriteOptions(compression=codec)
+    path = str(root / "data-00000-of-00001.arrow")
+    with pa.ipc.new_stream(path, table.schema, options=options) as writer:
+        writer.write_table(table, 2)
+    found = rows(opened("huggingface", root))
+    assert [image(row) for row in found] == [picture(i) for i in range(3)]
+    (copy,) = (root / ".engine_cache").glob("*.arrows")
+    stamp = copy.stat().st_mtime_ns
+    assert rows(opened("huggingface", root)) == found and copy.stat().st_mtime_ns == stamp
+
+
+def test_wide_texts_and_bytes(tmp_path):
+    kinds = pa.schema([("image", pa.large_list(pa.large_binary())), ("caption", pa.large_string())])
+    table = pa.table({"image": [[picture(1)], [picture(2), picture(3)]], "caption": ["x", "y"]})
+    root = _saved(tmp_path, table.cast(kinds))
+    found = rows(opened("huggingface", root, several_images="all"))
+    assert [images(row) for row in found] == [[picture(1)], [picture(2), picture(3)]]

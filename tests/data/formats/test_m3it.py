@@ -1,6 +1,7 @@
 """Instructions with their images in base64, as M3IT has them."""
 
 import base64
+import json
 import pickle
 
 import pytest
@@ -112,3 +113,21 @@ def test_mistakes_are_named(tmp_path):
     (tmp_path / "train.jsonl.gz").write_bytes(b"x")
     with pytest.raises(UserError, match="unpack it first"):
         opened("m3it", tmp_path, train_anno="train.jsonl.gz")
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.json"])
+def test_texts_that_json_spells_otherwise(tmp_path, name):
+    """Slashes and lines that are escaped, behind texts that are not ASCII; data addresses."""
+    text = base64.b64encode(b"\xff" * 30).decode()  # all slashes
+    spelled = text[:20] + "\n" + text[20:]
+    samples = [
+        {"about": "é漢 \" \\", **_sample([text, spelled])},
+        _sample(f"data:image/png;base64,{text}"),
+    ]
+    content = json.dumps(samples, ensure_ascii=False).replace("/", "\\/")
+    if name.endswith("l"):
+        lines = (json.dumps(each, ensure_ascii=False) for each in samples)
+        content = "\n".join(lines).replace("/", "\\/")
+    (tmp_path / name).write_text(content, encoding="utf8")
+    found = rows(opened("m3it", tmp_path, train_anno=name, several_images="all"))
+    assert [images(row) for row in found] == [[b"\xff" * 30] * 2, [b"\xff" * 30]]
