@@ -17,9 +17,9 @@ from engine.config.load import load
 from engine.config.schema import Config
 from engine.data.reader import Limits, limits_of
 from engine.data.sources import open_dataset
-from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
-from engine.data.text.choose import choose_tokenizer
+from engine.data.text.tokenizer import FOLDER as TOKENIZER_FOLDER
 from engine.data.text.tokenizer import TextTokenizer
+from engine.data.text.tokenizer import choose as choose_tokenizer
 from engine.data.text.tokenizer import load as load_tokenizer
 from engine.data.transforms import pipeline
 from engine.dist import collectives

@@ -15,8 +15,7 @@ from PIL import Image
 from engine.config.schema import Generate, RecognitionEval
 from engine.data.bad_samples import BadRecord, summary
 from engine.data.loader import valid_batches
-from engine.data.text.labels import LabelText, clean, labels_of
-from engine.data.text.nouns import lemmatiser
+from engine.data.text.labels import LabelText, clean, labels_of, lemmatiser
 from engine.errors import FaultError, UserError
 from engine.evals import classes
 from engine.evals.evaluation import Generation, Result

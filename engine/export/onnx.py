@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.config.schema import Export
-from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
+from engine.data.text.tokenizer import FOLDER as TOKENIZER_FOLDER
 from engine.errors import UserError
 from engine.export import graphs, steps
 from engine.export.folder import described, new_folder, tokenizer_of, write_manifest, write_readme

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.data.text.tokenizer import clean
 from engine.data.text.tokenizer import load as load_tokenizer
 from engine.errors import UserError
 from engine.export.folder import read_manifest
@@ -262,7 +263,7 @@ class OnnxClip(OnnxFolder):
         """float32 [N, D]."""
         found = []
         for start in range(0, len(texts), self.batch_size):
-            cleaned = [self.tokenizer.clean(t) for t in texts[start : start + self.batch_size]]
+            cleaned = [clean(t) for t in texts[start : start + self.batch_size]]
             rows = self.tokenizer.rows(cleaned, self.text["max_length"])
             ids_BT, mask_BT = (np.array(each, np.int64) for each in rows)
             graph = self.graphs["text_encoder"]

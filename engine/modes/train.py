@@ -7,7 +7,7 @@ from torch import nn
 from engine.config.dump import resolved_yaml
 from engine.data.bad_samples import BadSamples
 from engine.data.tables.source import damage_report
-from engine.data.text.choose import FOLDER as TOKENIZER_FOLDER
+from engine.data.text.tokenizer import FOLDER as TOKENIZER_FOLDER
 from engine.dist import collectives
 from engine.evals.evaluation import Evaluations, missing_metric
 from engine.evals.scoring import save_predictions, score_model

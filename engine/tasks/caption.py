@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.config.schema import Config
 from engine.data.batch_memory import stack_images
-from engine.data.text.tokenizer import TextTokenizer
+from engine.data.text.tokenizer import TextTokenizer, clean
 from engine.errors import UserError
 from engine.tasks.language import LanguageTask, Tokens, places
 from engine.types import BadSample, Batch, Row, Sample
@@ -59,7 +59,7 @@ class CaptionTask(LanguageTask):
     def _halves(self, row: Row) -> Tokens:
         """Ids of the start and the prompt, and of the text to learn without its end."""
         prompt, caption = self.pair(row)
-        after = self.tokenizer.raw(self.tokenizer.clean(caption))
+        after = self.tokenizer.raw(clean(caption))
         return [self.start_id, *self._prompt_ids(prompt)], after
 
     def usable(self, row: Row) -> None:
@@ -83,7 +83,7 @@ class CaptionTask(LanguageTask):
     def describe(self, sample: Sample) -> tuple[str, str]:
         """A sample's prompt, and the text that is learned after it."""
         prompt, caption = self.pair(sample.row)
-        return self.template.alone(prompt), self.tokenizer.clean(caption)
+        return self.template.alone(prompt), clean(caption)
 
     def _prompt_ids(self, instruction: str) -> list[int]:
         return self.tokenizer.raw(self.template.alone(instruction))

@@ -12,7 +12,7 @@ from engine import registry
 from engine.config.schema import Config
 from engine.data.batch_memory import stack_images
 from engine.data.text.augment import TextAugmenter
-from engine.data.text.tokenizer import TextTokenizer
+from engine.data.text.tokenizer import TextTokenizer, clean
 from engine.data.transforms.geometry import square
 from engine.data.transforms.pipeline import output_size
 from engine.metrics.retrieval import batch_recall
@@ -80,8 +80,8 @@ class ClipTask(Task):
 
     def tokenize(self, texts: list[str]) -> Batch:
         """Token ids and mask of cleaned texts."""
-        texts = [self.tokenizer.clean(text) for text in texts]
-        ids, mask = self.tokenizer(texts, self.config.model.text_encoder.max_length)
+        max_length = self.config.model.text_encoder.max_length
+        ids, mask = self.tokenizer(list(map(clean, texts)), max_length)
         return {"input_ids_BT": ids, "attention_mask_BT": mask}
 
     def features(self, model: Callable[..., Any], batch: Batch) -> Features:

@@ -11,14 +11,7 @@ from collections.abc import Callable, Iterator
 from tokenizers import normalizers, trainers
 
 from engine.config import schema
-from engine.data.text.tokenizer import (
-    BYTE_TOKENS,
-    BYTES,
-    TextTokenizer,
-    byte_level,
-    clean,
-    with_ends,
-)
+from engine.data.text.tokenizer import BYTE_TOKENS, BYTES, TextTokenizer, byte_level, clean
 from engine.errors import UserError
 
 _KEY = "model.text_encoder.tokenizer"
@@ -30,8 +23,8 @@ def build(
 ) -> TextTokenizer:
     """A tokenizer trained on ``captions()``, of at most ``config.vocab_size`` ids.
 
-    There are fewer where the captions are few. The same captions in the same order give the same
-    tokenizer. Raises UserError without captions, or for a vocabulary too small to hold every byte.
+    The same captions in the same order give the same tokenizer. Raises UserError without captions,
+    or for a vocabulary too small to hold every byte.
     """
     if captions is None:
         raise UserError(
@@ -57,4 +50,4 @@ def build(
     tokenizer.train_from_iterator(map(clean, captions()), trainer)
     # Training used threads; data workers forked after it must not, and the library would warn.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return with_ends(tokenizer)
+    return TextTokenizer(tokenizer, BYTE_TOKENS)

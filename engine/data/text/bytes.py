@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 
 from engine.config import schema
-from engine.data.text.tokenizer import TextTokenizer, byte_level, with_ends
+from engine.data.text.tokenizer import BYTE_TOKENS, TextTokenizer, byte_level
 
 
 def build(
     config: schema.Tokenizer, *, captions: Callable[[], Iterator[str]] | None = None
 ) -> TextTokenizer:
     """The byte tokenizer; it has no options."""
-    return with_ends(byte_level(split_words=False))
+    return TextTokenizer(byte_level(split_words=False), BYTE_TOKENS)

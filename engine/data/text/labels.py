@@ -1,18 +1,21 @@
 """Labels of an image as a row of tokens: a prompt, then each label with its separator.
 
-Labels come from a dataset's lists, or are the nouns of its captions. How a label is spelled in
-tokens is read off the tokenizer, behind the prompt; no token is known by its number.
+Labels come from a dataset's lists, or are the nouns of its captions. Nouns are found by HanTa
+(Wartena 2019, the Hanover Tagger), whose English model comes with it: kept are common nouns, left
+out are proper names, words with digits, and single letters. How a label is spelled in tokens is
+read off the tokenizer, behind the prompt; no token is known by its number.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from engine.config.schema import Labels
@@ -23,6 +26,9 @@ from engine.types import BadSample, Batch, Row
 
 _KEY = "data.labels"
 _SAMPLE_LABEL = "thing"  # to see how a label and its separator are tokenized
+_NOUNS = ("NN0", "NN1", "NN2")  # of the BNC's tags: people, dog, dogs
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[.,;:!?]")
+_KEPT = 1 << 15  # captions and words whose analyses are kept: each epoch has them again
 
 
 def clean(labels: Iterable[str]) -> list[str]:
@@ -35,11 +41,57 @@ def labels_of(row: Row, section: Labels) -> list[str]:
     """The cleaned labels of a row; none where it has none."""
     if section.source == "given":
         return clean(row.labels)
-    from engine.data.text.nouns import nouns  # with its tagger, which few runs need
+    return [noun for noun in clean(nouns(row.caption)) if noun not in section.leave_out]
 
-    dropped = set(section.leave_out)
-    found = nouns(row.caption)
-    return [noun for noun in clean(found) if noun not in dropped]
+
+@functools.cache
+def _tagger() -> Any:
+    """The English tagger. Raises UserError where HanTa is not installed."""
+    try:
+        from HanTa import HanoverTagger
+    except ImportError as error:
+        raise UserError(
+            f"nouns of captions need HanTa ({error}): pip install 'vision-language-engine"
+            "[recognize]'",
+            key=f"{_KEY}.source",
+        ) from error
+    # by its whole path: HanTa looks into the working folder first
+    model = Path(HanoverTagger.__file__).with_name("morphmodel_en.pgz")
+    return HanoverTagger.HanoverTagger(str(model))
+
+
+@functools.lru_cache(_KEPT)
+def nouns(caption: str) -> tuple[str, ...]:
+    """Lemmas of a caption's common nouns, in small letters, each once, in their order."""
+    found = (
+        lemma.lower().rstrip("'’")  # a genitive's apostrophe remains
+        for word, lemma, tag in _tagger().tag_sent(
+            _WORD.findall(caption.lower()), casesensitive=False
+        )
+        if tag in _NOUNS and len(word) > 1 and not any(letter.isdigit() for letter in word)
+    )
+    return tuple(dict.fromkeys(found))
+
+
+@functools.lru_cache(_KEPT)
+def singular(label: str) -> str:
+    """A label with its last word in the singular: 'traffic lights' → 'traffic light'."""
+    head, space, last = label.rpartition(" ")
+    tags = (tag for tag, _ in _tagger().tag_word(last, casesensitive=False) if tag in _NOUNS)
+    tag = next(tags, None)  # the likeliest
+    if not last or tag is None:
+        return label
+    lemma, _ = _tagger().analyze(last, pos=tag, casesensitive=False)
+    return f"{head}{space}{lemma.lower()}"
+
+
+def lemmatiser() -> Callable[[str], str] | None:
+    """``singular``, or None where there is no tagger."""
+    try:
+        _tagger()
+    except UserError:
+        return None
+    return singular
 
 
 class LabelRow(NamedTuple):
@@ -79,23 +131,19 @@ def lay_out(
 
 def stack(rows: Sequence[LabelRow], pad_id: int) -> Batch:
     """Rows as int64 tensors [B, T], padded to the longest one; ``unseen_BT`` where anything is."""
-
-    def padded(name: str, value: int) -> Tensor:
-        lists = [torch.tensor(getattr(row, name)) for row in rows]
-        return pad_sequence(lists, batch_first=True, padding_value=value)
-
-    ids_BT = padded("ids", pad_id)
+    ids_BT, segment_BT, position_BT, source_BT, unseen_BT = (
+        pad_sequence(list(map(torch.tensor, lists)), batch_first=True, padding_value=filling)
+        for lists, filling in zip(zip(*rows, strict=True), (pad_id, 0, 0, -1, 0), strict=True)
+    )
     lengths_B = torch.tensor([len(row.ids) for row in rows])
     batch = {
         "input_ids_BT": ids_BT,
         "attention_mask_BT": (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long(),
-        "segment_BT": padded("segment", 0),
-        "position_BT": padded("position", 0),
-        "source_BT": padded("source", -1),
+        "segment_BT": segment_BT,
+        "position_BT": position_BT,
+        "source_BT": source_BT,
     }
-    if any(any(row.unseen) for row in rows):
-        batch["unseen_BT"] = padded("unseen", 0)
-    return batch
+    return batch | {"unseen_BT": unseen_BT} if unseen_BT.any() else batch
 
 
 class LabelText:
@@ -130,10 +178,7 @@ class LabelText:
         return choice[hash64(seed, 0, 0, 7) % len(choice)]
 
     def _ids(self, label: str) -> tuple[int, ...]:
-        """Ids of a label and its separator behind the prompt.
-
-        Raises BadSample for a label that has the separator in it.
-        """
+        """Ids of a label and its separator behind the prompt; BadSample where it has it inside."""
         prompt = self.tokenizer.raw(self.section.prompt)
         whole = self.tokenizer.raw(f"{self.section.prompt} {label}")[len(prompt) :]
         if self.section.separator in label or self.separator_id in whole:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import PrivateAttr, ValidationError
 
 from engine.config.explain import explain
 from engine.config.section import Section
@@ -33,20 +33,15 @@ _FIELDS = {
 }
 
 
-class TemplateText(Section):
-    """A template as a file has it."""
+class Template(Section):
+    """One template; its instruction is that of ``data.prompt``."""
 
     input: str
     target: str = "{answer}"
     system: str = ""
     after: str = " "
     image: str = f"{MARK}\n"
-
-
-class Template(TemplateText):
-    """One template; ``instruction`` is that of ``data.prompt``."""
-
-    instruction: str = ""
+    _instruction: str = PrivateAttr("")
 
     def has(self, field: str) -> bool:
         """Whether the prompt or what is learned asks for ``field``."""
@@ -58,35 +53,16 @@ class Template(TemplateText):
         Each of its images is a mark, or without ``marks`` nothing. Raises BadSample where the marks
         in the sample's texts are not as many as its images, or where turns do not alternate.
         """
-        row = row_of(one)
-        turns, given = _asked(row.turns), len(row.images)
-        _check_marks(turns, given)
+        row, head = _row_of(one), _cut(one)[0]
+        turns, num_images = _asked(row.turns), len(row.images)
+        if (count := _count_marks(turns)) not in (0, num_images):
+            hint = "; of a list, several_images: all takes every one" * (count > num_images == 1)
+            raise BadSample("image count", f"{count} {MARK} in the text, {num_images} given{hint}")
         if not turns or not self.has("question"):
-            turns = [("human", "" if self.has("instruction") else self.instruction)]
-        return self._conversation(turns, given, marks, _cut(one)[0])
-
-    def question(self, question: str, num_images: int = 1, *, marks: bool = True) -> str:
-        """The prompt of one question, as ``prompt``."""
-        turn = ("human", question)
-        _check_marks([turn], num_images)
-        return self._conversation([turn], num_images, marks)
-
-    def learned(self, one: Row | Sample) -> str:
-        """What is learned of a sample: its last answer, its caption or a part of that."""
-        answers = [text for role, text in row_of(one).turns if role == "gpt"]
-        caption = clean(row_of(one).caption)
-        values = {"answer": answers[-1].strip() if answers else caption, "caption": caption}
-        return _fill(self.target, values | {"tail": _cut(one)[1]})
-
-    def alone(self, instruction: str) -> str:
-        """The prompt of an instruction, without images."""
-        return self.system + _fill(self.input, {"instruction": instruction})
-
-    def _conversation(
-        self, turns: Sequence[Turn], num_images: int, marks: bool, head: str = ""
-    ) -> str:
-        prompt, instruction = self.system, self.instruction
-        waiting = 0 if self.has("question") and _count_marks(turns) else num_images
+            turns = [("human", "" if self.has("instruction") else self._instruction)]
+        prompt, instruction = self.system, self._instruction
+        # images that no text has a place for come in front of the first turn
+        unmarked = 0 if self.has("question") and _count_marks(turns) else num_images
         for role, text in turns:
             if role == "gpt":
                 prompt += _without_marks(text) + self.after
@@ -94,16 +70,31 @@ class Template(TemplateText):
             own = text.count(MARK)
             if own == 1 or not marks:
                 text = _without_marks(text)
-            images = self.image * ((own == 1) + waiting) if marks else ""
+            images = self.image * ((own == 1) + unmarked) if marks else ""
             values = {"images": images, "instruction": instruction, "question": text.strip()}
             prompt += "" if self.has("images") else images
             prompt += _fill(self.input, values | {"head": head})
-            instruction, waiting = "", 0
+            instruction, unmarked = "", 0
         return prompt
 
+    def question(self, question: str, num_images: int = 1, *, marks: bool = True) -> str:
+        """The prompt of one question, as ``prompt``."""
+        row = Row(images=(b"",) * num_images, turns=(("human", question),))
+        return self.prompt(row, marks=marks)
 
-def row_of(one: Row | Sample) -> Row:
-    """The row of a sample."""
+    def learned(self, one: Row | Sample) -> str:
+        """What is learned of a sample: its last answer, its caption or a part of that."""
+        row = _row_of(one)
+        answers, caption = [text for role, text in row.turns if role == "gpt"], clean(row.caption)
+        values = {"answer": answers[-1].strip() if answers else caption, "caption": caption}
+        return _fill(self.target, values | {"tail": _cut(one)[1]})
+
+    def alone(self, instruction: str) -> str:
+        """The prompt of an instruction, without images."""
+        return self.system + _fill(self.input, {"instruction": instruction})
+
+
+def _row_of(one: Row | Sample) -> Row:
     return one.row if isinstance(one, Sample) else one
 
 
@@ -120,14 +111,6 @@ def _count_marks(turns: Sequence[Turn]) -> int:
     return sum(text.count(MARK) for role, text in turns if role == "human")
 
 
-def _check_marks(turns: Sequence[Turn], num_images: int) -> None:
-    """Raises BadSample where the texts have marks, but not as many as there are images."""
-    count = _count_marks(turns)
-    if count not in (0, num_images):
-        hint = "; of a list, several_images: all takes every one" if count > num_images == 1 else ""
-        raise BadSample("image count", f"{count} {MARK} in the text, {num_images} given{hint}")
-
-
 def _without_marks(text: str) -> str:
     return text.replace(MARK, "").strip()
 
@@ -137,7 +120,7 @@ def _cut(one: Row | Sample) -> tuple[str, str]:
 
     A row, for which nothing is drawn, is not cut; a sample in evaluation always in its middle.
     """
-    caption = clean(row_of(one).caption)
+    caption = clean(_row_of(one).caption)
     places = len(caption) - 1
     if isinstance(one, Row) or places < 1:
         return "", caption
@@ -159,33 +142,30 @@ def template(name: str, *, key: str, instruction: str = "") -> Template:
     A file is named ``FILE.yaml`` or, where it holds several, ``FILE.yaml#NAME``.
     """
     file, _, chosen = name.partition("#")
-    known = templates(_OWN, key)
-    if file.endswith((".yaml", ".yml")):
-        found = _of_file(Path(file), chosen, key)
+    is_file = file.endswith((".yaml", ".yml"))
+    known = templates(Path(file) if is_file else _OWN, key)
+    if is_file:
+        if chosen not in known and (chosen or len(known) != 1):
+            wanted = f"none is called {chosen!r}" if chosen else "none is chosen"
+            raise UserError(
+                f"{file} holds {len(known)} templates and {wanted}; name one as {file}#NAME: "
+                + ", ".join(known),
+                key=key,
+            )
+        found = known[chosen or next(iter(known))]
     elif name in known:
         found = known[name]
     elif "{" in name:
-        found = Template(input=name)
-        _check(f"the prompt template {name!r}", found, key)
+        found = _made(f"the prompt template {name!r}", {"input": name}, key)
     else:
         raise UserError(
             f"no prompt template is called {name!r}; {nearest(name, list(known))}, name a YAML "
             "file, or write one out with {instruction} or {question} in it",
             key=key,
         )
-    return found.model_copy(update={"instruction": instruction})
-
-
-def _of_file(path: Path, chosen: str, key: str) -> Template:
-    found = templates(path, key)
-    if chosen not in found and (chosen or len(found) != 1):
-        wanted = f"none is called {chosen!r}" if chosen else "none is chosen"
-        raise UserError(
-            f"{path} holds {len(found)} templates and {wanted}; name one as {path}#NAME: "
-            + ", ".join(found),
-            key=key,
-        )
-    return found[chosen] if chosen else next(iter(found.values()))
+    found = found.model_copy()
+    found._instruction = instruction
+    return found
 
 
 @cache
@@ -202,29 +182,29 @@ def templates(path: Path, key: str) -> dict[str, Template]:
     raw: Any = plain(root) if root else None
     if not isinstance(raw, dict) or not all(isinstance(value, dict) for value in raw.values()):
         raise UserError(f"{path} must hold templates, each NAME: {{input: …}}", key=key)
-    found = {}
-    for name, values in raw.items():
-        what = f"{path}: the prompt template {name!r}"
-        try:
-            checked = TemplateText.model_validate(values)
-        except ValidationError as error:
-            wrong = explain(error.errors(include_url=False), values, TemplateText)
-            listed = "; ".join(f"{'.'.join(path)}: {message}" for path, message in wrong.items())
-            raise UserError(f"{what}: {listed}", key=key) from error
-        found[name] = Template(**checked.model_dump())
-        _check(what, found[name], key)
-    return found
+    return {
+        name: _made(f"{path}: the prompt template {name!r}", values, key)
+        for name, values in raw.items()
+    }
 
 
-def _check(what: str, found: Template, key: str) -> None:
-    """Raises UserError for an unknown field."""
-    for where, known in _FIELDS.items():
-        for field in re.findall(r"\{([^{}]*)\}", getattr(found, where)):
-            if field not in known:
+def _made(what: str, values: dict[str, Any], key: str) -> Template:
+    """Raises UserError for a wrong key, value or field."""
+    try:
+        found = Template.model_validate(values)
+    except ValidationError as error:
+        wrong = explain(error.errors(include_url=False), values, Template)
+        listed = "; ".join(f"{'.'.join(path)}: {message}" for path, message in wrong.items())
+        raise UserError(f"{what}: {listed}", key=key) from error
+    for where, text in found:
+        known = _FIELDS.get(where)
+        for field in re.findall(r"\{([^{}]*)\}" if known else r"\{(\w*)\}", text):
+            if known is None:
+                said = f"has {{{field}}} in {where}, which takes no fields"
+            elif field not in known:
                 listed = ", ".join(f"{{{name}}}" for name in known)
-                raise UserError(
-                    f"{what} has the field {{{field}}}; fields of {where} are {listed}", key=key
-                )
-    for where in ("system", "after", "image"):
-        if (stray := _FIELD.search(getattr(found, where))) is not None:
-            raise UserError(f"{what} has {stray[0]} in {where}, which takes no fields", key=key)
+                said = f"has the field {{{field}}}; fields of {where} are {listed}"
+            else:
+                continue
+            raise UserError(f"{what} {said}", key=key)
+    return found

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from engine import registry
 from engine.errors import UserError
 
-if TYPE_CHECKING:  # exported models are run where there is no torch
+if TYPE_CHECKING:  # exported models are run where there is neither torch nor pydantic
     from torch import Tensor
 
+    from engine.config.schema import Config
+
+FOLDER = "tokenizer"  # of a run's folder
 ROLES = ("pad", "mask", "cls", "sep", "bos", "eos", "unk")
 BYTE_TOKENS = {"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # a printable character for each byte
@@ -54,9 +58,8 @@ class TextTokenizer:
         self.pad_id: int = pads[0]
         self.mask_id: int | None = ids.get("mask")
         added = tokenizer.get_added_tokens_decoder()
-        self.special_ids = frozenset(i for i, token in added.items() if token.special).union(
-            ids.values()
-        )
+        special = (i for i, token in added.items() if token.special)
+        self.special_ids = frozenset(special) | frozenset(ids.values())
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values()) + 1  # ids may have gaps
         self._num_added = tokenizer.num_special_tokens_to_add(is_pair=False)
@@ -116,21 +119,17 @@ class TextTokenizer:
                 key="model.text_encoder.max_length",
             )
         rows = [self._ids(text, max_length) for text in texts]
-        longest = max((len(row) for row in rows), default=0)
+        longest = max(map(len, rows), default=0)
         padded = [row + [self.pad_id] * (longest - len(row)) for row in rows]
-        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
-        return padded, mask
+        return padded, [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
 
     def _ids(self, text: str, max_length: int) -> list[int]:
         # One text at a time: encode_batch starts threads, which forked data workers cannot use.
         encoding = self.tokenizer.encode(text)
         ids: list[int] = encoding.ids
         if len(ids) > max_length:
-            num_trailing = 0
-            for special in reversed(encoding.special_tokens_mask):
-                if not special:
-                    break
-                num_trailing += 1
+            special = encoding.special_tokens_mask
+            num_trailing = special[::-1].index(0) if 0 in special else len(special)
             ids = ids[: max_length - num_trailing] + ids[len(ids) - num_trailing :]
         return ids or [self.pad_id]  # a row of nothing would be NaN in attention
 
@@ -138,9 +137,8 @@ class TextTokenizer:
     def end_id(self) -> int:
         """The token that ends a generated text. Raises UserError where there is none."""
         for role in ("eos", "sep"):
-            i = self.tokenizer.token_to_id(self.tokens.get(role, ""))
-            if i is not None:
-                return int(i)
+            if (i := self.token_id(self.tokens.get(role, ""))) is not None:
+                return i
         raise UserError(
             "the tokenizer has no token that ends a text (eos or sep)",
             key="model.decoder.tokenizer",
@@ -157,22 +155,22 @@ class TextTokenizer:
         ids = ids[: ids.index(end)] if end in ids else ids
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
-    def clean(self, text: str) -> str:
-        """The text as it is tokenized: see ``clean``."""
-        return clean(text)
-
     def save(self, folder: Path) -> None:
         """Write the tokenizer; ``load`` reads it, and so does transformers' ``AutoTokenizer``."""
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
         settings |= {f"{role}_token": token for role, token in self.tokens.items()}
-        # The vocabulary comes last: where it is, the folder is whole.
-        _write(folder / _SETTINGS, json.dumps(settings, ensure_ascii=False, indent=1))
-        _write(folder / _VOCABULARY, self.tokenizer.to_str(pretty=True))
+        for name, text in (
+            (_SETTINGS, json.dumps(settings, ensure_ascii=False, indent=1)),
+            (_VOCABULARY, self.tokenizer.to_str(pretty=True)),  # last: with it the folder is whole
+        ):
+            temporary = folder / f".{name}.{os.getpid()}"
+            temporary.write_text(text, encoding="utf8")
+            temporary.replace(folder / name)
 
 
 def byte_level(*, split_words: bool) -> Tokenizer:
-    """A BPE without merges: ids 0 to 3 are special, each other id is a byte."""
+    """A BPE without merges, with start and end around a text: 4 special ids, and one a byte."""
     vocabulary = {piece: i for i, piece in enumerate([*BYTE_TOKENS.values(), *BYTES])}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in BYTE_TOKENS.values()])
@@ -180,22 +178,12 @@ def byte_level(*, split_words: bool) -> Tokenizer:
         add_prefix_space=split_words, use_regex=split_words
     )
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def with_ends(tokenizer: Tokenizer) -> TextTokenizer:
-    """A byte-level tokenizer that puts its start and end tokens around each text."""
     start, end = BYTE_TOKENS["cls"], BYTE_TOKENS["sep"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{start} $A {end}",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (start, end)],
+        special_tokens=[(token, vocabulary[token]) for token in (start, end)],
     )
-    return TextTokenizer(tokenizer, BYTE_TOKENS)
-
-
-def is_saved(folder: Path) -> bool:
-    """Whether ``folder`` holds a saved tokenizer."""
-    return (folder / _VOCABULARY).is_file() and (folder / _SETTINGS).is_file()
+    return tokenizer
 
 
 def load(folder: Path) -> TextTokenizer:
@@ -212,6 +200,32 @@ def load(folder: Path) -> TextTokenizer:
     return TextTokenizer(tokenizer, {role: settings.get(f"{role}_token") for role in ROLES})
 
 
+def choose(
+    config: Config,
+    run_dirs: Sequence[Path],
+    captions: Callable[[], Iterator[str]] | None,
+    part: str = "text_encoder",
+) -> TextTokenizer:
+    """The first tokenizer saved in ``run_dirs``; else a new one, of ``model.PART``.
+
+    PART is ``text_encoder`` or ``decoder``. ``auto`` is its own tokenizer where it has a ``tag``,
+    and bytes where it is built from sizes alone. A trained one learns from ``captions``.
+    """
+    for folder in (run_dir / FOLDER for run_dir in run_dirs):
+        if (folder / _VOCABULARY).is_file() and (folder / _SETTINGS).is_file():
+            return load(folder)
+    model = config.model.decoder if part == "decoder" else config.model.text_encoder
+    chosen, name = model.tokenizer, model.tokenizer.name
+    if name == "auto":
+        name = "huggingface" if model.tag else "bytes"
+    if name == "huggingface" and chosen.tag is None:
+        chosen = chosen.model_copy(update={"tag": model.tag})
+    key = f"model.{part}.tokenizer.name"
+    return registry.build(
+        "data/text", name, chosen, captions=captions, key=key, options=config.options
+    )
+
+
 def clean(text: str) -> str:
     """Text with mojibake, HTML entities and odd characters repaired (ftfy), spaces made single."""
     if not (text.isascii() and text.isprintable() and "&" not in text):  # else nothing to repair
@@ -219,9 +233,3 @@ def clean(text: str) -> str:
 
         text = ftfy.fix_text(text)
     return " ".join(text.split())
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf8")
-    temporary.replace(path)

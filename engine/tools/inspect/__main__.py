@@ -123,7 +123,7 @@ def _tokenizer(config: Config, run_dir: Path) -> tuple[dict, int]:
 
     That of the decoder where the configuration describes one and no text encoder.
     """
-    from engine.data.text.choose import choose_tokenizer  # imports torch
+    from engine.data.text.tokenizer import choose as choose_tokenizer
 
     described = config.model.model_fields_set
     of_decoder = "decoder" in described and "text_encoder" not in described

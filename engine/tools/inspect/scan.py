@@ -68,10 +68,10 @@ class Work:
     @cached_property
     def tokens(self) -> Callable[[str], int]:
         """A function of a text: how many tokens it is, special ones included."""
-        from engine.data.text.tokenizer import TextTokenizer
+        from engine.data.text.tokenizer import TextTokenizer, clean
 
         tokenizer = TextTokenizer.from_state(self.tokenizer)
-        return lambda text: len(tokenizer.tokenizer.encode(tokenizer.clean(text)).ids)
+        return lambda text: len(tokenizer.tokenizer.encode(clean(text)).ids)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.config.schema import Tokenizer as Config
 from engine.data.text import bpe
-from engine.data.text.tokenizer import is_saved, load
+from engine.data.text.tokenizer import load
 from engine.errors import UserError
 
 _CAPTIONS = [
@@ -71,9 +71,9 @@ def test_bpe_trains_on_cleaned_captions():
 
 def test_bpe_is_saved_and_read_back(tmp_path):
     first = _bpe()
-    assert not is_saved(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="no saved tokenizer"):
+        load(tmp_path / "tokenizer")
     first.save(tmp_path / "tokenizer")
-    assert is_saved(tmp_path / "tokenizer")
     again = load(tmp_path / "tokenizer")
     assert again.pieces == first.pieces
     assert torch.equal(again(_CAPTIONS, 25)[0], first(_CAPTIONS, 25)[0])

@@ -65,7 +65,7 @@ def test_nouns_of_captions_are_singular_and_left_out_as_whole_words() -> None:
 
 
 def test_without_its_tagger_nouns_say_what_to_install(monkeypatch) -> None:
-    from engine.data.text import nouns
+    from engine.data.text import labels as nouns
 
     monkeypatch.setitem(__import__("sys").modules, "HanTa", None)
     nouns._tagger.cache_clear()
@@ -85,7 +85,7 @@ def test_without_its_tagger_nouns_say_what_to_install(monkeypatch) -> None:
 )  # fmt: skip
 def test_a_labels_last_word_is_put_into_the_singular(label: str, lemma: str) -> None:
     pytest.importorskip("HanTa", reason="lemmas need HanTa")
-    from engine.data.text.nouns import singular
+    from engine.data.text.labels import singular
 
     assert singular(label) == lemma
 
