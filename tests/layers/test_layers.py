@@ -18,7 +18,7 @@ FLOORS = {
     "engine.errors": 0,
     "engine.torchvision_ops": 0,
     "engine.types": 2.5,
-    "engine.data.text.tokenizer": 2,
+    "engine.data.text.tokenizer": 2.2,
     "engine.flags": 1,
     "engine.registry": 1,
     "engine.masks": 1,
