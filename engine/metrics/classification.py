@@ -7,9 +7,8 @@ ACCURACY_AT = (1, 5)
 
 
 def label_ranks(score_BK: Tensor, label_B: Tensor) -> Tensor:
-    """Rank of the right class in each row, from 1: int64 [B].
+    """Rank of the right class in each row, from 1: int64 [B]; ties count against the model.
 
-    Ties count against the model: a wrong class that scores the same ranks before the right one.
     Raises ValueError for scores that are NaN and for labels outside the K classes.
     """
     num_classes = score_BK.shape[1]
@@ -20,26 +19,18 @@ def label_ranks(score_BK: Tensor, label_B: Tensor) -> Tensor:
     if outside.any():
         row = int(outside.nonzero()[0])
         raise ValueError(f"row {row} has label {int(label_B[row])}, but classes are {num_classes}")
-    right = score_BK.gather(1, label_B[:, None])
-    return (score_BK >= right).sum(1)
+    return (score_BK >= score_BK.gather(1, label_B[:, None])).sum(1)
 
 
 def from_ranks(rank_N: Tensor, label_N: Tensor) -> dict[str, float]:
     """accuracy@1, accuracy@5 (100 where classes are at most 5) and mean_per_class_accuracy.
 
-    The last is the mean over the classes that occur of accuracy@1 within the class. Raises
-    ValueError where there is nothing to count.
+    The last is over the classes that occur. Raises ValueError where there is nothing to count.
     """
     if len(rank_N) == 0:
         raise ValueError("accuracy needs at least one labelled image")
     values = {f"accuracy@{k}": 100 * (rank_N <= k).double().mean().item() for k in ACCURACY_AT}
-    right = torch.bincount(label_N, weights=(rank_N <= 1).double())
-    count = torch.bincount(label_N)
+    right, count = torch.bincount(label_N, (rank_N <= 1).double()), torch.bincount(label_N)
     seen = count > 0
     values["mean_per_class_accuracy"] = 100 * (right[seen] / count[seen]).mean().item()
     return values
-
-
-def accuracy(score_BK: Tensor, label_B: Tensor) -> dict[str, float]:
-    """The three figures straight from scores."""
-    return from_ranks(label_ranks(score_BK, label_B), label_B)

@@ -33,13 +33,8 @@ def cosines(image_ND: np.ndarray, text_ND: np.ndarray) -> np.ndarray:
     return (image_ND * text_ND).sum(axis=1)
 
 
-def clip_score(image_ND: np.ndarray, text_ND: np.ndarray) -> np.ndarray:
-    """2.5 · max(cos, 0) of each image with its text: float64 [N]."""
-    return WEIGHT * np.maximum(cosines(image_ND, text_ND), 0)
-
-
 def ref_clip_score(
-    image_ND: np.ndarray, text_ND: np.ndarray, references: Sequence[np.ndarray]
+    score_N: np.ndarray, text_ND: np.ndarray, references: Sequence[np.ndarray]
 ) -> np.ndarray:
     """Harmonic mean of CLIPScore and the highest cosine with a reference, at least 0: [N].
 
@@ -47,31 +42,27 @@ def ref_clip_score(
     """
     if len(references) != len(text_ND):
         raise ValueError(f"{len(text_ND)} texts, but references of {len(references)}")
-    unit_ND = normalized(text_ND)
-    nearest = np.zeros(len(unit_ND))
-    for row, reference_RD in enumerate(references):
-        if len(reference_RD) == 0:
+    nearest_N = np.zeros(len(text_ND))
+    for row, unit_D in enumerate(normalized(text_ND)):
+        if len(references[row]) == 0:
             raise ValueError(f"text {row} has no reference")
-        nearest[row] = max((normalized(reference_RD) @ unit_ND[row]).max(), 0)
-    score = clip_score(image_ND, text_ND)
-    total = score + nearest
-    return np.divide(2 * score * nearest, total, out=np.zeros_like(total), where=total > 0)
+        nearest_N[row] = max((normalized(references[row]) @ unit_D).max(), 0)
+    total_N = score_N + nearest_N
+    product_N = 2 * score_N * nearest_N
+    return np.divide(product_N, total_N, out=np.zeros_like(total_N), where=total_N > 0)
 
 
 def clip_scores(
     image_ND: np.ndarray, text_ND: np.ndarray, references: Sequence[np.ndarray] | None = None
 ) -> dict[str, float]:
-    """Means over the images: CLIPScore, the raw cosine and, with references, RefCLIPScore.
-
-    Raises ValueError where there is nothing to score.
+    """Means over the images: CLIPScore (2.5 · max(cos, 0)), the raw cosine and, with references,
+    RefCLIPScore. Raises ValueError where there is nothing to score.
     """
     if len(image_ND) == 0:
         raise ValueError("CLIPScore needs at least one image")
     cosine_N = cosines(image_ND, text_ND)
-    means = {
-        "CLIPScore": float(clip_score(image_ND, text_ND).mean()),
-        "CLIP_cosine": float(cosine_N.mean()),
-    }
+    score_N = WEIGHT * np.maximum(cosine_N, 0)
+    means = {"CLIPScore": float(score_N.mean()), "CLIP_cosine": float(cosine_N.mean())}
     if references is not None:
-        means["RefCLIPScore"] = float(ref_clip_score(image_ND, text_ND, references).mean())
+        means["RefCLIPScore"] = float(ref_clip_score(score_N, text_ND, references).mean())
     return means

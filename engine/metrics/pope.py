@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError, exit_code
-from engine.metrics.files import entries, identity, load, read_csv, string
+from engine.metrics.files import entries, keyed, load, read_csv, string
 
 _NO = {"no", "not"}
-_DIGITS = 2  # of a percentage
 _LABEL = "question_id, label (yes or no) and, where there are several, setting"
 _RESULT = "question_id, answer and, where ids return in several settings, setting"
 
 
 def means_yes(answer: str) -> bool:
-    """Whether an answer means yes: its first sentence has neither "no" nor "not"."""
+    """Whether the first sentence of an answer has neither "no" nor "not"."""
     return not _NO & _words(answer)
 
 
@@ -51,7 +50,7 @@ def figures(answers: Sequence[str | None], labels: Sequence[bool]) -> dict[str, 
         (None if answer is None else means_yes(answer), label)
         for answer, label in zip(answers, labels, strict=True)
     ]
-    num_hits = sum(bool(yes and label) for yes, label in pairs)
+    num_hits = pairs.count((True, True))
     num_yes, num_labelled = sum(bool(yes) for yes, _ in pairs), sum(labels)
     both = num_yes + num_labelled
     return {
@@ -67,7 +66,7 @@ def figures(answers: Sequence[str | None], labels: Sequence[bool]) -> dict[str, 
 
 def rounded(values: dict[str, float]) -> dict[str, float]:
     """Figures to two decimals, as the official evaluations print them."""
-    return {name: round(value, _DIGITS) for name, value in values.items()}
+    return {name: round(value, 2) for name, value in values.items()}
 
 
 def score(
@@ -87,14 +86,15 @@ def read(labels: Path, results: Path) -> tuple[list[bool], list[str | None], lis
     Both files are CSV, JSON lists or JSON lines. An answer belongs to its id; where the labels have
     an id in several settings, to its id and setting, or, without settings, to its place.
     """
-    rows, result_rows = _rows(labels, _LABEL), _rows(results, _RESULT)
-    keys = [_key(labels, place, row, _LABEL) for place, row in enumerate(rows)]
-    answered = [_key(results, place, row, _RESULT) for place, row in enumerate(result_rows)]
-    answers = [
-        string(f"{results}: entry {n}", row, "answer", _RESULT) for n, row in enumerate(result_rows)
-    ]
+    keys, is_yes = [], []
+    for where, key, row in keyed(labels, _rows(labels, _LABEL), "question_id", _LABEL):
+        keys.append((str(row.get("setting") or ""), key))
+        is_yes.append(_is_yes(where, string(where, row, "label", _LABEL)))
+    answered, answers = [], []
+    for where, key, row in keyed(results, _rows(results, _RESULT), "question_id", _RESULT):
+        answered.append((str(row.get("setting") or ""), key))
+        answers.append(string(where, row, "answer", _RESULT))
     settings = [setting for setting, _ in keys]
-    is_yes = [_label(f"{labels}: entry {place}", row) for place, row in enumerate(rows)]
     if not any(setting for setting, _ in answered):
         if [key for _, key in answered] == [key for _, key in keys]:
             return is_yes, list(answers), settings
@@ -114,21 +114,15 @@ def read(labels: Path, results: Path) -> tuple[list[bool], list[str | None], lis
 
 
 def _rows(path: Path, form: str) -> list[dict[str, Any]]:
-    if path.suffix not in (".csv", ".tsv"):
-        return entries(path, load(path), form)
-    return entries(path, [row for _, row in read_csv(path)[1]], form)
+    is_csv = path.suffix in (".csv", ".tsv")
+    return entries(path, [row for _, row in read_csv(path)[1]] if is_csv else load(path), form)
 
 
-def _key(path: Path, place: int, row: dict[str, Any], form: str) -> tuple[str, str]:
-    where = f"{path}: entry {place}"
-    return str(row.get("setting") or ""), identity(where, row, "question_id", form)
-
-
-def _label(where: str, row: dict[str, Any]) -> bool:
-    label = string(where, row, "label", _LABEL).strip().lower()
-    if label not in ("yes", "no"):
-        raise UserError(f"{where}: the label is {label!r}; yes or no is wanted")
-    return label == "yes"
+def _is_yes(where: str, label: str) -> bool:
+    plain = label.strip().lower()
+    if plain not in ("yes", "no"):
+        raise UserError(f"{where}: the label is {plain!r}; yes or no is wanted")
+    return plain == "yes"
 
 
 def main(argv: Sequence[str]) -> int:

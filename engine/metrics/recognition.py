@@ -34,8 +34,8 @@ def exact(
 ) -> Scores:
     """Labels among the first ``k`` that are right word for word, as ``same`` writes them.
 
-    An image's true labels are at least one. Where fewer than k were predicted, precision is of
-    these; of none it is 0.
+    An image has at least one true label. Of fewer predictions than k, precision is of these; of
+    none it is 0.
     """
     per_image = []
     for labels, wanted in zip(predicted, true, strict=True):
@@ -55,10 +55,8 @@ def semantic(similarities: Sequence[np.ndarray], k: int) -> Scores:
     per_image = []
     for matrix in similarities:
         first = matrix[:, :k]
-        if not first.size:
-            per_image.append((0.0, 0.0))
-            continue
-        per_image.append((float(first.max(axis=0).mean()), float(first.max(axis=1).mean())))
+        best = [first.max(axis=axis).mean() if first.size else 0.0 for axis in (0, 1)]
+        per_image.append((float(best[0]), float(best[1])))
     return _means(per_image)
 
 

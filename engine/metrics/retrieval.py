@@ -9,65 +9,64 @@ Shapes: ``image_ID`` [images, width], ``caption_CD`` [captions, width], ``captio
 of ``image_ID`` that each caption belongs to. All figures in percent, ranks from 1.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 RECALL_AT = (1, 5, 10)
 CHUNK_SIZE = 256
+_WAYS = ("image_to_text", "text_to_image")
 
 
 def image_to_text_ranks(
-    image_ID: Tensor,
-    caption_CD: Tensor,
-    caption_image_C: Tensor,
-    *,
-    start: int = 0,
-    stop: int | None = None,
-    chunk_size: int = CHUNK_SIZE,
-) -> Tensor:
+    image_ID: Tensor, caption_CD: Tensor, caption_image_C: Tensor, *,
+    start: int = 0, stop: int | None = None, chunk_size: int = CHUNK_SIZE,
+) -> Tensor:  # fmt: skip
     """Rank of the best right caption for each image of [start, stop); 0 where it has no caption.
 
     int64 [stop - start], on the CPU. Memory O(chunk_size × captions). Raises ValueError for
     features that are not finite or do not fit together.
     """
     _check(image_ID, caption_CD, caption_image_C)
-    stop = len(image_ID) if stop is None else stop
     caption_DC = caption_CD.double().T
-    ranks = [torch.empty(0, dtype=torch.int64)]
-    for low in range(start, stop, chunk_size):
-        rows = torch.arange(low, min(low + chunk_size, stop), device=caption_image_C.device)
-        score = (image_ID[rows].double() @ caption_DC).float()
-        right = caption_image_C == rows[:, None]
-        best = score.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        rank = 1 + ((score >= best) & ~right).sum(1)
-        ranks.append(rank.masked_fill(~right.any(1), 0).cpu())
-    return torch.cat(ranks)
+
+    def ranks(rows: slice) -> Tensor:
+        row_B = torch.arange(rows.start, rows.stop, device=caption_image_C.device)
+        score_BC = (image_ID[row_B].double() @ caption_DC).float()
+        right_BC = caption_image_C == row_B[:, None]
+        best_B1 = score_BC.masked_fill(~right_BC, -torch.inf).amax(1, keepdim=True)
+        rank_B = 1 + ((score_BC >= best_B1) & ~right_BC).sum(1)
+        return rank_B.masked_fill(~right_BC.any(1), 0)
+
+    return _in_chunks(ranks, start, len(image_ID) if stop is None else stop, chunk_size)
 
 
 def text_to_image_ranks(
-    image_ID: Tensor,
-    caption_CD: Tensor,
-    caption_image_C: Tensor,
-    *,
-    start: int = 0,
-    stop: int | None = None,
-    chunk_size: int = CHUNK_SIZE,
-) -> Tensor:
+    image_ID: Tensor, caption_CD: Tensor, caption_image_C: Tensor, *,
+    start: int = 0, stop: int | None = None, chunk_size: int = CHUNK_SIZE,
+) -> Tensor:  # fmt: skip
     """Rank of the right image for each caption of [start, stop): int64, on the CPU.
 
     Memory O(chunk_size × images). Raises ValueError as ``image_to_text_ranks`` does.
     """
     _check(image_ID, caption_CD, caption_image_C)
-    stop = len(caption_CD) if stop is None else stop
     image_DI = image_ID.double().T
-    ranks = [torch.empty(0, dtype=torch.int64)]
-    for low in range(start, stop, chunk_size):
-        rows = slice(low, min(low + chunk_size, stop))
-        score = (caption_CD[rows].double() @ image_DI).float()
-        best = score.gather(1, caption_image_C[rows, None])
-        ranks.append((score >= best).sum(1).cpu())  # the right image counts itself
-    return torch.cat(ranks)
+
+    def ranks(rows: slice) -> Tensor:
+        score_BI = (caption_CD[rows].double() @ image_DI).float()
+        best_B1 = score_BI.gather(1, caption_image_C[rows, None])
+        return (score_BI >= best_B1).sum(1)  # the right image counts itself
+
+    return _in_chunks(ranks, start, len(caption_CD) if stop is None else stop, chunk_size)
+
+
+def _in_chunks(ranks: Callable[[slice], Tensor], start: int, stop: int, size: int) -> Tensor:
+    none = torch.empty(0, dtype=torch.int64)
+    lows = range(start, stop, size)
+    return torch.cat([none, *(ranks(slice(low, min(low + size, stop))).cpu() for low in lows)])
 
 
 def from_ranks(image_to_text: Tensor, text_to_image: Tensor) -> dict[str, float]:
@@ -76,33 +75,22 @@ def from_ranks(image_to_text: Tensor, text_to_image: Tensor) -> dict[str, float]
     A gallery smaller than k gives R@k = 100. Images without a caption (rank 0) are no queries.
     Raises ValueError where there is nothing to rank.
     """
-    directions = {
-        "image_to_text": image_to_text[image_to_text > 0].double(),
-        "text_to_image": text_to_image.double(),
-    }
-    if any(len(ranks) == 0 for ranks in directions.values()):
+    ranks = dict(zip(_WAYS, (image_to_text[image_to_text > 0], text_to_image), strict=True))
+    if any(len(rank_Q) == 0 for rank_Q in ranks.values()):
         raise ValueError("retrieval needs at least one image and one caption of it")
     values = {
-        f"{way}_R@{k}": 100 * (ranks <= k).double().mean().item()
-        for way, ranks in directions.items()
+        f"{way}_R@{k}": 100 * (rank_Q <= k).double().mean().item()
+        for way, rank_Q in ranks.items()
         for k in RECALL_AT
     }
-    values["RSUM"] = sum(values.values())
-    values["mean_R@1"] = (values["image_to_text_R@1"] + values["text_to_image_R@1"]) / 2
-    for way, ranks in directions.items():
-        values[f"{way}_median_rank"] = float(np.median(ranks.numpy()))
-    return values
+    medians = {f"{way}_median_rank": float(np.median(rank_Q)) for way, rank_Q in ranks.items()}
+    return _summed(values) | medians
 
 
-def retrieval(
-    image_ID: Tensor, caption_CD: Tensor, caption_image_C: Tensor, *, chunk_size: int = CHUNK_SIZE
-) -> dict[str, float]:
-    """All retrieval figures of one gallery in one process: see ``from_ranks``."""
-    features = (image_ID, caption_CD, caption_image_C)
-    return from_ranks(
-        image_to_text_ranks(*features, chunk_size=chunk_size),
-        text_to_image_ranks(*features, chunk_size=chunk_size),
-    )
+def _summed(recalls: dict[str, Any]) -> dict[str, Any]:
+    """Recalls (numbers or arrays of them) with RSUM and mean_R@1."""
+    mean = (recalls["image_to_text_R@1"] + recalls["text_to_image_R@1"]) / 2
+    return recalls | {"RSUM": sum(recalls.values()), "mean_R@1": mean}
 
 
 def top_captions(image_ID: Tensor, caption_CD: Tensor, *, k: int = 3) -> tuple[Tensor, Tensor]:
@@ -139,30 +127,29 @@ def bootstrap(
     Queries are drawn again with replacement, image by image with all captions of each, because
     captions of one photograph are not independent; galleries stay as they are.
     """
-    num_images = len(image_to_text)
-    owner = caption_image_C.cpu().numpy()
-    hits = {"image_to_text": (image_to_text > 0).double().numpy()}
-    hits["text_to_image"] = np.bincount(owner, minlength=num_images).astype(float)
-    for k in RECALL_AT:
-        right = ((image_to_text > 0) & (image_to_text <= k)).double().numpy()
-        hits[f"image_to_text_R@{k}"] = right
-        right = (text_to_image <= k).double().numpy()
-        hits[f"text_to_image_R@{k}"] = np.bincount(owner, right, minlength=num_images)
-    table = np.stack(list(hits.values()), axis=1)
+    num_images, owner_C = len(image_to_text), caption_image_C.cpu().numpy()
+    is_query_I = (image_to_text > 0).numpy()
+
+    def hits(k: float) -> list[np.ndarray]:
+        """Both ways' hits at k, by image."""
+        texts = np.bincount(owner_C, (text_to_image <= k).numpy(), minlength=num_images)
+        return [is_query_I & (image_to_text <= k).numpy(), texts]
+
+    ks = (np.inf, *RECALL_AT)  # every query is a hit at infinity
+    table_IH = np.stack([way for k in ks for way in hits(k)], axis=1).astype(float)
     generator = np.random.default_rng(seed)
-    drawn = np.stack([
-        np.bincount(generator.integers(0, num_images, num_images), minlength=num_images) @ table
+    sums_NH = np.stack([
+        np.bincount(generator.integers(0, num_images, num_images), minlength=num_images) @ table_IH
         for _ in range(num_draws)
     ])  # fmt: skip
-    sums = dict(zip(hits, drawn.T, strict=True))
+    sums_NKW = sums_NH.reshape(num_draws, len(ks), len(_WAYS))
     with np.errstate(invalid="ignore"):  # a draw that holds no query at all is left out below
-        values = {
-            f"{way}_R@{k}": 100 * sums[f"{way}_R@{k}"] / sums[way]
-            for way in ("image_to_text", "text_to_image")
-            for k in RECALL_AT
-        }
-    values["RSUM"] = np.sum(list(values.values()), axis=0)
-    values["mean_R@1"] = (values["image_to_text_R@1"] + values["text_to_image_R@1"]) / 2
+        shares_NKW = 100 * sums_NKW[:, 1:] / sums_NKW[:, :1]
+    values = _summed({
+        f"{way}_R@{k}": shares_NKW[:, row, column]
+        for column, way in enumerate(_WAYS)
+        for row, k in enumerate(RECALL_AT)
+    })  # fmt: skip
     tails = (50 * (1 - level), 50 * (1 + level))
     bounds = {name: np.nanpercentile(draws, tails) for name, draws in values.items()}
     return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}

@@ -13,18 +13,17 @@ import json
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError, exit_code
 from engine.metrics import pope
-from engine.metrics.files import entries, identity, kind, load, string
+from engine.metrics.files import entries, filled, keyed, kind, load, section, string
 
 _DIGITS = 2  # of a percentage, as the official evaluation rounds
 _ENOUGH = 3  # annotators of one mind that make an answer wholly right
-_YES_NO = frozenset({"yes", "no"})
 _NUMBER = re.compile(r"\d[\d.:]*")
 
 
@@ -55,7 +54,7 @@ class Question:
     @property
     def is_binary(self) -> bool:
         """Whether it is answered by yes or no."""
-        return self.main.lower() in _YES_NO
+        return self.main.lower() in ("yes", "no")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +69,6 @@ class Scores:
     yes_no: dict[str, float]  # empty where no question is of yes and no
     majority: dict[str, Any]  # what the commonest answers would score
     per_question: dict[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """All but the single questions, under the official evaluation's names where it has one."""
-        return {
-            "overall": self.overall,
-            "perAnswerType": self.per_answer_type,
-            "perQuestionType": self.per_question_type,
-            "exact_match": self.exact_match,
-            "gqa": self.gqa,
-            "yes_no": self.yes_no,
-            "majority": self.majority,
-        }
 
 
 def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
@@ -120,50 +107,46 @@ def score(
     """
     if not questions:
         raise ValueError("there are no questions to score")
-    pairs = [(question, answers.get(key)) for key, question in questions.items()]
+
+    def accuracy(answer: str | None, question: Question) -> float:
+        if answer is None:
+            return 0.0
+        if exact:
+            return float(exact_match(answer, question.main))
+        return vqa_accuracy(answer, question.answers)
+
     scored = list(questions.values())
-    accuracy = _exact if exact else _official
-    accuracies = [0.0 if a is None else accuracy(a, q) for q, a in pairs]
-    binary = [(a, pope.means_yes(q.main)) for q, a in pairs if q.is_binary]
-    right = [a is not None and gqa_match(a, q.main) for q, a in pairs]
+    given = [answers.get(key) for key in questions]
+    pairs = list(zip(given, scored, strict=True))
+    accuracies = [accuracy(a, q) for a, q in pairs]
+    binary = [(a, pope.means_yes(q.main)) for a, q in pairs if q.is_binary]
+    right = [a is not None and gqa_match(a, q.main) for a, q in pairs]
+    by_type: dict[str | None, list[str]] = defaultdict(list)
+    for q in scored:
+        by_type[q.question_type].append(q.main)
+    commonest = _commonest(q.main for q in scored)
+    of_type = {name: _commonest(mains) for name, mains in by_type.items()}
     return Scores(
         overall=_percent(accuracies),
         per_answer_type=_by(accuracies, (q.kind for q in scored)),
         per_question_type=_by(accuracies, (q.question_type for q in scored)),
-        exact_match=_percent([a is not None and exact_match(a, q.main) for q, a in pairs]),
+        exact_match=_percent([a is not None and exact_match(a, q.main) for a, q in pairs]),
         gqa={"accuracy": _percent(right)}
         | _by(right, ("binary" if q.is_binary else "open" for q in scored)),
         yes_no=pope.rounded(pope.figures(*zip(*binary, strict=True))) if binary else {},
-        majority=_majority(scored, accuracy),
+        majority={
+            "answer": commonest,
+            "overall": _percent([accuracy(commonest, q) for q in scored]),
+            "overall_by_question_type": _percent(
+                [accuracy(of_type[q.question_type], q) for q in scored]
+            ),
+        },
         per_question=dict(zip(questions, map(_percent, ([a] for a in accuracies)), strict=True)),
     )
 
 
-def _official(answer: str, question: Question) -> float:
-    return vqa_accuracy(answer, question.answers)
-
-
-def _exact(answer: str, question: Question) -> float:
-    return float(exact_match(answer, question.main))
-
-
-def _majority(
-    questions: Sequence[Question], accuracy: Callable[[str, Question], float]
-) -> dict[str, Any]:
-    """Accuracy of the commonest answer to all questions, and to all of a question's type."""
-    every = Counter(q.main for q in questions)
-    of_type: dict[str | None, Counter[str]] = defaultdict(Counter)
-    for q in questions:
-        of_type[q.question_type][q.main] += 1
-    commonest = every.most_common(1)[0][0]
-    by_type = {name: counts.most_common(1)[0][0] for name, counts in of_type.items()}
-    return {
-        "answer": commonest,
-        "overall": _percent([accuracy(commonest, q) for q in questions]),
-        "overall_by_question_type": _percent(
-            [accuracy(by_type[q.question_type], q) for q in questions]
-        ),
-    }
+def _commonest(answers: Iterable[str]) -> str:
+    return Counter(answers).most_common(1)[0][0]
 
 
 def _percent(values: Sequence[float]) -> float:
@@ -245,6 +228,11 @@ FORMS = {
     '"question_type"}, …]}',
     "results": '[{"question_id", "answer"}, …]',
 }
+_NOTES = {
+    "unanswered": "annotated questions have no result and count as wrong",
+    "unknown_results": "results answer no annotated question and are left out",
+    "unasked": "annotated questions are not among the questions",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,15 +243,6 @@ class Answered:
     answers: dict[str, str]
     notes: dict[str, int] = field(default_factory=dict)  # what does not match → how often
 
-    def warnings(self) -> list[str]:
-        """What was done about that which does not match."""
-        done = {
-            "unanswered": "annotated questions have no result and count as wrong",
-            "unknown_results": "results answer no annotated question and are left out",
-            "unasked": "annotated questions are not among the questions",
-        }
-        return [f"{count} {done[name]}" for name, count in self.notes.items() if count]
-
 
 def read(annotations: Path, results: Path, questions: Path | None = None) -> Answered:
     """Annotated questions beside the answers given. Raises UserError naming file and entry.
@@ -271,8 +250,7 @@ def read(annotations: Path, results: Path, questions: Path | None = None) -> Ans
     Ids may be numbers or texts, and packed files are unpacked. Questions are not needed to score:
     where given, they are compared with the annotations.
     """
-    annotated = _annotations(annotations)
-    answers = _results(results)
+    annotated, answers = _annotations(annotations), _results(results)
     if not annotated.keys() & answers.keys():
         raise UserError(
             f"{results} answers none of the questions of {annotations}: its question ids are like "
@@ -283,7 +261,9 @@ def read(annotations: Path, results: Path, questions: Path | None = None) -> Ans
         "unknown_results": len(answers.keys() - annotated.keys()),
     }
     if questions is not None:
-        known = _question_ids(questions)
+        form = FORMS["questions"]
+        asked = section(questions, "questions", form, "questions")
+        known = {key for _, key, _ in keyed(questions, asked, "question_id", form, "question")}
         if not known & annotated.keys():
             raise UserError(f"{annotations} annotates none of the questions of {questions}")
         notes["unasked"] = len(annotated.keys() - known)
@@ -293,58 +273,29 @@ def read(annotations: Path, results: Path, questions: Path | None = None) -> Ans
 def _annotations(path: Path) -> dict[str, Question]:
     form = FORMS["annotations"]
     found: dict[str, Question] = {}
-    for place, entry in enumerate(_part(path, "annotations", form)):
-        where = f"{path}: annotation {place}"
-        key = identity(where, entry, "question_id", form)
-        where += f" (question {key})"
-        if key in found:
-            raise UserError(f"{where} repeats its question")
+    annotated = section(path, "annotations", form, "annotations")
+    for where, key, entry in keyed(path, annotated, "question_id", form, "annotation", unique=True):
+        answers = []
+        for number, answer in enumerate(filled(where, entry, "answers", form)):
+            if not isinstance(answer, dict):
+                raise UserError(f"{where}: answer {number} is {kind(answer)}; {form} is wanted")
+            answers.append(string(f"{where}: answer {number}", answer, "answer", form))
+        types = [string(where, entry, name, form) for name in ("answer_type", "question_type")]
         main = "multiple_choice_answer"
-        found[key] = Question(
-            _answers(where, entry.get("answers"), form),
-            string(where, entry, "answer_type", form),
-            string(where, entry, "question_type", form),
-            string(where, entry, main, form) if main in entry else "",
-        )
+        main = string(where, entry, main, form) if main in entry else ""
+        found[key] = Question(tuple(answers), *types, main)
     return found
-
-
-def _answers(where: str, value: Any, form: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value:
-        given = "an empty list" if value == [] else kind(value)
-        raise UserError(f"{where}: answers is {given}; {form} is wanted")
-    for number, entry in enumerate(value):
-        if not isinstance(entry, dict):
-            raise UserError(f"{where}: answer {number} is {kind(entry)}; {form} is wanted")
-    return tuple(string(f"{where}: answer {n}", e, "answer", form) for n, e in enumerate(value))
 
 
 def _results(path: Path) -> dict[str, str]:
     form = FORMS["results"]
     found: dict[str, str] = {}
-    for place, entry in enumerate(entries(path, load(path), form, "results")):
-        where = f"{path}: entry {place}"
-        key = identity(where, entry, "question_id", form)
-        answer = string(f"{where} (question {key})", entry, "answer", form)
+    given = entries(path, load(path), form, "results")
+    for where, key, entry in keyed(path, given, "question_id", form):
+        answer = string(where, entry, "answer", form)
         if found.setdefault(key, answer) != answer:
-            raise UserError(f"{where} answers question {key} again, differently from before")
+            raise UserError(f"{where} is answered again, differently from before")
     return found
-
-
-def _question_ids(path: Path) -> set[str]:
-    form = FORMS["questions"]
-    return {
-        identity(f"{path}: question {place}", entry, "question_id", form)
-        for place, entry in enumerate(_part(path, "questions", form))
-    }
-
-
-def _part(path: Path, name: str, form: str) -> list[dict[str, Any]]:
-    loaded = load(path)
-    if not isinstance(loaded, dict) or name not in loaded:
-        fault = f'has no "{name}"' if isinstance(loaded, dict) else f"holds {kind(loaded)}"
-        raise UserError(f"{path} {fault}; {form} is wanted")
-    return entries(path, loaded[name], form, name)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -356,13 +307,23 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     found = read(arguments.annotations, arguments.results, arguments.questions)
     scores = score(found.questions, found.answers)
-    report: dict[str, Any] = {"questions": len(found.questions)} | found.notes
-    report |= scores.to_json()
+    report = {  # the official evaluation's names, where it has one
+        "questions": len(found.questions),
+        **found.notes,
+        "overall": scores.overall,
+        "perAnswerType": scores.per_answer_type,
+        "perQuestionType": scores.per_question_type,
+        "exact_match": scores.exact_match,
+        "gqa": scores.gqa,
+        "yes_no": scores.yes_no,
+        "majority": scores.majority,
+    }
     if arguments.per_question:
         report["evalQA"] = scores.per_question
     print(json.dumps(report, indent=1, ensure_ascii=False))
-    for note in found.warnings():
-        print(f"warning: {note}", file=sys.stderr)
+    for name, count in found.notes.items():
+        if count:
+            print(f"warning: {count} {_NOTES[name]}", file=sys.stderr)
     return 0
 
 

@@ -27,7 +27,10 @@ def expected(num_images):
     caption = torch.tensor([[float(word) for word in row[1].split()] for row in rows]) + 1e-3
     owner = torch.tensor([row[2] for row in rows])
     unit = torch.nn.functional.normalize
-    return metrics.retrieval(unit(image, dim=1), unit(caption, dim=1), owner)
+    features = (unit(image, dim=1), unit(caption, dim=1), owner)
+    return metrics.from_ranks(
+        metrics.image_to_text_ranks(*features), metrics.text_to_image_ranks(*features)
+    )
 
 
 def test_figures_of_a_dataset():

@@ -448,8 +448,8 @@ def test_coco(tmp_path):
         (3, "holds a number"),
         ([], "holds no captions"),
         ([1], "entry 0 is a number"),
-        ([GOOD, GOOD], "entry 1 repeats the id 1"),
-        ([GOOD, {**GOOD, "id": "1"}], "entry 1 repeats the id 1"),
+        ([GOOD, GOOD], r"entry 1 \(id 1\) repeats"),
+        ([GOOD, {**GOOD, "id": "1"}], r"entry 1 \(id 1\) repeats"),
         ([RESULT], "--references"),
         ([{**GOOD, "id": 1.5}], "the id is a number"),
         ([{**GOOD, "id": True}], "the id is true or false"),
@@ -476,9 +476,13 @@ def test_items_that_are_wrong(tmp_path, content, message):
     [
         ([RESULT], [RESULT], 'a.json has no "annotations"'),
         ([RESULT], {"annotations": []}, "a.json holds no captions"),
-        ([RESULT], {"annotations": [{"image_id": 1}]}, "annotation 0: there is no caption"),
-        ([RESULT, RESULT], {"annotations": [RESULT]}, "entry 1 repeats image 1"),
-        ([RESULT], {"annotations": [{**RESULT, "image_id": 2}]}, "image 1 has no caption in"),
+        (
+            [RESULT],
+            {"annotations": [{"image_id": 1}]},
+            r"annotation 0 \(image 1\): there is no caption",
+        ),
+        ([RESULT, RESULT], {"annotations": [RESULT]}, r"entry 1 \(image 1\) repeats"),
+        ([RESULT], {"annotations": [{**RESULT, "image_id": 2}]}, r"image 1\) has no caption in"),
         ([GOOD], {"annotations": [RESULT]}, "there is no image_id"),
     ],
 )

@@ -11,6 +11,11 @@ from hypothesis import strategies as st
 from engine.metrics import retrieval
 
 
+def figures(*features, **options):
+    ways = (retrieval.image_to_text_ranks, retrieval.text_to_image_ranks)
+    return retrieval.from_ranks(*(ranks(*features, **options) for ranks in ways))
+
+
 def brute_force(image, caption, owner):
     """Every query's gallery sorted in plain Python: (image→text ranks, text→image ranks)."""
     scores = [[math.fsum(a * b for a, b in zip(x, y, strict=True)) for y in caption] for x in image]
@@ -55,7 +60,7 @@ def test_several_captions_of_an_image_by_hand():
 
     image, caption = at(0, 90), at(80, 100, 89, 30)
     owner = torch.tensor([0, 0, 1, 1])
-    values = retrieval.retrieval(image, caption, owner)
+    values = figures(image, caption, owner)
     # Image 0 ranks 30 (wrong), 80 (right): rank 2. Image 1 ranks 89 (right): rank 1.
     assert values["image_to_text_R@1"] == 50.0
     assert values["image_to_text_median_rank"] == 1.5
@@ -67,7 +72,7 @@ def test_several_captions_of_an_image_by_hand():
 
 
 def test_names_and_their_order():
-    values = retrieval.retrieval(torch.eye(2), torch.eye(2), torch.arange(2))
+    values = figures(torch.eye(2), torch.eye(2), torch.arange(2))
     assert list(values) == [
         "image_to_text_R@1", "image_to_text_R@5", "image_to_text_R@10",
         "text_to_image_R@1", "text_to_image_R@5", "text_to_image_R@10",
@@ -114,7 +119,7 @@ def test_slices_join_to_the_whole():
 
 def test_collapsed_features_score_nothing():
     point = torch.ones(20, 4)
-    values = retrieval.retrieval(point, point, torch.arange(20))
+    values = figures(point, point, torch.arange(20))
     assert values["RSUM"] == 0.0
     assert values["image_to_text_median_rank"] == 20.0
 
@@ -145,13 +150,13 @@ def test_an_image_without_a_caption_is_a_distractor_and_no_query():
 def test_faults_are_named(change, message):
     features = change(torch.eye(4), torch.eye(4), torch.arange(4))
     with pytest.raises(ValueError, match=message):
-        retrieval.retrieval(*features)
+        figures(*features)
 
 
 def test_nothing_to_rank_is_an_error():
     none = torch.empty(0, 4)
     with pytest.raises(ValueError, match="at least one"):
-        retrieval.retrieval(none, none, torch.empty(0, dtype=torch.int64))
+        figures(none, none, torch.empty(0, dtype=torch.int64))
 
 
 def test_memory_does_not_hold_the_full_matrix(monkeypatch):
@@ -166,7 +171,7 @@ def test_memory_does_not_hold_the_full_matrix(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
     features = torch.nn.functional.normalize(torch.randn(600, 8), dim=1)
-    retrieval.retrieval(features, features, torch.arange(600), chunk_size=32)
+    figures(features, features, torch.arange(600), chunk_size=32)
     assert largest == 32 * 600
 
 
@@ -212,7 +217,7 @@ def test_batch_recall_is_that_of_the_diagonal():
     generator = torch.Generator().manual_seed(5)
     text = torch.nn.functional.normalize(torch.randn(40, 8, generator=generator), dim=1)
     image = text + 0.4 * torch.randn(40, 8, generator=generator)
-    expected = retrieval.retrieval(image, text, torch.arange(40))["image_to_text_R@1"]
+    expected = figures(image, text, torch.arange(40))["image_to_text_R@1"]
     assert 0 < expected < 100
     assert retrieval.batch_recall(image, text).item() == pytest.approx(expected)
     first = retrieval.image_to_text_ranks(image, text, torch.arange(40), stop=10)

@@ -157,7 +157,11 @@ def test_what_does_not_match_is_counted_and_told(tmp_path, capsys):
         ([ANNOTATION], [{"answer": "a"}], "entry 0: there is no question_id"),
         ([ANNOTATION], [{"question_id": 1}], "question 1.*there is no answer"),
         ([ANNOTATION], [{**RESULT, "answer": 3}], "the answer is a number"),
-        ([ANNOTATION], [RESULT, {**RESULT, "answer": "b"}], "entry 1 answers question 1 again"),
+        (
+            [ANNOTATION],
+            [RESULT, {**RESULT, "answer": "b"}],
+            r"entry 1 \(question 1\) is answered again",
+        ),
         ([ANNOTATION], [{**RESULT, "question_id": 2}], "answers none of the questions"),
         ([ANNOTATION, ANNOTATION], [RESULT], "annotation 1 .question 1. repeats"),
         ([{**ANNOTATION, "answers": []}], [RESULT], "question 1.: answers is an empty list"),
@@ -180,7 +184,7 @@ def test_other_files_that_are_wrong(tmp_path):
         vqa.read(**paths)
     with pytest.raises(UserError, match='has no "annotations"'):
         vqa.read(paths["questions"], paths["results"])
-    with pytest.raises(UserError, match="holds a list"):
+    with pytest.raises(UserError, match="it holds a list"):
         vqa.read(paths["results"], paths["results"])
     broken = tmp_path / "broken.json.gz"
     broken.write_bytes(gzip.compress(b"[]" * 100)[:-9])
