@@ -10,7 +10,7 @@ import numpy as np
 
 from engine import registry
 from engine.config.schema import Config
-from engine.data.samplers.pool import Sampler, SamplerInputs, TextLengths
+from engine.data.samplers.pool import Sampler, SamplerInputs, TextLengths, num_batches
 from engine.data.sources import open_dataset, row_options
 from engine.data.stream.source import Stream
 from engine.data.text.templates import template
@@ -127,14 +127,7 @@ def _stream_plan(config: Config, streams: list[Stream]) -> Plan:
             "from; set it to shuffle, or copy the shards to this machine",
             key="data.train_type",
         )
-    total = sum(map(len, streams))
-    if total < data.batch_size:
-        raise UserError(
-            f"data.batch_size is {data.batch_size}, but the training data has {total} samples; "
-            f"take a batch of at most {total}",
-            key="data.batch_size",
-        )
-    steps = -(-total // data.batch_size)
+    steps = num_batches(sum(map(len, streams)), data.batch_size)
     return Plan([], streams, None, min(steps, data.train_steps or steps), config.epoch.total)
 
 

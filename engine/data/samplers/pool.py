@@ -1,7 +1,5 @@
 """What samplers have in common: their inputs, their interface, and a pool of rows in batches."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +45,12 @@ class Sampler(ABC):
     """Global batches as a pure function of (seed, epoch, step)."""
 
     steps: int  # batches in an epoch, the same in every epoch
+    identity: str | None = None  # what the order depends on beside sizes, options and seed
+    lengths_digest: str | None = None  # of the rows' lengths, where the order depends on them
+
+    def __init__(self, inputs: SamplerInputs) -> None:
+        self._sizes, self._seed = tuple(inputs.sizes), inputs.seed
+        self._batch_size = inputs.batch_size
 
     @abstractmethod
     def batch(self, epoch: int, step: int) -> Indices:
@@ -55,15 +59,9 @@ class Sampler(ABC):
         Raises IndexError for a step outside the epoch.
         """
 
-    @property
-    def identity(self) -> str | None:
-        """Equal for samplers with the same order, where sizes and seed are equal."""
-        return None
-
-    @property
-    def lengths_digest(self) -> str | None:
-        """Equal for samplers over rows of the same lengths, where these decide the order."""
-        return None
+    def _check(self, step: int) -> None:
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} is outside an epoch of {self.steps} steps")
 
 
 class PoolSampler(Sampler):
@@ -73,39 +71,42 @@ class PoolSampler(Sampler):
     """
 
     def __init__(self, inputs: SamplerInputs) -> None:
-        self._sizes, self._seed = tuple(inputs.sizes), inputs.seed
-        self._spans = Spans(sum(inputs.sizes), inputs.batch_size)
-        self.steps = self._spans.steps
+        super().__init__(inputs)
+        self.steps = num_batches(sum(self._sizes), self._batch_size)
+        self._full, self._last = cut_pool(sum(self._sizes), self._batch_size)
+
+    def _positions(self, step: int) -> Indices:
+        """Those of a step's batch in the pool."""
+        self._check(step)
+        start, size = step * self._batch_size, self._batch_size
+        if step >= self._full:
+            before = self._last[: step - self._full]
+            start, size = self._full * size + sum(before), self._last[len(before)]
+        return np.arange(start, start + size)
 
 
-class Spans:
-    """Batches of a pool of ``total`` rows: all of one size, but the last two share what is left.
+def num_batches(total: int, batch_size: int) -> int:
+    """Of a pool of ``total`` rows; raises UserError where it does not fill one."""
+    if total < batch_size:
+        raise UserError(
+            f"data.batch_size is {batch_size}, but the training data has {total} samples; "
+            f"take a batch of at most {total}",
+            key="data.batch_size",
+        )
+    return -(-total // batch_size)
+
+
+def cut_pool(total: int, batch_size: int) -> tuple[int, list[int]]:
+    """How many full batches a pool has, and the sizes of its last ones, which share what is left.
 
     A remainder of a few rows would make one batch with hardly any negatives, so that batch and the
-    one before it are made about equal: no batch is smaller than half of ``batch_size``.
-    Raises UserError where the pool does not fill one batch.
+    one before it are made about equal.
     """
-
-    def __init__(self, total: int, batch_size: int) -> None:
-        if total < batch_size:
-            raise UserError(
-                f"data.batch_size is {batch_size}, but the training data has {total} samples; "
-                f"take a batch of at most {total}",
-                key="data.batch_size",
-            )
-        self.total, self.batch_size = total, batch_size
-        self.steps = -(-total // batch_size)
-
-    def __getitem__(self, step: int) -> tuple[int, int]:
-        """First and past-the-last position of a step's batch in the pool."""
-        if not 0 <= step < self.steps:
-            raise IndexError(f"step {step} is outside an epoch of {self.steps} steps")
-        start = step * self.batch_size
-        if self.total % self.batch_size == 0 or step < self.steps - 2:
-            return start, start + self.batch_size
-        shared = (self.steps - 2) * self.batch_size
-        middle = shared + -(-(self.total - shared) // 2)
-        return (shared, middle) if step == self.steps - 2 else (middle, self.total)
+    full, left = divmod(total, batch_size)
+    if not (full and left):
+        return full, [left] if left else []
+    left += batch_size
+    return full - 1, [left - left // 2, left // 2]
 
 
 def split_pool(positions: Indices, sizes: Sequence[int]) -> Indices:

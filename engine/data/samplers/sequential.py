@@ -1,16 +1,9 @@
 """Dataset after dataset in the order of ``train_name``, each in a new order every epoch."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from engine.data.permutation import Indices, Permutation
-from engine.data.samplers.pool import PoolSampler, SamplerInputs, split_pool
-
-
-def build(inputs: SamplerInputs) -> Sequential:
-    """Raises UserError for less than one batch."""
-    return Sequential(inputs)
+from engine.data.samplers.pool import PoolSampler, split_pool
 
 
 class Sequential(PoolSampler):
@@ -21,9 +14,12 @@ class Sequential(PoolSampler):
     """
 
     def batch(self, epoch: int, step: int) -> Indices:
-        rows = split_pool(np.arange(*self._spans[step]), self._sizes)
+        rows = split_pool(self._positions(step), self._sizes)
         for dataset in np.unique(rows[:, 0]):
             here = rows[:, 0] == dataset
             order = Permutation(self._sizes[dataset], self._seed, epoch, int(dataset))
             rows[here, 1] = order(rows[here, 1])
         return rows
+
+
+build = Sequential
