@@ -31,6 +31,11 @@ def message_of(error: Exception) -> str:
     return "\n".join([str(error), *getattr(error, "__notes__", ())])
 
 
+def first_line(error: Exception) -> str:
+    """The error's first line; its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def exit_code(work: Callable[[], int]) -> int:
     """What ``work`` returns; 2 for a user error and 1 for a fault, printed as one message."""
     try:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from engine.data.text.templates import Template
-from engine.errors import UserError
 from engine.losses.language_model import IGNORED
-from engine.models.decoders.language_model import AnsweringDecoder
+from engine.models.decoders.language_model import Decoder, DecoderInput
 from engine.models.vision_language import VisionLanguage
 from engine.tasks.vqa import VqaTask
 from engine.types import Batch
@@ -53,8 +52,8 @@ def log_likelihoods(
     device = image_MND.device
     ids_BP, mask_BP = (x.to(device) for x in task.prompts(prompts, num_images, template))
     counts_B = None if num_images is None else torch.tensor(num_images, device=device)
-    known = _decoder(model).prefill(image_MND, ids_BP, mask_BP, counts_B)
-    return _weigh(task, model, known, targets, rows, device)
+    given = DecoderInput(image_MND, ids_BP, mask_BP, counts_B)
+    return _weigh(task, model.decoder, given, targets, rows)
 
 
 def batch_likelihoods(
@@ -66,30 +65,17 @@ def batch_likelihoods(
     rows: int = 1024,
 ) -> Likelihoods:
     """As ``log_likelihoods``, of a batch of prompts with images, as ``VqaTask.prompt_batch``."""
-    image_MND, num_images_B = model.batch_tokens(batch)
-    ids_BP, mask_BP = batch["input_ids_BT"], batch["attention_mask_BT"]
-    known = _decoder(model).prefill(image_MND, ids_BP, mask_BP, num_images_B)
-    return _weigh(task, model, known, targets, rows, ids_BP.device)
-
-
-def _decoder(model: VisionLanguage) -> AnsweringDecoder:
-    decoder = model.decoder
-    if not isinstance(decoder, AnsweringDecoder):
-        raise UserError(
-            f"a {type(decoder).__name__} cannot weigh answers; take t5 or causal",
-            key="model.decoder.name",
-        )
-    return decoder
+    return _weigh(task, model.decoder, model.decoder_input(batch), targets, rows)
 
 
 def _weigh(
     task: VqaTask,
-    model: VisionLanguage,
-    known: Any,
+    decoder: Decoder,
+    given: DecoderInput,
     targets: Sequence[Sequence[str]],
     rows: int,
-    device: torch.device,
 ) -> Likelihoods:
+    known, device = decoder.prefill(given), given.ids_BT.device
     different = dict.fromkeys(text for given in targets for text in given)
     ids = {text: torch.tensor(task.answer_ids(text)) for text in different}
     answers = [(row, ids[text]) for row, given in enumerate(targets) for text in given]
@@ -103,6 +89,6 @@ def _weigh(
             [answers[i][1] for i in chosen], batch_first=True, padding_value=IGNORED
         )
         row_R = torch.tensor([answers[i][0] for i in chosen], device=device)
-        found.append(-_decoder(model).nll_after(known, row_R, labels_RL.to(device)))
+        found.append(-decoder.nll_after(known, row_R, labels_RL.to(device)))
     back = order.argsort().to(device)
     return Likelihoods(torch.cat(found)[back], tokens.to(device))

@@ -9,7 +9,7 @@ of the cumulated probabilities: a number for a token, not one for each of the vo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ import transformers  # isort: skip
 from engine.config.schema import Generate
 from engine.data.permutation import hash64
 from engine.errors import UserError
+from engine.models.decoders.language_model import DecoderInput
 from engine.models.vision_language import VisionLanguage
 from engine.tasks.caption import CaptionTask
 from engine.tasks.vqa import VqaTask
@@ -77,7 +78,7 @@ def generate_texts(
     ids_BP, mask_BP = (x.to(image_BCHW.device) for x in task.prompts(instructions))
     image_BND = model.image_tokens(image_BCHW)
     numbers = range(len(ids_BP)) if rows is None else rows
-    return _speak(task, model, Asked(image_BND, ids_BP, mask_BP, None), section, numbers)
+    return _speak(task, model, DecoderInput(image_BND, ids_BP, mask_BP), section, numbers)
 
 
 @torch.no_grad()
@@ -89,31 +90,20 @@ def generate_batch(
     Drawn ones depend on ``section.seed`` and the row's ``index_B``. Where the decoder continues the
     prompt, the longest one of the batch bounds the new tokens.
     """
-    image_MND, num_images_B = model.batch_tokens(batch)
-    asked = Asked(image_MND, batch["input_ids_BT"], batch["attention_mask_BT"], num_images_B)
-    return _speak(task, model, asked, section, batch["index_B"].tolist())
-
-
-class Asked(NamedTuple):
-    """Prompts and their images, as decoders take them."""
-
-    image_MND: Tensor
-    ids_BP: Tensor
-    mask_BP: Tensor
-    num_images_B: Tensor | None
+    return _speak(task, model, model.decoder_input(batch), section, batch["index_B"].tolist())
 
 
 def _speak(
     task: CaptionTask | VqaTask,
     model: VisionLanguage,
-    asked: Asked,
+    given: DecoderInput,
     section: Generate,
     numbers: Sequence[int],
 ) -> list[list[str]]:
-    room = task.room(asked.ids_BP)
+    room = task.room(given.ids_BT)
     if room < 1:
         raise UserError(
-            f"the prompt takes {asked.ids_BP.shape[1]} of {task.max_length} tokens and leaves none "
+            f"the prompt takes {given.ids_BT.shape[1]} of {task.max_length} tokens and leaves none "
             "for a text; shorten it or raise model.decoder.max_length",
             key="model.decoder.max_length",
         )
@@ -122,12 +112,12 @@ def _speak(
     if keywords["do_sample"]:
         uniform_BT = uniforms(section.seed, numbers, each, keywords["max_new_tokens"])
         keywords["logits_processor"] = processors(
-            uniform_BT.to(asked.ids_BP.device),
+            uniform_BT.to(given.ids_BT.device),
             temperature=section.temperature,
             top_k=section.top_k,
             top_p=section.top_p,
         )
-    found = model.decoder.generate(*asked, **keywords).tolist()
+    found = model.decoder.generate(given, **keywords).tolist()
     texts = [task.tokenizer.decode(ids) for ids in found]
     return [texts[start : start + each] for start in range(0, len(texts), each)]
 

@@ -14,7 +14,6 @@ from engine.registry import nearest
 
 _KEY = "model.connector.name"
 _MLP = re.compile(r"mlp(\d+)x_gelu")  # LLaVA's name for it
-_NAMES = ["identity", "linear", "linear_no_bias", "linear_norm", "mlp2x_gelu"]
 
 
 class Positions(nn.Module):
@@ -58,31 +57,25 @@ def build(name: str, width: int, target: int, positions: Positions | None = None
     with GELU between them. Raises UserError for another name, and for ``identity`` between
     different widths.
     """
-    connector = _layers(name, width, target)
-    if positions is None:
-        return connector
-    layers = connector if isinstance(connector, nn.Sequential) else [connector]
-    return nn.Sequential(*layers, positions)
-
-
-def _layers(name: str, width: int, target: int) -> nn.Module:
+    layers: list[nn.Module] = []
     if name == "identity":
         if width != target:
-            raise UserError(
-                f"identity cannot connect an image encoder {width} wide to a decoder that takes "
-                f"{target}; take linear",
-                key=_KEY,
-            )
-        return nn.Identity()
-    if name == "linear":
-        return nn.Linear(width, target)
-    if name == "linear_no_bias":
-        return nn.Linear(width, target, bias=False)
-    if name == "linear_norm":
-        return nn.Sequential(nn.Linear(width, target), nn.LayerNorm(target))
-    if (found := _MLP.fullmatch(name)) and (depth := int(found[1])):
-        layers: list[nn.Module] = []
+            raise UserError(f"identity cannot connect an image encoder {width} wide to a decoder "
+                            f"that takes {target}; take linear", key=_KEY)  # fmt: skip
+        layers = [nn.Identity()]
+    elif name in ("linear", "linear_no_bias", "linear_norm"):
+        layers = [nn.Linear(width, target, bias=name != "linear_no_bias")]
+        if name == "linear_norm":
+            layers.append(nn.LayerNorm(target))
+    elif (found := _MLP.fullmatch(name)) and (depth := int(found[1])):
         for one, other in pairwise([width, *[target] * depth]):
             layers += [nn.Linear(one, other), nn.GELU()]
-        return nn.Sequential(*layers[:-1])
-    raise UserError(f"no connector is called {name!r}; {nearest(name, _NAMES)}", key=_KEY)
+        layers.pop()
+    else:
+        known = ["identity", "linear", "linear_no_bias", "linear_norm", "mlp2x_gelu"]
+        raise UserError(f"no connector is called {name!r}; {nearest(name, known)}", key=_KEY)
+    if positions is not None:
+        layers.append(positions)
+    # parameters' names: one linear layer stands alone, all others in a sequence
+    alone = len(layers) == 1 and not name.startswith("mlp")
+    return layers[0] if alone else nn.Sequential(*layers)

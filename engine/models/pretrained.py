@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -17,28 +17,10 @@ from torch import nn
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
 import transformers  # isort: skip
-from engine.errors import UserError
+from engine.errors import UserError, first_line
 from engine.registry import nearest
 
 _POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
-
-
-class Section(Protocol):
-    """What text encoders and decoders have in common in the configuration."""
-
-    tag: str | None
-    config: dict[str, Any]
-    pretrained: bool
-
-
-def text_half(found: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
-    """The language model's part of a configuration of CLIP or the like."""
-    return getattr(found, "text_config", None) or found
-
-
-def vision_half(found: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
-    """The image encoder's part of a configuration of CLIP or the like."""
-    return getattr(found, "vision_config", None) or found
 
 
 def vocabulary(vocab_size: int, pad_id: int | None) -> dict[str, Any]:
@@ -58,10 +40,6 @@ class Part:
     pretrained: bool
     option_key: str = "config"  # under which the section has them
 
-    @classmethod
-    def of(cls, what: str, key: str, section: Section) -> Part:
-        return cls(what, key, section.tag, section.config, section.pretrained)
-
     @property
     def name(self) -> str:
         """How a message calls the model."""
@@ -72,83 +50,73 @@ class Part:
         """The key that chose the kind of model."""
         return f"{self.key}.tag" if self.tag else f"{self.key}.{self.option_key}.model_type"
 
-    def configuration(
-        self,
-        examples: str,
-        more: dict[str, Any],
-        half: Callable[[Any], Any] = text_half,
-    ) -> transformers.PretrainedConfig:
-        """The model's own configuration: the tag's, or a class's defaults, with ``options``.
+    def _fault(self, key: str, text: str) -> UserError:
+        return UserError(text, key=f"{self.key}.{key}")
 
-        ``more`` are defaults of a model from sizes alone, where the options do not say otherwise;
-        ``half`` takes the part out of a configuration of CLIP or the like; ``examples`` names some
-        kinds. Raises UserError.
+    def configuration(
+        self, examples: str, defaults: dict[str, Any], half: str = "text_config"
+    ) -> transformers.PretrainedConfig:
+        """The model's own configuration: the tag's, or one of sizes alone, with ``options``.
+
+        ``defaults`` are those of sizes alone; ``half`` is the part of a configuration of CLIP or
+        the like; ``examples`` names some kinds. Raises UserError.
         """
-        options = {name: value for name, value in self.options.items() if name != "model_type"}
+        found = self._start(examples)
+        found = getattr(found, half, None) or found
+        options, section = dict(self.options), self.option_key
+        kind = options.pop("model_type", None)
+        if self.tag is not None and kind not in (None, found.model_type):
+            raise self._fault(
+                f"{section}.model_type",
+                f"{self.tag!r} is a {found.model_type!r} model, not {kind!r}: leave model_type out",
+            )
+        known = {*found.to_dict(), *found.attribute_map} - {"model_type", "transformers_version"}
+        for option in options:
+            if option not in known:
+                raise self._fault(
+                    f"{section}.{option}",
+                    f"a {found.model_type!r} model has no option {option!r}; "
+                    f"{nearest(option, sorted(known))}",
+                )
         if self.tag is not None:
-            found = self._of_tag(half)
-            self._check_options(found, options)
             for option, value in options.items():
                 setattr(found, option, value)
             return found
-        found = half(transformers.AutoConfig.for_model(self._kind(examples)))
-        self._check_options(found, options)
         try:  # built again, since sizes derive from one another
             with only_errors():  # its default ids of special tokens are of another vocabulary
-                return type(found)(**more | options)
+                return type(found)(**defaults | options)
         except (StrictDataclassError, ValueError, TypeError) as error:
-            raise UserError(
-                f"{found.model_type!r} refuses its options: {str(error).splitlines()[-1].strip()}",
-                key=f"{self.key}.{self.option_key}",
-            ) from error
+            last = str(error).splitlines()[-1].strip()
+            text = f"{found.model_type!r} refuses its options: {last}"
+            raise self._fault(section, text) from error
 
-    def _kind(self, examples: str) -> str:
-        """The model_type to start from random weights, checked."""
+    def _start(self, examples: str) -> Any:
+        """The tag's configuration, or the default one of ``model_type``."""
+        if self.tag is not None:
+            try:
+                return cached_first(transformers.AutoConfig, self.tag)
+            except (OSError, ValueError, KeyError) as error:
+                raise self._unavailable(error) from error
         if self.pretrained:
-            raise UserError("pretrained needs a tag to load from", key=f"{self.key}.tag")
-        if "model_type" not in self.options:
+            raise self._fault("tag", "pretrained needs a tag to load from")
+        kind, kinds = self.options.get("model_type"), [str(k) for k in transformers.CONFIG_MAPPING]
+        if kind is None:
             raise UserError(
                 f"a {self.what} needs a tag (hub id or folder) or a model_type", key=self.model_key
             )
-        kind = self.options["model_type"]
-        kinds = [str(known) for known in transformers.CONFIG_MAPPING]
         if kind not in kinds:
             hint = nearest(str(kind), kinds)
             hint = hint if hint.startswith("did") else f"known are {examples} and more"
             raise UserError(f"transformers has no model_type {kind!r}; {hint}", key=self.model_key)
-        return kind
-
-    def _of_tag(self, half: Callable[[Any], Any]) -> transformers.PretrainedConfig:
-        try:
-            found = half(cached_first(transformers.AutoConfig, self.tag))
-        except (OSError, ValueError, KeyError) as error:
-            raise self._unavailable(error) from error
-        kind = self.options.get("model_type")
-        if kind not in (None, found.model_type):
-            raise UserError(
-                f"{self.tag!r} is a {found.model_type!r} model, not {kind!r}: leave model_type out",
-                key=f"{self.key}.{self.option_key}.model_type",
-            )
-        return found
-
-    def _check_options(self, found: transformers.PretrainedConfig, options: dict[str, Any]) -> None:
-        known = {*found.to_dict(), *found.attribute_map} - {"model_type", "transformers_version"}
-        for option in options:
-            if option not in known:
-                raise UserError(
-                    f"a {found.model_type!r} model has no option {option!r}; "
-                    f"{nearest(option, sorted(known))}",
-                    key=f"{self.key}.{self.option_key}.{option}",
-                )
+        return transformers.AutoConfig.for_model(kind)
 
     def _unavailable(self, error: Exception) -> UserError:
         """The error of a tag that cannot be loaded, with what to do."""
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        return UserError(
-            f"cannot get {self.what} {self.tag!r}: {cause}; download it where there is network and "
-            "copy the cache (HF_HOME), name a local folder, or describe a model with random "
-            f"weights by {self.option_key}.model_type",
-            key=f"{self.key}.tag",
+        return self._fault(
+            "tag",
+            f"cannot get {self.what} {self.tag!r}: {first_line(error)}; download it where there is "
+            "network and copy the cache (HF_HOME), name a local folder, or describe a model with "
+            f"random weights by {self.option_key}.model_type",
         )
 
     def load(self, auto: Any, configuration: Any, **options: Any) -> tuple[Any, list[str]]:
@@ -166,41 +134,28 @@ class Part:
         except OSError as error:
             raise self._unavailable(error) from error
         except SafetensorError as error:
-            raise UserError(
-                f"the weights of {self.name} are damaged: {error}; download them again",
-                key=f"{self.key}.tag",
-            ) from error
+            text = f"the weights of {self.name} are damaged: {error}; download them again"
+            raise self._fault("tag", text) from error
         except (ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
-            raise UserError(
-                f"transformers cannot build {self.name} with {self.options}: "
-                f"{(str(error).splitlines() or [type(error).__name__])[0]}",
-                key=f"{self.key}.{self.option_key}" if self.options else f"{self.key}.tag",
+            raise self._fault(
+                self.option_key if self.options else "tag",
+                f"transformers cannot build {self.name} with {self.options}: {first_line(error)}",
             ) from error
-
-    def check_width(self, width: int, declared: int | None) -> None:
-        """Raises UserError for features of another width than ``embedding_dim`` declares."""
-        if declared not in (None, width):
-            raise UserError(
-                f"{self.what} {self.name} puts out vectors of {width} numbers, not {declared}; set "
-                f"{self.key}.embedding_dim: {width} or leave it out",
-                key=f"{self.key}.embedding_dim",
-            )
 
     def check_sizes(self, model: Any, vocab_size: int, max_length: int) -> None:
         """Raises UserError where ids or positions are asked for that the model has no row for."""
-        known = model.get_input_embeddings().num_embeddings
+        known, limit = model.get_input_embeddings().num_embeddings, max_positions(model)
         if known < vocab_size:
-            raise UserError(
+            raise self._fault(
+                "tokenizer",
                 f"the tokenizer has {vocab_size} ids but {self.what} {self.name} knows only "
                 f"{known}; use the model's own tokenizer, or a larger vocab_size",
-                key=f"{self.key}.tokenizer",
             )
-        limit = max_positions(model)
         if limit is not None and max_length > limit:
-            raise UserError(
+            raise self._fault(
+                "max_length",
                 f"max_length {max_length} is more than the {limit} positions of {self.what} "
                 f"{self.name}",
-                key=f"{self.key}.max_length",
             )
 
     def checkpoint_activations(self, model: Any) -> None:
@@ -210,9 +165,9 @@ class Part:
             enable = getattr(model, "activation_checkpointing_enable", None)
             (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
         except ValueError as error:
-            raise UserError(
+            raise self._fault(
+                "gradient_checkpointing",
                 f"{self.what} {self.name} has no gradient checkpointing; set it to false",
-                key=f"{self.key}.gradient_checkpointing",
             ) from error
 
 

@@ -1,8 +1,9 @@
-"""Around image encoders: normalised images, images of a wrong size, layers without a use."""
+"""Encoders, trained or frozen, and models of images that are normalised on the device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -29,6 +30,43 @@ class Tower(nn.Module):
         """Frozen, it ignores ``mode``."""
         return super().train(mode and self.trainable)
 
+    def check_width(self, declared: int | None, what: str, key: str) -> None:
+        """Raises UserError for features of another width than ``embedding_dim`` declares."""
+        if declared not in (None, self.width):
+            raise UserError(
+                f"{what} puts out vectors of {self.width} numbers, not {declared}; set "
+                f"{key}.embedding_dim: {self.width} or leave it out",
+                key=f"{key}.embedding_dim",
+            )
+
+
+class ImageTower(Tower):
+    """An image encoder: one vector an image, or its tokens, of which prefix (class) tokens come
+    first."""
+
+    token_width: int
+    num_prefix_tokens: int
+
+    def tokens(self, image_BCHW: Tensor, layer: int = -1) -> Tensor:
+        """All positions [B, N, D] of normalised images.
+
+        ``layer`` counts hidden layers from the end: -1 is the last (of timm after its norm, else
+        what transformers calls the last hidden state), -2 what the layer before it puts out.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def check_size(image_BCHW: Tensor, size: Sequence[int]) -> None:
+        """Raises UserError for images of another size than positions were made for."""
+        height, width = image_BCHW.shape[2:]
+        if (height, width) != tuple(size):
+            raise UserError(
+                f"the transforms put out images of {height} × {width} pixels, but the image "
+                f"encoder takes {size[0]} × {size[1]}; let train and valid transforms put out one "
+                "size, and leave image_size out or set it to that",
+                key="model.image_encoder.image_size",
+            )
+
 
 class ImageModel(nn.Module):
     """A model of images that come as uint8.
@@ -47,10 +85,8 @@ class ImageModel(nn.Module):
         self.register_buffer("std_C11", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def normalise(self, image_BCHW: Tensor) -> Tensor:
-        """Images as an encoder takes them: less the mean, over the standard deviation.
-
-        Floating point is taken as normalised already.
-        """
+        """Images less the mean, over the standard deviation; floating point is taken as normalised
+        already."""
         if image_BCHW.is_floating_point():
             return image_BCHW
         # The loader's memory is BHWC; which convolution is chosen would depend on that.
@@ -58,40 +94,12 @@ class ImageModel(nn.Module):
         return image_BCHW.sub_(self.mean_C11).div_(self.std_C11)
 
 
-def wrong_size(image_BCHW: Tensor, size: Sequence[int]) -> UserError:
-    """The error of images that are not as large as an image encoder with fixed positions wants."""
-    height, width = image_BCHW.shape[2:]
-    return UserError(
-        f"the transforms put out images of {height} × {width} pixels, but the image encoder takes "
-        f"{size[0]} × {size[1]}; let train and valid transforms put out one size, and leave "
-        "image_size out or set it to that",
-        key="model.image_encoder.image_size",
-    )
-
-
-def freeze_unused(encoder: nn.Module, layer: int, size: tuple[int, int]) -> None:
-    """Freeze what ``encoder.tokens(image, layer)`` does not use: layers behind it.
-
-    Left trainable they would get no gradient, for which all ranks would wait. Tries one image of
-    ``size``. Raises UserError where the encoder has no such layer, or takes no such image.
-    """
-    tower: Any = encoder
-    trained = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()  # running statistics stay as they are
+@contextmanager
+def modes_restored(model: nn.Module) -> Iterator[None]:
+    """Train or evaluation mode of every module is afterwards as it was before the block."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.set_grad_enabled(bool(trained)):
-            tokens_BND = tower.tokens(torch.zeros(1, 3, *size), layer)
-        if trained:
-            found = torch.autograd.grad(tokens_BND.sum(), list(trained.values()), allow_unused=True)
-            for parameter, gradient in zip(trained.values(), found, strict=True):
-                parameter.requires_grad_(gradient is not None)
-    except (IndexError, AssertionError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"the image encoder gives no hidden layer {layer}: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0]}",
-            key="model.connector.layer",
-        ) from error
+        yield
     finally:
         for module, training in modes:
             module.training = training

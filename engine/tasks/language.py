@@ -19,8 +19,7 @@ from engine.dist import collectives
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
 from engine.models import connectors
-from engine.models.towers import freeze_unused
-from engine.models.vision_language import VisionLanguage
+from engine.models.vision_language import VisionLanguage, freeze_unused
 from engine.types import Batch, Features, Sample, Task
 
 Tokens = tuple[list[int], list[int]]

@@ -21,7 +21,7 @@ from engine.data.text.templates import MARK, Template
 from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
-from engine.models.decoders.splice import IMAGE_ID
+from engine.models.decoders.t5 import IMAGE_ID
 from engine.tasks.language import LanguageTask, Tokens, places
 from engine.types import BadSample, Batch, Row, Sample
 

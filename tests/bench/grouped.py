@@ -27,7 +27,7 @@ import torch
 from engine.config.load import load
 from engine.losses.language_model import IGNORED
 from engine.metrics.files import load as load_json
-from engine.models.decoders.splice import IMAGE_ID
+from engine.models.decoders.t5 import IMAGE_ID
 from engine.tools.shapes import folder as shapes
 from engine.train.loop import Training
 from engine.types import Batch

@@ -12,6 +12,7 @@ from engine.data.text.templates import template as find_template
 from engine.errors import UserError
 from engine.evals import vqa_score
 from engine.evals.vqa_score import VQAScore
+from engine.models.decoders.language_model import DecoderInput
 from engine.types import BadSample
 from tests.evals import answering
 
@@ -29,7 +30,7 @@ def by_loop(task, model, images, texts, question, answer, template=None):
             said = torch.tensor([task.answer_ids(reply)])
             decoder = model.decoder
             if task.encodes_prompt:
-                known = decoder.prefill(tokens, ids, mask)
+                known = decoder.prefill(DecoderInput(tokens, ids, mask))
                 start = torch.full((1, 1), decoder.start_id)
                 logits = decoder.model(
                     encoder_outputs=(known.states_BSD,), attention_mask=known.mask_BS,
@@ -37,7 +38,7 @@ def by_loop(task, model, images, texts, question, answer, template=None):
                 ).logits[0]  # fmt: skip
             else:
                 whole = torch.cat([ids, said[:, :-1]], 1)
-                hidden = decoder.hidden(tokens, whole, torch.ones_like(whole))
+                hidden = decoder.hidden(DecoderInput(tokens, whole, torch.ones_like(whole)))
                 weight, bias = decoder.head()
                 logits = F.linear(hidden, weight, bias)[0, ids.shape[1] - 1 :]
             scores[i, j] = math.exp(-F.cross_entropy(logits, said[0]).item())

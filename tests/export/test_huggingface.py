@@ -21,6 +21,7 @@ from engine.export import exported_model, huggingface
 from engine.export.images import Preprocess, image_section
 from engine.generate.labels import encode_prompt, recognise
 from engine.generate.texts import generate_texts
+from engine.models.decoders.language_model import DecoderInput
 from engine.run import Run
 from tests.export.models import GPT2, LLAMA, TEXT, opened, uint8
 from tests.export.parts import CLIP_TEXT, CLIP_VISION, RESNET, T5, VIT, VIT_HF, make
@@ -151,7 +152,9 @@ def test_what_is_said_of_an_image(kind: str, tmp_path, monkeypatch, capsys) -> N
         else:  # the states behind all that was said, read at once
             assert torch.equal(ids_1T, theirs.text_ids(theirs.prompt(said)))
             whole = torch.cat([ids_1T, torch.tensor([found])], dim=1)
-            hidden = model.decoder.hidden(image_1ND, whole, torch.ones_like(whole))[:, -1]
+            hidden = model.decoder.hidden(DecoderInput(image_1ND, whole, torch.ones_like(whole)))[
+                :, -1
+            ]
             weight, bias = model.decoder.head()
             assert near(torch.nn.functional.linear(hidden, weight, bias), outputs[-1].logits[:, -1])
             return

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from pathlib import Path
 from engine.config.schema import Decoder
 from engine.export import graphs, steps
+from engine.models.decoders.language_model import DecoderInput
 from engine.registry import find
 
 def peak():
@@ -36,7 +37,7 @@ decoder = find("models/decoders", "causal").build(section, vocab_size=300, pad_i
 decoder = decoder.eval().requires_grad_(False)
 image = torch.randn(1, 5, decoder.width)
 ids = torch.tensor([[3, 4, 5]])
-hidden = decoder.hidden(image, ids, torch.ones_like(ids))
+hidden = decoder.hidden(DecoderInput(image, ids, torch.ones_like(ids)))
 np.savez(folder / "case.npz", image=image, ids=ids, logits=F.linear(hidden, *decoder.head()))
 weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
 before = peak()

@@ -15,7 +15,7 @@ from engine.config.schema import Decoder as Section
 from engine.errors import UserError
 from engine.export import graphs, steps
 from engine.export.onnx_runner import Graph, KVState
-from engine.models.decoders.language_model import Decoder
+from engine.models.decoders.language_model import Decoder, DecoderInput
 from engine.models.decoders.prefix import PrefixDecoder
 from engine.registry import find
 from tests.models.decoders.test_decoders import SIZES, VOCABULARY, WIDTH
@@ -85,7 +85,7 @@ def logits_of(decoder: Any, image_BND: Tensor, ids_BT: Tensor, mask_BT: Tensor) 
                  "segment_BT": torch.zeros_like(ids_BT)}  # fmt: skip
         hidden = decoder.label_hidden(image_BND, batch)
     else:
-        hidden = decoder.hidden(image_BND, ids_BT, mask_BT)
+        hidden = decoder.hidden(DecoderInput(image_BND, ids_BT, mask_BT))
     return F.linear(hidden, *decoder.head()).numpy()
 
 

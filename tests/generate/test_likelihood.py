@@ -71,9 +71,7 @@ def test_what_is_known_of_prompts_is_not_laid_out_for_all_answers_at_once(name, 
     model = lively(make_model(task))
     batch = task.prompt_batch(samples(COUNTS))
     whole = batch_likelihoods(task, model, batch, TARGETS)
-    known = model.decoder.prefill(*model.batch_tokens(batch)[:1], *[
-        batch[key] for key in ("input_ids_BT", "attention_mask_BT", "num_images_B")
-    ])  # fmt: skip
+    known = model.decoder.prefill(model.decoder_input(batch))
     given = known.states_BSD if name == "t5" else known.state.cache.layers[0].keys
     layers = 1 if name == "t5" else len(known.state.cache.layers)
     assert known.row_bytes == 2 * layers * given[0].numel() * 8

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from engine.generate.texts import Draw, processors, uniforms
+from engine.models.decoders.language_model import DecoderInput
 from tests.generate import speaker
 
 VOCABULARY, DRAWS = 50, 40_000
@@ -88,13 +89,22 @@ def test_through_generate_frequencies_are_the_models_own(name, temperature):
     image_BND = model.image_tokens(20 * torch.arange(12, dtype=torch.uint8).view(1, 3, 2, 2))
     ids, mask = task.prompts(["a"])
     found = model.decoder.generate(
-        image_BND, ids, mask, max_new_tokens=2, do_sample=True, num_return_sequences=number,
-        temperature=1.0, top_k=0, top_p=1.0, pad_token_id=task.tokenizer.pad_id,
-        eos_token_id=task.eos_id, logits_processor=processors(uniforms(0, [0], number, 2), **bent),
-    )  # fmt: skip
+        DecoderInput(image_BND, ids, mask),
+        max_new_tokens=2,
+        do_sample=True,
+        num_return_sequences=number,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        pad_token_id=task.tokenizer.pad_id,
+        eos_token_id=task.eos_id,
+        logits_processor=processors(uniforms(0, [0], number, 2), **bent),
+    )
 
     def following(ids_1T):
-        hidden = model.decoder.hidden(image_BND, ids_1T, torch.ones_like(ids_1T))[:, -1]
+        hidden = model.decoder.hidden(DecoderInput(image_BND, ids_1T, torch.ones_like(ids_1T)))[
+            :, -1
+        ]
         return (hidden @ model.decoder.head()[0].T / temperature).softmax(-1)[0]
 
     assert abs(chi_square(found[:, 0], following(ids))) < 4

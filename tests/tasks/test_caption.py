@@ -18,6 +18,7 @@ from engine.data.text import bytes as byte_tokenizer
 from engine.dist import collectives
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
+from engine.models.decoders.language_model import DecoderInput
 from engine.models.vision_language import VisionLanguage
 from engine.registry import find
 from engine.tasks.caption import CaptionTask
@@ -216,7 +217,7 @@ def rows_one_by_one(task: CaptionTask, model: VisionLanguage, chosen: list[Sampl
         batch = task.batch([sample])
         image_BND = model.image_tokens(batch["image_BCHW"])
         text_BT = torch.tensor([ids[:-1]])
-        hidden = model.decoder.hidden(image_BND, text_BT, torch.ones_like(text_BT))[0]
+        hidden = model.decoder.hidden(DecoderInput(image_BND, text_BT, torch.ones_like(text_BT)))[0]
         weight, bias = model.decoder.head()
         logits = F.linear(hidden, weight, bias)
         smoothing = task.config.loss.language_model.label_smoothing

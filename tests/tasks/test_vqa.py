@@ -17,7 +17,8 @@ from engine.data.text import bytes as byte_tokenizer
 from engine.dist import collectives
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
-from engine.models.decoders.splice import IMAGE_ID
+from engine.models.decoders.language_model import DecoderInput
+from engine.models.decoders.t5 import IMAGE_ID
 from engine.models.vision_language import VisionLanguage
 from engine.registry import find
 from engine.tasks.vqa import VqaTask
@@ -286,7 +287,9 @@ def rows_one_by_one(task: VqaTask, model: VisionLanguage, chosen: list[Sample]) 
         else:
             text = torch.tensor([task.start_id, *words, *said[:-1]])
             prefix = torch.cat([*seen, table(text)[:0]])[None]
-            hidden = model.decoder.hidden(prefix, text[None], torch.ones_like(text)[None])
+            hidden = model.decoder.hidden(
+                DecoderInput(prefix, text[None], torch.ones_like(text)[None])
+            )
             logits = F.linear(hidden[0, len(words) :], model.decoder.head()[0])
         losses.append(F.cross_entropy(logits, said, reduction="none"))
     return torch.cat(losses).mean()

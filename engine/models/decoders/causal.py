@@ -8,11 +8,10 @@ import transformers  # isort: skip
 from engine.config.schema import Decoder as Section
 from engine.models.decoders import language_model as lm
 from engine.models.decoders import prefix
-from engine.models.decoders.prefix import PrefixDecoder
 
 
-def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> PrefixDecoder:
+def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> prefix.PrefixDecoder:
     """The decoder that ``section`` describes. Raises UserError."""
-    config, _ = prefix.configuration(section, vocab_size, pad_id, eos_id)
+    config = prefix.configuration(section, vocab_size, pad_id, eos_id)
     model = lm.load(transformers.AutoModelForCausalLM, section, config)
     return prefix.make(model, section, vocab_size, eos_id, label_mask=False)

@@ -13,13 +13,15 @@ time, none of which sees another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
@@ -30,9 +32,17 @@ from engine.config.schema import Decoder as Section
 from engine.errors import UserError
 from engine.losses.language_model import token_losses
 from engine.models.decoders import language_model as lm
-from engine.models.decoders.language_model import AnsweringDecoder
-from engine.models.decoders.positions import GivenPositions
-from engine.models.decoders.splice import side_by_side
+from engine.models.decoders.language_model import Decoder, DecoderInput
+from engine.models.pretrained import vocabulary
+
+_LEARNED = ("embed_positions", "wpe")  # names of tables of positions: OPT and the like, GPT-2
+_BEHIND_THE_HEAD = (  # what configurations call it, of Gemma, Cohere, Granite, Falcon-H1
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
 
 
 @dataclass(slots=True)
@@ -47,20 +57,17 @@ class KVState:
     num_image: int  # the same with padding
     last_BD: Tensor  # state of the last prompt token that was read, ready for the head
 
-    def fork(self) -> KVState:
-        """A state to extend while this one stays as it is; nothing is copied."""
-        cache = DynamicCache([(layer.keys, layer.values) for layer in self.cache.layers])
-        return replace(self, cache=cache)
-
-    def take(self, rows_R: Tensor) -> KVState:
-        """A copy of these rows."""
-        cache = DynamicCache(
-            [(layer.keys[rows_R], layer.values[rows_R]) for layer in self.cache.layers]
-        )
+    def take(self, rows: Tensor | slice) -> KVState:
+        """A copy of these rows; of a slice nothing is copied."""
+        layers = [(layer.keys[rows], layer.values[rows]) for layer in self.cache.layers]
         return KVState(
-            cache, self.valid_BS[rows_R], self.segment_BS[rows_R], self.position_BS[rows_R],
-            self.num_image_B[rows_R], self.num_image, self.last_BD[rows_R],
+            DynamicCache(layers), self.valid_BS[rows], self.segment_BS[rows],
+            self.position_BS[rows], self.num_image_B[rows], self.num_image, self.last_BD[rows],
         )  # fmt: skip
+
+    def fork(self) -> KVState:
+        """A state to extend while this one stays as it is."""
+        return self.take(slice(None))
 
     @property
     def num_text(self) -> int:
@@ -81,7 +88,7 @@ class Prefilled(NamedTuple):
         return sum(layer.keys[0].nbytes + layer.values[0].nbytes for layer in layers)
 
 
-class PrefixDecoder(AnsweringDecoder):
+class PrefixDecoder(Decoder):
     """Image tokens before the text; with ``label_mask`` before labels that do not see each other.
 
     Without it MPT's ALiBi counts places in a row; with it labels have positions of their own.
@@ -93,26 +100,22 @@ class PrefixDecoder(AnsweringDecoder):
         self.base = [model.get_decoder()]  # in a list: its parameters have one name
         self.positions = GivenPositions(model, self.base[0])
 
-    def hidden(
-        self,
-        image_MND: Tensor,
-        input_ids_BT: Tensor,
-        attention_mask_BT: Tensor,
-        num_images_B: Tensor | None = None,
-    ) -> Tensor:
-        """States [B, T, D] of the text, ready for the head."""
-        embeds_BSD, image_BN = self._embedded(image_MND, input_ids_BT, num_images_B)
-        mask = masks.prefix(image_BN, attention_mask_BT, embeds_BSD.dtype)
+    # --- whole texts
+
+    def hidden(self, given: DecoderInput) -> Tensor:
+        embeds_BSD, image_BN = self._embedded(given)
+        mask = masks.prefix(image_BN, given.mask_BT, embeds_BSD.dtype)
         # padding behind a text has positions too
-        counted_BS = torch.cat([image_BN, torch.ones_like(attention_mask_BT)], dim=1)
+        counted_BS = torch.cat([image_BN, torch.ones_like(given.mask_BT)], dim=1)
         found = self.run(embeds_BSD, mask, _count(counted_BS), image_BN.sum(1))
         return found.last_hidden_state[:, image_BN.shape[1] :]
 
     def label_hidden(self, image_BND: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """States [B, T, D] of the texts that ``label_losses`` takes, ready for the head."""
-        embeds_BSD, image_BN = self._embedded(image_BND, batch["input_ids_BT"], None)
+        given = DecoderInput(image_BND, batch["input_ids_BT"], batch["attention_mask_BT"])
+        embeds_BSD, image_BN = self._embedded(given)
         mask = masks.prefix(
-            image_BN, batch["attention_mask_BT"], embeds_BSD.dtype,
+            image_BN, given.mask_BT, embeds_BSD.dtype,
             segment_BT=batch["segment_BT"], unseen_BT=batch.get("unseen_BT"),
         )  # fmt: skip
         num_image = image_BN.shape[1]
@@ -148,50 +151,35 @@ class PrefixDecoder(AnsweringDecoder):
             logits = F.linear(hidden, weight_VD.to(hidden.dtype), bias_V)
         return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
+    # --- texts in parts, over a cache
+
     def encode_prompt(self, image_BND: Tensor, prompt_ids_P: Tensor) -> KVState:
         """Read images and the prompt that follows each of them."""
         ids_BP = prompt_ids_P.expand(len(image_BND), -1)
-        return self._prefill(image_BND, ids_BP, torch.ones_like(ids_BP), None, num_left=0)
+        return self._read(DecoderInput(image_BND, ids_BP, torch.ones_like(ids_BP)), num_left=0)
 
-    def prefill(
-        self,
-        image_MND: Tensor,
-        prompt_ids_BT: Tensor,
-        prompt_mask_BT: Tensor,
-        num_images_B: Tensor | None = None,
-    ) -> Prefilled:
+    def prefill(self, given: DecoderInput) -> Prefilled:
         """Keys and values of images and prompts up to each prompt's last token."""
-        state = self._prefill(image_MND, prompt_ids_BT, prompt_mask_BT, num_images_B, num_left=1)
-        return Prefilled(state, prompt_ids_BT[:, -1:])
+        return Prefilled(self._read(given, num_left=1), given.ids_BT[:, -1:])
 
-    def _prefill(
-        self,
-        image_MND: Tensor,
-        ids_BT: Tensor,
-        mask_BT: Tensor,
-        num_images_B: Tensor | None,
-        num_left: int,
-    ) -> KVState:
+    def _read(self, given: DecoderInput, *, num_left: int) -> KVState:
         """Read images and prompts but for the ``num_left`` last tokens."""
-        embeds_BSD, image_BN = self._embedded(image_MND, ids_BT, num_images_B)
-        valid_BS = torch.cat([image_BN, mask_BT], dim=1)
-        causal_BS = torch.cat([torch.zeros_like(image_BN), torch.ones_like(mask_BT)], dim=1)
+        embeds_BSD, image_BN = self._embedded(given)
+        valid_BS = torch.cat([image_BN, given.mask_BT], dim=1)
+        causal_BS = torch.cat([torch.zeros_like(image_BN), torch.ones_like(given.mask_BT)], dim=1)
         # nothing between an image and its text: positions that count distances would count it
         order_BS = valid_BS.argsort(dim=1, stable=True)[:, : valid_BS.shape[1] - num_left]
         valid_BS, causal_BS = valid_BS.gather(1, order_BS), causal_BS.gather(1, order_BS)
-        embeds_BSD = embeds_BSD.gather(1, order_BS[..., None].expand(-1, -1, embeds_BSD.shape[2]))
+        width = embeds_BSD.shape[2]
+        embeds_BSD = embeds_BSD.gather(1, order_BS[..., None].expand(-1, -1, width))
         position_BS, num_image_B = _count(valid_BS), image_BN.sum(1)
-        cache, last_BD = DynamicCache(), embeds_BSD.new_zeros(len(ids_BT), embeds_BSD.shape[2])
-        if embeds_BSD.shape[1]:
+        cache, last_BD = DynamicCache(), embeds_BSD.new_zeros(len(valid_BS), width)
+        if valid_BS.shape[1]:
             mask = masks.additive(masks.visible(causal_BS, valid_BT=valid_BS), embeds_BSD.dtype)
             found = self.run(
-                embeds_BSD,
-                mask,
-                position_BS,
-                num_image_B,
-                cache,
+                embeds_BSD, mask, position_BS, num_image_B, cache,
                 key_position=self._keys(position_BS),
-            )
+            )  # fmt: skip
             cache, last_BD = found.past_key_values, found.last_hidden_state[:, -1]
         segment_BS, num_image = torch.zeros_like(valid_BS), image_BN.shape[1]
         return KVState(cache, valid_BS, segment_BS, position_BS, num_image_B, num_image, last_BD)
@@ -220,7 +208,6 @@ class PrefixDecoder(AnsweringDecoder):
         return found if more else found.last_hidden_state
 
     def nll_after(self, known: Prefilled, rows_R: Tensor, labels_RL: Tensor) -> Tensor:
-        """Σ −log p [R] of answers, padded with −100; ``rows_R`` are their rows of ``known``."""
         state = known.state.take(rows_R)
         ids_RL = torch.cat([known.last_B1[rows_R], labels_RL[:, :-1].clamp_min(0)], dim=1)
         first_R = state.valid_BS.sum(1) - state.num_image_B
@@ -228,19 +215,9 @@ class PrefixDecoder(AnsweringDecoder):
         hidden_RLD = self.extend(state, ids_RL, torch.zeros_like(ids_RL), position_RL)
         return self.answer_losses(hidden_RLD, labels_RL)
 
-    def generate(
-        self,
-        image_MND: Tensor,
-        prompt_ids_BT: Tensor,
-        prompt_mask_BT: Tensor,
-        num_images_B: Tensor | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """Texts after the prompt, int64 [B · num_return_sequences, new tokens].
-
-        transformers sees the prompt's last token only: ``repetition_penalty`` is for new tokens.
-        """
-        state, last_B1 = self.prefill(image_MND, prompt_ids_BT, prompt_mask_BT, num_images_B)
+    def generate(self, given: DecoderInput, **options: Any) -> Tensor:
+        """transformers sees a prompt's last token only: ``repetition_penalty`` is for new ones."""
+        state, last_B1 = self.prefill(given)
         copies = options.get("num_beams", 1)
         if options.get("do_sample"):
             copies *= options.get("num_return_sequences", 1)
@@ -255,15 +232,16 @@ class PrefixDecoder(AnsweringDecoder):
             )
         return found[:, 1:]
 
-    def _embedded(
-        self, image_MND: Tensor, ids_BT: Tensor, num_images_B: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    # --- one pass
+
+    def _embedded(self, given: DecoderInput) -> tuple[Tensor, Tensor]:
         """Images, padded on the left, and text behind them; which of the images' places count."""
-        text_BTD = self.model.get_input_embeddings()(ids_BT)
-        if num_images_B is None:
-            image_BND, image_BN = image_MND, ids_BT.new_ones(image_MND.shape[:2])
+        text_BTD = self.model.get_input_embeddings()(given.ids_BT)
+        image_BND = given.image_MND
+        if given.num_images_B is None:
+            image_BN = given.ids_BT.new_ones(image_BND.shape[:2])
         else:
-            image_BND, image_BN = side_by_side(image_MND, num_images_B)
+            image_BND, image_BN = side_by_side(image_BND, given.num_images_B)
         return torch.cat([image_BND.to(text_BTD.dtype), text_BTD], dim=1), image_BN
 
     def _keys(self, position_BS: Tensor) -> Tensor | None:
@@ -302,23 +280,125 @@ def _count(valid_BS: Tensor) -> Tensor:
     return (valid_BS.cumsum(1) - 1).clamp_min(0)
 
 
-def configuration(section: Section, vocab_size: int, pad_id: int, eos_id: int) -> tuple[Any, str]:
-    """A causal model's configuration, and the key that chose the model. Raises UserError."""
-    config = lm.configuration_of(
-        section, vocab_size, pad_id, encoder_decoder=False,
-        examples="gpt2, opt, llama, mpt",
-    )  # fmt: skip
-    key = lm.part_of(section).model_key
-    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+def side_by_side(image_MND: Tensor, num_images_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's images in turn, padded on the left: [B, K · N, D], and their mask [B, K · N]."""
+    most = int(num_images_B.max())
+    if (total := int(num_images_B.sum())) != len(image_MND):
+        raise ValueError(f"the rows have {total} images, but {len(image_MND)} came")
+    place_BK = torch.arange(most, device=image_MND.device) - (most - num_images_B)[:, None]
+    first_B = num_images_B.cumsum(0) - num_images_B
+    source_BK = torch.where(place_BK >= 0, 1 + first_B[:, None] + place_BK, 0)
+    images_MND = torch.cat([image_MND.new_zeros(1, *image_MND.shape[1:]), image_MND])
+    there_BK = (place_BK >= 0).long()
+    return images_MND[source_BK].flatten(1, 2), there_BK.repeat_interleave(image_MND.shape[1], 1)
+
+
+class GivenPositions:
+    """Learned positions for text alone, and ALiBi (arXiv 2108.12409) by the positions of keys.
+
+    Learned: behind images of N tokens, position N is the text's 0. Image tokens get no position:
+    they keep the order that the image encoder gave them. A table keeps its name and weights; its
+    output is changed within ``at`` alone.
+
+    ALiBi, of MPT: the bias of a head is its slope times the key's position, since softmax does not
+    change with a constant.
+    """
+
+    def __init__(self, model: Any, base: Any) -> None:
+        self.num_image_B: Tensor | None = None  # None: tables are as they were
+        self.key_position_BS: Tensor | None = None  # None: MPT counts places
+        self.takes_ids = "position_ids" in inspect.signature(base.forward).parameters
+        self.tables = [
+            module
+            for name, module in model.named_modules()
+            if name.rpartition(".")[2] in _LEARNED and isinstance(module, nn.Embedding)
+        ]
+        for table in self.tables:
+            table.forward = self._of_text(table.forward)  # type: ignore[method-assign]
+        self.has_alibi = hasattr(base, "build_mpt_alibi_tensor")
+        if self.has_alibi:
+            base.build_mpt_alibi_tensor = self._biases(base.build_mpt_alibi_tensor)
+
+    @contextmanager
+    def at(self, num_image_B: Tensor, key_position_BS: Tensor | None = None) -> Iterator[None]:
+        """Within the block, positions are counted behind each row's number of image tokens, and
+        MPT's keys have ``key_position_BS``."""
+        self.num_image_B, self.key_position_BS = num_image_B, key_position_BS
+        try:
+            yield
+        finally:
+            self.num_image_B = self.key_position_BS = None
+
+    def _of_text(self, forward: Any) -> Callable[..., Tensor]:
+        signature = inspect.signature(forward)
+        takes = signature.parameters
+        name = "position_ids" if "position_ids" in takes else next(iter(takes))
+
+        def look_up(*args: Any, **kwargs: Any) -> Tensor:
+            if self.num_image_B is None:
+                return forward(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
+            position_BT = bound.arguments[name] - self.num_image_B[:, None]
+            bound.arguments[name] = position_BT.clamp_min(0)
+            found_BTD = forward(*bound.args, **bound.kwargs)
+            return found_BTD * (position_BT >= 0).unsqueeze(-1).to(found_BTD.dtype)
+
+        return look_up
+
+    def _biases(self, plain: Any) -> Callable[..., Any]:
+        def biases(num_heads: int, length: int, **options: Any) -> Any:
+            if self.key_position_BS is None:
+                return plain(num_heads, length, **options)
+            two_H12 = plain(num_heads, 2, **options)
+            slope_H1 = two_H12[..., 1] - two_H12[..., 0]
+            return _Biases(slope_H1[..., None] * self.key_position_BS[:, None, None])
+
+        return biases
+
+
+class _Biases:
+    """Biases [B, H, 1, S] in place of MPT's [H, 1, S], which are the same for all rows.
+
+    MPT's layers cut theirs to the lengths that they meet, by arithmetic that torch.export cannot
+    follow; these have their length already.
+    """
+
+    def __init__(self, bias_BH1S: Tensor) -> None:
+        self.bias_BH1S, self.shape = bias_BH1S, bias_BH1S.shape[1:]
+
+    def size(self, axis: int) -> int:
+        return 1
+
+    def __getitem__(self, part: Any) -> Tensor:
+        return self.bias_BH1S
+
+
+# --- construction, for causal and truncated
+
+
+def configuration(section: Section, vocab_size: int, pad_id: int, eos_id: int) -> Any:
+    """A causal model's configuration. Raises UserError for one of another kind."""
+    part = lm.part_of(section)
+    config: Any = part.configuration("gpt2, opt, llama, mpt", vocabulary(vocab_size, pad_id))
+    causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if config.is_encoder_decoder or not causal:
         raise UserError(
-            f"a {config.model_type!r} model is not a causal language model; known are gpt2, opt, "
-            "llama, mpt and more",
-            key=key,
+            f"decoder {section.name!r} cannot be a {config.model_type!r} model, but a causal "
+            f"language model (gpt2, opt, llama, mpt and more); {lm.KEY}.name: t5 and t5_cross "
+            "take others",
+            key=part.model_key,
         )
-    lm.check_head(config, key)
+    for name in _BEHIND_THE_HEAD:
+        if getattr(config, name, None) not in (None, 1):
+            raise UserError(
+                f"a {config.model_type!r} model changes its logits after the head ({name}: "
+                f"{getattr(config, name)}), which losses and probabilities would not include; take "
+                "another model, or one of random weights with 1 or null there",
+                key=part.model_key,
+            )
     if section.tag is None:
         config.bos_token_id = config.eos_token_id = eos_id
-    return config, key
+    return config
 
 
 def make(
@@ -326,8 +406,5 @@ def make(
 ) -> PrefixDecoder:
     """The decoder about a model. Raises UserError for sizes that do not fit the section."""
     lm.finish(model, section, vocab_size)
-    start = model.config.bos_token_id
-    return PrefixDecoder(
-        model, model.get_input_embeddings().embedding_dim, eos_id if start is None else start,
-        label_mask,
-    )  # fmt: skip
+    start, width = model.config.bos_token_id, model.get_input_embeddings().embedding_dim
+    return PrefixDecoder(model, width, eos_id if start is None else start, label_mask)

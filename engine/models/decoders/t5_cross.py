@@ -16,39 +16,24 @@ from transformers.modeling_outputs import BaseModelOutput  # isort: skip
 from engine.config.schema import Decoder as Section
 from engine.models.decoders import language_model as lm
 from engine.models.decoders import t5_family
-from engine.models.decoders.language_model import Decoder
+from engine.models.decoders.language_model import Decoder, DecoderInput
 
 
 class T5CrossDecoder(Decoder):
     """Image tokens as the memory of cross-attention, one image a row."""
 
-    def hidden(
-        self,
-        image_MND: Tensor,
-        input_ids_BT: Tensor,
-        attention_mask_BT: Tensor,
-        num_images_B: Tensor | None = None,
-    ) -> Tensor:
-        """States [B, T, D] of the text, ready for the head."""
-        return t5_family.decode(self.model, input_ids_BT, attention_mask_BT, image_MND)
+    def hidden(self, given: DecoderInput) -> Tensor:
+        return t5_family.decode(self.model, given.ids_BT, given.mask_BT, given.image_MND)
 
-    def generate(
-        self,
-        image_MND: Tensor,
-        prompt_ids_BT: Tensor,
-        prompt_mask_BT: Tensor,
-        num_images_B: Tensor | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """Texts after the prompt, int64 [B · num_return_sequences, new tokens]."""
+    def generate(self, given: DecoderInput, **options: Any) -> Tensor:
         found = self.model.generate(
             # a new object for each call: generate repeats its rows in place
-            encoder_outputs=BaseModelOutput(last_hidden_state=image_MND),
-            decoder_input_ids=prompt_ids_BT,
-            decoder_attention_mask=prompt_mask_BT,
+            encoder_outputs=BaseModelOutput(last_hidden_state=given.image_MND),
+            decoder_input_ids=given.ids_BT,
+            decoder_attention_mask=given.mask_BT,
             **options,
         )
-        return found[:, prompt_ids_BT.shape[1] :]
+        return found[:, given.ids_BT.shape[1] :]
 
 
 def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> T5CrossDecoder:

@@ -5,33 +5,40 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
 
 import transformers  # isort: skip
 from engine.config import schema
 from engine.errors import UserError
-from engine.models.pretrained import Part, vision_half, without_pooling_layer
-from engine.models.towers import Tower, wrong_size
+from engine.models.pretrained import Part, without_pooling_layer
+from engine.models.towers import ImageTower
 
 _KEY = "model.image_encoder"
 _KINDS = "clip_vision_model, siglip_vision_model, vit, deit, dinov2"
 _CLASS_TOKENS = ("class_embedding", "cls_token", "distillation_token")
 
 
-class HuggingfaceImageEncoder(Tower):
-    """A vision transformer of transformers: one vector an image, or its tokens.
+class HuggingfaceImageEncoder(ImageTower):
+    """A vision transformer of transformers. Prefix tokens are class tokens and registers.
 
     ``pool``: ``cls`` the class token as the model normalises it, ``mean`` that of the patches,
-    ``model`` the model's own pooling.
+    ``model`` the model's own pooling, ``auto`` the class token where there is one.
     """
 
-    def __init__(self, model: Any, pool: str, trainable: bool = True) -> None:
+    def __init__(self, model: Any, pool: str, trainable: bool) -> None:
         super().__init__(model, model.config.hidden_size, trainable)
-        self.pool, self.token_width = pool, self.width
-        self.num_prefix_tokens = num_prefix_tokens(model)
-        side = model.config.image_size
+        self.token_width, self.num_prefix_tokens = self.width, 0
+        for name, parameter in model.named_parameters():
+            last = name.rpartition(".")[2]
+            if last == "register_tokens":
+                self.num_prefix_tokens += parameter.shape[1]
+            elif last in _CLASS_TOKENS:
+                self.num_prefix_tokens += 1
+        if pool == "auto":
+            pool = "cls" if self.num_prefix_tokens else "model"
+        self.pool, side = pool, model.config.image_size
         self.size = (side, side) if isinstance(side, int) else tuple(side)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
@@ -43,32 +50,14 @@ class HuggingfaceImageEncoder(Tower):
         return found.last_hidden_state[:, 0] if pooled is None else pooled
 
     def tokens(self, image_BCHW: Tensor, layer: int = -1) -> Tensor:
-        """All positions [B, T, D]; ``num_prefix_tokens`` (CLS) come first.
-
-        ``layer`` counts hidden layers from the end: -1 is what transformers calls the last hidden
-        state (CLIP's is before its norm), -2 what the layer before the last puts out.
-        """
-        if layer == -1:
+        if layer == -1:  # CLIP's is before its norm
             return self._run(image_BCHW).last_hidden_state
         states = self._run(image_BCHW, output_hidden_states=True).hidden_states
         return states[1:][layer]  # the first is what goes into the first layer
 
     def _run(self, image_BCHW: Tensor, **options: Any) -> Any:
-        if image_BCHW.shape[2:] != self.size:
-            raise wrong_size(image_BCHW, self.size)
+        self.check_size(image_BCHW, self.size)
         return self.model(pixel_values=image_BCHW, **options)
-
-
-def num_prefix_tokens(model: nn.Module) -> int:
-    """Class tokens and registers, which come before the patches."""
-    count = 0
-    for name, parameter in model.named_parameters():
-        last = name.rpartition(".")[2]
-        if last in _CLASS_TOKENS:
-            count += 1
-        elif last == "register_tokens":
-            count += parameter.shape[1]
-    return count
 
 
 def build(
@@ -81,10 +70,8 @@ def build(
     or wants images of another size, and for a width other than the declared one.
     """
     if config.patch_drop:
-        raise UserError(
-            "models of transformers cannot drop patches; set patch_drop: 0",
-            key=f"{_KEY}.patch_drop",
-        )
+        raise UserError("models of transformers cannot drop patches; set patch_drop: 0",
+                        key=f"{_KEY}.patch_drop")  # fmt: skip
     alone = "model_type" in config.param and not config.pretrained
     part = Part("image encoder", _KEY, None if alone else config.tag, config.param,
                 config.pretrained, option_key="param")  # fmt: skip
@@ -97,9 +84,13 @@ def build(
             "from random values",
             stacklevel=2,
         )
-    pool = _pool(model, config.pool, part.name)
-    encoder = HuggingfaceImageEncoder(model, pool, config.trainable)
-    part.check_width(encoder.width, config.embedding_dim)
+    encoder, what = HuggingfaceImageEncoder(model, config.pool, config.trainable), part.name
+    if config.pool == "cls" and not encoder.num_prefix_tokens:
+        raise UserError(
+            f"image encoder {what} has no class token to pool by; choose mean or model",
+            key=f"{_KEY}.pool",
+        )
+    encoder.check_width(config.embedding_dim, f"image encoder {what}", _KEY)
     if config.gradient_checkpointing and config.trainable:
         part.checkpoint_activations(model)
     return encoder
@@ -108,14 +99,14 @@ def build(
 def _configuration(part: Part, image_size: int | tuple[int, int]) -> transformers.PretrainedConfig:
     """The model's configuration. Raises UserError for no vision transformer, and for another size
     of images."""
-    found = part.configuration(_KINDS, {"image_size": image_size}, vision_half)
+    found = part.configuration(_KINDS, {"image_size": image_size}, "vision_config")
     sizes = [getattr(found, name, None) for name in ("hidden_size", "patch_size", "image_size")]
     if None in sizes:
         raise UserError(
             f"a {found.model_type!r} model is not a vision transformer; known are {_KINDS}",
             key=part.model_key,
         )
-    wanted = found.image_size
+    wanted = sizes[2]
     if part.tag is not None and wanted not in (image_size, [image_size] * 2):
         raise UserError(
             f"image encoder {part.tag!r} takes images of {wanted} pixels a side, but the "
@@ -123,16 +114,3 @@ def _configuration(part: Part, image_size: int | tuple[int, int]) -> transformer
             key=f"{_KEY}.image_size",
         )
     return found
-
-
-def _pool(model: nn.Module, pool: str, name: str) -> str:
-    """``auto`` decided: the class token where there is one, else the model's own pooling."""
-    has_class = num_prefix_tokens(model) > 0
-    if pool == "cls" and not has_class:
-        raise UserError(
-            f"image encoder {name} has no class token to pool by; choose mean or model",
-            key=f"{_KEY}.pool",
-        )
-    if pool != "auto":
-        return pool
-    return "cls" if has_class else "model"

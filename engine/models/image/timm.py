@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ import engine.torchvision_ops  # noqa: F401  before timm, which imports torchvis
 
 import timm  # isort: skip
 from engine.config import schema
-from engine.errors import UserError
-from engine.models.towers import Tower, wrong_size
+from engine.errors import UserError, first_line
+from engine.models.towers import ImageTower
 from engine.registry import nearest
 
 NAMES = ("timm_modelzoo",)
@@ -36,8 +36,8 @@ _SET_ELSEWHERE = {
 }
 
 
-class TimmImageEncoder(Tower):
-    """A timm model without its classifier: one vector an image, or its tokens."""
+class TimmImageEncoder(ImageTower):
+    """A timm model without its classifier."""
 
     def __init__(self, model: Any, trainable: bool = True) -> None:
         # MobileNetV3 and the like widen the features behind the pooling
@@ -45,25 +45,19 @@ class TimmImageEncoder(Tower):
         super().__init__(model, width, trainable)
         self.token_width = int(model.num_features)
         self.num_prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
+        patches = getattr(model, "patch_embed", None)
+        strict = getattr(patches, "strict_img_size", False)
+        self.size = getattr(patches, "img_size", None) if strict else None
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Pooled features [B, width] of normalised images."""
-        self._check_size(image_BCHW)
+        if self.size:
+            self.check_size(image_BCHW, self.size)
         return self.model(image_BCHW)
 
-    def _check_size(self, image_BCHW: Tensor) -> None:
-        patches = getattr(self.model, "patch_embed", None)
-        size = getattr(patches, "img_size", None)
-        if size and getattr(patches, "strict_img_size", False) and image_BCHW.shape[2:] != size:
-            raise wrong_size(image_BCHW, size)
-
     def tokens(self, image_BCHW: Tensor, layer: int = -1) -> Tensor:
-        """All positions [B, T, D]; ``num_prefix_tokens`` (CLS) come first.
-
-        ``layer`` counts hidden layers from the end: -1 is the last after its norm, -2 what the
-        layer before it puts out.
-        """
-        self._check_size(image_BCHW)
+        if self.size:
+            self.check_size(image_BCHW, self.size)
         if layer < -1:
             patches_BTD, prefix_BPD = self.model.forward_intermediates(
                 image_BCHW, indices=-layer, norm=False, output_fmt="NLC",
@@ -84,25 +78,24 @@ def build(config: schema.ImageEncoder, *, image_size: int) -> TimmImageEncoder:
     the declared one, and pretrained weights that cannot be loaded.
     """
     _check(config)
-    with _complete_weights(config), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of deprecated tags, which timm maps to today's
-        model = _create(config, image_size)
+    try:
+        with _complete_weights(config), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of deprecated tags, which timm maps to today's
+            model = _create(config, image_size)
+    except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
+        raise _explained(error, config) from error
     _set_pool(model, config)
     encoder = TimmImageEncoder(model, config.trainable)
-    if config.embedding_dim not in (None, encoder.width):
-        raise UserError(
-            f"model {config.tag!r} puts out vectors of {encoder.width} numbers, not "
-            f"{config.embedding_dim}; set {_KEY}.embedding_dim: {encoder.width} or leave it out",
-            key=f"{_KEY}.embedding_dim",
-        )
+    encoder.check_width(config.embedding_dim, f"model {config.tag!r}", _KEY)
     if config.gradient_checkpointing and config.trainable:
         if not hasattr(model, "set_grad_checkpointing"):
-            raise UserError(
-                f"model {config.tag!r} has no gradient checkpointing; set it to false",
-                key=f"{_KEY}.gradient_checkpointing",
-            )
+            raise _fault(config, "gradient_checkpointing", "has none; set it to false")
         model.set_grad_checkpointing(True)
     return encoder
+
+
+def _fault(config: schema.ImageEncoder, key: str, text: str) -> UserError:
+    return UserError(f"model {config.tag!r} {text}", key=f"{_KEY}.{key}")
 
 
 def _check(config: schema.ImageEncoder) -> None:
@@ -113,62 +106,46 @@ def _check(config: schema.ImageEncoder) -> None:
         raise UserError(f"timm has no model {config.tag!r}; {hint}", key=f"{_KEY}.tag")
     for option in config.param:
         if option in _SET_ELSEWHERE:
-            raise UserError(
-                f"param {option!r} is not given here: {_SET_ELSEWHERE[option]}",
-                key=f"{_KEY}.param.{option}",
-            )
+            raise UserError(f"param {option!r} is not given here: {_SET_ELSEWHERE[option]}",
+                            key=f"{_KEY}.param.{option}")  # fmt: skip
     if config.patch_drop and not config.trainable:
-        raise UserError(
-            f"patch_drop {config.patch_drop} does nothing where trainable is false",
-            key=f"{_KEY}.patch_drop",
-        )
+        raise UserError(f"patch_drop {config.patch_drop} does nothing where trainable is false",
+                        key=f"{_KEY}.patch_drop")  # fmt: skip
 
 
 def _create(config: schema.ImageEncoder, image_size: int) -> Any:
-    options: dict[str, Any] = dict(config.param)
+    options: dict[str, Any] = {"num_classes": 0, **config.param}
     if config.patch_drop:
         options["patch_drop_rate"] = config.patch_drop
     try:
-        try:
-            # models with positions fixed by the size take it (and resample pretrained positions)
-            return timm.create_model(
-                config.tag, config.pretrained, num_classes=0, img_size=image_size, **options
-            )
-        except TypeError as error:
-            if "'img_size'" not in str(error):
-                raise
-            return timm.create_model(config.tag, config.pretrained, num_classes=0, **options)
-    except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
-        _explain(error, config)
+        # models with positions fixed by the size take it (and resample pretrained positions)
+        return timm.create_model(config.tag, config.pretrained, img_size=image_size, **options)
+    except TypeError as error:
+        if "'img_size'" not in str(error):
+            raise
+        return timm.create_model(config.tag, config.pretrained, **options)
 
 
-def _explain(error: Exception, config: schema.ImageEncoder) -> NoReturn:
-    """Turn timm's error into one that says what to change."""
+def _explained(error: Exception, config: schema.ImageEncoder) -> UserError:
+    """timm's error as one that says what to change."""
     unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected .* '(\w+)'", str(error))
     if unexpected:
         class_name, option = unexpected.groups()
-        takes = _options(config.tag, class_name)
         if option == "patch_drop_rate":
-            raise UserError(
-                f"model {config.tag!r} cannot drop patches; set patch_drop: 0",
-                key=f"{_KEY}.patch_drop",
-            ) from error
-        raise UserError(
-            f"model {config.tag!r} has no option {option!r}; {nearest(option, takes)}",
-            key=f"{_KEY}.param.{option}",
-        ) from error
+            return _fault(config, "patch_drop", "cannot drop patches; set patch_drop: 0")
+        hint = nearest(option, _options(config.tag, class_name))
+        return _fault(config, f"param.{option}", f"has no option {option!r}; {hint}")
     if isinstance(error, OSError):
-        raise UserError(
-            f"cannot get model {config.tag!r}: {str(error).splitlines()[0]}; download it where "
-            "there is network and copy the cache (HF_HOME), name a folder by tag "
-            "'local-dir:/path', or set pretrained: false",
+        return UserError(
+            f"cannot get model {config.tag!r}: {first_line(error)}; download it where there is "
+            "network and copy the cache (HF_HOME), name a folder by tag 'local-dir:/path', or set "
+            "pretrained: false",
             key=f"{_KEY}.pretrained" if config.pretrained else f"{_KEY}.tag",
-        ) from error
+        )
     options = f" with {config.param}" if config.param else ""
-    raise UserError(
-        f"timm cannot build {config.tag!r}{options}: {error}",
-        key=f"{_KEY}.param" if config.param else f"{_KEY}.tag",
-    ) from error
+    return _fault(
+        config, "param" if config.param else "tag", f"cannot be built by timm{options}: {error}"
+    )
 
 
 def _options(tag: str, class_name: str) -> list[str]:
@@ -176,24 +153,27 @@ def _options(tag: str, class_name: str) -> list[str]:
     name = tag.split(".")[0]
     module = sys.modules[timm.model_entrypoint(name).__module__] if timm.is_model(name) else timm
     found = getattr(module, class_name, None)
-    names = list(inspect.signature(found).parameters) if found else []
-    return [name for name in names if name not in _SET_ELSEWHERE and name not in ("args", "kwargs")]
+    names = set(inspect.signature(found).parameters) if found else set()
+    return sorted(names - _SET_ELSEWHERE.keys() - {"args", "kwargs"})
 
 
 @contextmanager
 def _complete_weights(config: schema.ImageEncoder) -> Iterator[None]:
-    """Warn of weights that a pretrained file does not hold: timm tells its own log alone."""
+    """Warn of weights that a pretrained file does not hold: timm writes that to its log alone."""
     messages: list[str] = []
-    handler = logging.Handler(logging.INFO)
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("timm.models._builder")
     level = logger.level
-    logger.addHandler(handler)
+
+    def keep(record: logging.LogRecord) -> bool:
+        messages.append(record.getMessage())
+        return True
+
+    logger.addFilter(keep)
     logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        logger.removeFilter(keep)
         logger.setLevel(level)
     for message in messages:
         if message.startswith("Missing keys"):
@@ -207,25 +187,20 @@ def _complete_weights(config: schema.ImageEncoder) -> Iterator[None]:
 
 def _set_pool(model: Any, config: schema.ImageEncoder) -> None:
     """Choose the pooling without changing where the model keeps its norms."""
+    pool = config.pool
     has_class_token = bool(
         getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None)
     )
-    if config.pool == "cls" and not has_class_token:
-        raise UserError(
-            f"model {config.tag!r} has no class token to pool by; choose mean or model",
-            key=f"{_KEY}.pool",
-        )
-    given = config.pool == "auto" and "global_pool" in config.param
-    if config.pool == "model" or given or (config.pool == "auto" and not has_class_token):
+    if pool == "cls" and not has_class_token:
+        raise _fault(config, "pool", "has no class token to pool by; choose mean or model")
+    if pool == "auto" and ("global_pool" in config.param or not has_class_token):
         return
-    wanted = "avg" if config.pool == "mean" else "token"
-    if getattr(model, "global_pool", None) == wanted:
+    wanted = "avg" if pool == "mean" else "token"
+    if pool == "model" or getattr(model, "global_pool", None) == wanted:
         return
     try:
         model.reset_classifier(0, global_pool=wanted)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
-        if config.pool != "auto":
-            raise UserError(
-                f"model {config.tag!r} cannot pool by {config.pool!r} ({error}); choose model",
-                key=f"{_KEY}.pool",
-            ) from error
+        if pool != "auto":
+            text = f"cannot pool by {pool!r} ({error}); choose model"
+            raise _fault(config, "pool", text) from error

@@ -20,19 +20,14 @@ NAMES = ("huggingface_modelzoo",)
 class HuggingfaceTextEncoder(Tower):
     """The hidden states of a transformers encoder, pooled to one vector a text."""
 
-    def __init__(self, model: Any, pool: str = "first", trainable: bool = True) -> None:
+    def __init__(self, model: Any, pool: str, trainable: bool) -> None:
         super().__init__(model, model.config.hidden_size, trainable)
         self.pool = pool
 
-    def tokens(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        """Last hidden states [B, T, D]; those of padding are meaningless."""
-        output = self.model(input_ids=input_ids_BT, attention_mask=attention_mask_BT)
-        return output.last_hidden_state
-
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """Pooled features [B, width]; padding has no influence on them."""
-        hidden_BTD = self.tokens(input_ids_BT, attention_mask_BT)
-        return pool_tokens(hidden_BTD, attention_mask_BT, self.pool)
+        found = self.model(input_ids=input_ids_BT, attention_mask=attention_mask_BT)
+        return pool_tokens(found.last_hidden_state, attention_mask_BT, self.pool)
 
 
 def pool_tokens(hidden_BTD: Tensor, attention_mask_BT: Tensor, how: str) -> Tensor:
@@ -56,7 +51,8 @@ def build(
     Raises UserError for a model that cannot be loaded, options that it does not know, a table of
     tokens or positions too small for the tokenizer, and a width other than the declared one.
     """
-    part = Part.of("text encoder", "model.text_encoder", config)
+    key = "model.text_encoder"
+    part = Part("text encoder", key, config.tag, config.config, config.pretrained)
     found = part.configuration("bert, distilbert, t5, gpt2", vocabulary(vocab_size, pad_id))
     if getattr(found, "use_cache", False):
         found.use_cache = False  # keys and values kept for decoding: never read here
@@ -65,7 +61,7 @@ def build(
         model = model.get_encoder()
     part.check_sizes(model, vocab_size, config.max_length)
     encoder = HuggingfaceTextEncoder(model, config.pool, config.trainable)
-    part.check_width(encoder.width, config.embedding_dim)
+    encoder.check_width(config.embedding_dim, f"text encoder {part.name}", key)
     if config.gradient_checkpointing and config.trainable:
         part.checkpoint_activations(model)
     return encoder

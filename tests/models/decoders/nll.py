@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from engine.losses.language_model import row_losses
+from engine.models.decoders.language_model import DecoderInput
 
 
 def nll(
@@ -12,5 +13,5 @@ def nll(
     num_images_B: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Σ −log p of each row's supervised labels, [B]."""
-    hidden = decoder.label_states(image_MND, ids_BT, mask_BT, labels, num_images_B)
+    hidden = decoder.label_states(DecoderInput(image_MND, ids_BT, mask_BT, num_images_B), labels)
     return row_losses(hidden, labels, *decoder.head())

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from engine.config.schema import Decoder as Section
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
+from engine.models.decoders.language_model import DecoderInput
 from engine.registry import find
 from tests.models.decoders.nll import nll
 
@@ -81,16 +82,18 @@ def test_padding_and_other_rows_change_nothing(family: str) -> None:
 def test_text_sees_the_image_and_what_precedes_it(family: str) -> None:
     decoder = make(family)
     image, ids, mask, _ = make_texts()
-    base = decoder.hidden(image, ids, mask)
+    base = decoder.hidden(DecoderInput(image, ids, mask))
     other = ids.clone()
     other[:, 3] = (other[:, 3] + 7) % VOCABULARY
-    later = decoder.hidden(image, other, mask)
+    later = decoder.hidden(DecoderInput(image, other, mask))
     assert torch.allclose(base[:, :3], later[:, :3])
     assert (base[:, 3] - later[:, 3]).abs().max() > 1e-3
     for place in (0, IMAGE - 1):  # every image token matters to the text's first token
         changed = image.clone()
         changed[:, place] += torch.randn(WIDTH, dtype=torch.float64)
-        assert (decoder.hidden(changed, ids, mask)[:, 0] - base[:, 0]).abs().max() > 1e-6
+        assert (
+            decoder.hidden(DecoderInput(changed, ids, mask))[:, 0] - base[:, 0]
+        ).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,7 +107,7 @@ def test_greedy_with_a_cache_equals_full_recomputing(family: str, padded: bool) 
         prompt[1, :2] = torch.tensor([0, decoder.start_id])
         mask[1, 0] = 0  # on the left
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    got = decoder.generate(image, prompt, mask, **options)
+    got = decoder.generate(DecoderInput(image, prompt, mask), **options)
 
     weight, bias = decoder.head()
     for row in range(2):
@@ -112,7 +115,7 @@ def test_greedy_with_a_cache_equals_full_recomputing(family: str, padded: bool) 
         said = []
         for _ in range(5):
             ones = torch.ones_like(text)
-            last = decoder.hidden(image[row : row + 1], text, ones)[:, -1]
+            last = decoder.hidden(DecoderInput(image[row : row + 1], text, ones))[:, -1]
             token = F.linear(last, weight, bias).argmax(-1)
             said.append(int(token))
             text = torch.cat([text, token[None]], dim=1)
@@ -125,14 +128,18 @@ def test_beams_and_samples_run_over_the_cache(family: str) -> None:
     image, _, _, _ = make_texts(2)
     prompt, mask = torch.full((2, 1), decoder.start_id), torch.ones(2, 1, dtype=torch.long)
     shared = {"max_new_tokens": 4, "pad_token_id": 0, "eos_token_id": 1}
-    beams = decoder.generate(image, prompt, mask, num_beams=3, do_sample=False, **shared)
+    beams = decoder.generate(
+        DecoderInput(image, prompt, mask), num_beams=3, do_sample=False, **shared
+    )
     assert beams.shape[0] == 2 and beams.shape[1] <= 4
     alone = decoder.generate(
-        image[1:], prompt[1:], mask[1:], num_beams=3, do_sample=False, **shared
+        DecoderInput(image[1:], prompt[1:], mask[1:]), num_beams=3, do_sample=False, **shared
     )
     assert beams[1, : alone.shape[1]].tolist() == alone[0].tolist()
     torch.manual_seed(0)
-    many = decoder.generate(image, prompt, mask, do_sample=True, num_return_sequences=3, **shared)
+    many = decoder.generate(
+        DecoderInput(image, prompt, mask), do_sample=True, num_return_sequences=3, **shared
+    )
     assert many.shape[0] == 6
 
 
@@ -142,7 +149,7 @@ def test_an_image_takes_no_learned_positions(family: str) -> None:
     decoder = make(family)
     image, _, _, _ = make_texts(1)
     ids = torch.randint(3, VOCABULARY, (1, 24))
-    assert decoder.hidden(image, ids, torch.ones_like(ids)).shape == (1, 24, WIDTH)
+    assert decoder.hidden(DecoderInput(image, ids, torch.ones_like(ids))).shape == (1, 24, WIDTH)
     plain = decoder.model(ids).logits
     assert plain.shape == (1, 24, VOCABULARY)
 

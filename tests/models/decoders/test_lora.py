@@ -6,6 +6,7 @@ from torch import nn
 
 from engine.config.schema import ImageEncoder, Lora
 from engine.models.adapters import adapted_layers, add_lora, merge
+from engine.models.decoders.language_model import DecoderInput
 from engine.models.parameters import is_adapter
 from engine.registry import find
 from tests.models.decoders.nll import nll
@@ -45,12 +46,12 @@ def test_a_merged_decoder_says_the_same(family: str, stable: bool) -> None:
         adapt(decoder, PATTERNS[family], stable=stable)
         assert sum(1 for _ in adapted_layers(decoder)) == 2 * LAYERS[family]
         before = nll(decoder, image, ids, mask, labels)
-        said = decoder.generate(image, prompt, seen, **options)
+        said = decoder.generate(DecoderInput(image, prompt, seen), **options)
         merge(decoder)
         after = nll(decoder, image, ids, mask, labels)
     assert (before - plain).abs().max() > 1e-2  # adapters that do something
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
-    assert torch.equal(decoder.generate(image, prompt, seen, **options), said)
+    assert torch.equal(decoder.generate(DecoderInput(image, prompt, seen), **options), said)
     assert set(decoder.state_dict()) == names
 
 

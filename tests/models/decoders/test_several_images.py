@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.losses.language_model import IGNORED
+from engine.models.decoders.language_model import DecoderInput
 from tests.models.decoders.nll import nll
 from tests.models.decoders.test_decoders import FAMILIES, VOCABULARY, WIDTH, make
 
@@ -59,7 +60,9 @@ def test_losses_and_gradients_equal_rows_alone(family: str) -> None:
         own = image[start : start + count].reshape(1, count * TOKENS, WIDTH)
         start += count
         text, answer = rows[row][None, :-1], rows[row][None, 1:]
-        hidden = decoder.hidden(own, text, torch.ones_like(text))  # as one image of more tokens
+        hidden = decoder.hidden(
+            DecoderInput(own, text, torch.ones_like(text))
+        )  # as one image of more tokens
         weight, bias = decoder.head()
         alone = F.cross_entropy(F.linear(hidden, weight, bias)[0], answer[0], reduction="sum")
         torch.testing.assert_close(got[row], alone, **CLOSE_BY[family])
@@ -76,7 +79,9 @@ def test_a_row_alone_equals_the_model_itself(family: str) -> None:
     text = rows[3]
     embeds, mask = whole(decoder.model, image[4:].flatten(0, 1), text)
     want = decoder.model.get_decoder()(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
-    got = decoder.hidden(image[4:], text[None], torch.ones_like(text[None]), torch.tensor([2]))
+    got = decoder.hidden(
+        DecoderInput(image[4:], text[None], torch.ones_like(text[None]), torch.tensor([2]))
+    )
     torch.testing.assert_close(got, want.last_hidden_state[:, 2 * TOKENS :])
 
 
@@ -103,7 +108,7 @@ def test_greedy_over_a_cache_equals_full_recomputing(family: str) -> None:
     prompt, mask = padded(rows, left=True)
     counts = torch.tensor(COUNTS)
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    got = decoder.generate(image, prompt, mask, counts, **options)
+    got = decoder.generate(DecoderInput(image, prompt, mask, counts), **options)
     weight, bias = decoder.head()
     start = 0
     for row, count in enumerate(COUNTS):
@@ -111,12 +116,15 @@ def test_greedy_over_a_cache_equals_full_recomputing(family: str) -> None:
         start += count
         text = rows[row][None]
         for _ in range(4):
-            last = decoder.hidden(own, text, torch.ones_like(text))[:, -1]
+            last = decoder.hidden(DecoderInput(own, text, torch.ones_like(text)))[:, -1]
             text = torch.cat([text, F.linear(last, weight, bias).argmax(-1)[None]], dim=1)
         assert got[row].tolist() == text[0, -4:].tolist(), (family, row)
-    beams = decoder.generate(image, prompt, mask, counts, **options | {"num_beams": 2})
+    beams = decoder.generate(
+        DecoderInput(image, prompt, mask, counts), **options | {"num_beams": 2}
+    )
     alone = decoder.generate(
-        image[4:], prompt[3:, 1:], mask[3:, 1:], counts[3:], **options | {"num_beams": 2}
+        DecoderInput(image[4:], prompt[3:, 1:], mask[3:, 1:], counts[3:]),
+        **options | {"num_beams": 2},
     )
     assert beams[3].tolist() == alone[0].tolist()
 
@@ -126,7 +134,7 @@ def test_answers_weighed_behind_a_cache_equal_whole_texts(family: str) -> None:
     decoder = make(family)
     image, rows = make_rows()
     prompt, mask = padded(rows, left=True)
-    known = decoder.prefill(image, prompt, mask, torch.tensor(COUNTS))
+    known = decoder.prefill(DecoderInput(image, prompt, mask, torch.tensor(COUNTS)))
     owners = torch.tensor([3, 0, 0, 1, 2, 3])
     answers = [torch.tensor(a) for a in ([4, 5, 1], [1], [6, 7, 8, 1], [9, 1], [3, 1], [10, 1])]
     labels, _ = padded(answers, IGNORED)

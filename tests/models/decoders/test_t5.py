@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from engine.config.schema import Decoder as Section
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
-from engine.models.decoders import t5_family
-from engine.models.decoders.splice import IMAGE_ID, side_by_side, splice
+from engine.models.decoders import t5
+from engine.models.decoders.language_model import DecoderInput
+from engine.models.decoders.prefix import side_by_side
+from engine.models.decoders.t5 import IMAGE_ID, splice
 from engine.registry import find
 from tests.models.decoders.nll import nll
 
@@ -68,7 +70,7 @@ def test_spliced_rows_equal_those_built_by_hand() -> None:
     image, ids, mask = make_prompts()
     words = ids.clamp_min(0)
     for stray in (3, IMAGE_ID):  # in padding neither a word nor a mark counts
-        got, got_mask = splice(table[words], image, ids.where(mask == 1, stray), mask)
+        got, got_mask = splice(table[words], DecoderInput(image, ids.where(mask == 1, stray), mask))
         want = by_hand(table, image, list(ROWS))
         assert got.shape[1] == max(map(len, want))
         for row, tokens in enumerate(want):
@@ -82,7 +84,7 @@ def test_spliced_rows_equal_those_built_by_hand() -> None:
 def test_other_numbers_of_images_than_marks_are_refused() -> None:
     image, ids, mask = make_prompts()
     with pytest.raises(ValueError, match="marks of 7 images, but 6 came"):
-        splice(torch.zeros(*ids.shape, WIDTH), image[1:], ids, mask)
+        splice(torch.zeros(*ids.shape, WIDTH), DecoderInput(image[1:], ids, mask))
     with pytest.raises(ValueError, match="rows have 3 images, but 7 came"):
         side_by_side(image, torch.tensor([1, 2]))
 
@@ -134,7 +136,7 @@ def test_greedy_with_a_cache_equals_full_recomputing(layers: int) -> None:
     decoder = make(num_decoder_layers=layers)
     image, ids, mask = make_prompts()
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    got = decoder.generate(image, ids, mask, **options)
+    got = decoder.generate(DecoderInput(image, ids, mask), **options)
     table = decoder.model.get_input_embeddings().weight
     different = set()
     for row, tokens in enumerate(by_hand(table, image, list(ROWS))):
@@ -147,7 +149,7 @@ def test_greedy_with_a_cache_equals_full_recomputing(layers: int) -> None:
         assert got[row].tolist() == said[1:]
         different.add(tuple(said))
     assert len(different) > 2
-    beams = decoder.generate(image, ids, mask, **options | {"num_beams": 3})
+    beams = decoder.generate(DecoderInput(image, ids, mask), **options | {"num_beams": 3})
     assert beams.shape == (len(ROWS), 5)
 
 
@@ -159,7 +161,7 @@ def test_answers_weighed_after_one_encoding_equal_single_ones(kind, answers, pro
     """And gradients; of few answers no keys are made, of many those of each prompt, not answer."""
     decoder = make(kind, feed_forward_proj="gated-gelu")
     image, ids, mask = make_prompts(["several", "none", "start"])
-    known = decoder.prefill(image, ids, mask)
+    known = decoder.prefill(DecoderInput(image, ids, mask))
     rows = torch.tensor([2, 0, 1, 0, 2, 2] * (answers // 6))
     labels = make_labels(ANSWERS * (answers // 6))
     made: list[int] = []
@@ -184,10 +186,10 @@ def test_answers_weighed_after_one_encoding_equal_single_ones(kind, answers, pro
 def test_weights_that_lie_elsewhere_are_left_to_transformers() -> None:
     """Adapted ones are asked; those in parts on other ranks, and in training, go the plain way."""
     decoder = make()
-    assert t5_family.shares_memory(decoder.model)
-    assert not t5_family.shares_memory(decoder.train().model)
+    assert t5.shares_memory(decoder.model)
+    assert not t5.shares_memory(decoder.train().model)
     decoder.eval().model.decoder.block[0].layer[1].EncDecAttention.v.weight.data = torch.empty(0)
-    assert not t5_family.shares_memory(decoder.model)
+    assert not t5.shares_memory(decoder.model)
 
 
 def test_the_fused_activation_is_transformers_own() -> None:
@@ -208,7 +210,7 @@ def test_the_answer_is_not_seen_by_the_question() -> None:
     """Each step's probabilities hang on what was said before it alone."""
     decoder = make()
     image, ids, mask = make_prompts(["start"])
-    known = decoder.prefill(image, ids, mask)
+    known = decoder.prefill(DecoderInput(image, ids, mask))
     labels = torch.tensor([[4, 5, 6, 1]])
     steps = [
         F.pad(labels[:, : n + 1], (0, 3 - n), value=IGNORED) for n in range(4)

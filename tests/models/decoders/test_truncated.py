@@ -13,6 +13,7 @@ from torch import Tensor
 from engine.config.schema import Decoder as Section
 from engine.data.text.labels import LabelRow, lay_out, stack
 from engine.errors import UserError
+from engine.models.decoders.language_model import DecoderInput
 from engine.registry import find
 from tests.models.decoders.test_decoders import IMAGE, SIZES, VOCABULARY, WIDTH
 
@@ -106,7 +107,7 @@ def test_a_labels_probability_is_that_of_text_behind_the_prompt(family: str) -> 
     peer = make(family, name="causal").requires_grad_(False)
     for label, got in zip(LABELS, label_log_probs(decoder, image, LABELS), strict=True):
         text = torch.tensor([PROMPT + label])
-        hidden = peer.hidden(image, text, torch.ones_like(text))[0]
+        hidden = peer.hidden(DecoderInput(image, text, torch.ones_like(text)))[0]
         log_p = F.linear(hidden, peer.head()[0]).log_softmax(-1)
         places = range(len(PROMPT) - 1, len(PROMPT) + len(label) - 1)
         want = sum(float(log_p[place, text[0, place + 1]]) for place in places)

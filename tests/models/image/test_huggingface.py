@@ -7,7 +7,7 @@ from engine.config import schema
 from engine.errors import UserError
 from engine.models.image import timm as timm_encoder
 from engine.models.image.huggingface import HuggingfaceImageEncoder, build
-from engine.models.towers import freeze_unused
+from engine.models.vision_language import freeze_unused
 from engine.models.weights import load_tower
 from engine.registry import find
 
