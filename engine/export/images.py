@@ -129,7 +129,7 @@ def image_section(config: Config) -> dict[str, Any]:
 
     Raises UserError for a transform that ``Preprocess`` does not have.
     """
-    from engine.data.transforms.pipeline import output_size  # with torch
+    from engine.data.transforms.pipeline import fit_interpolation, output_size  # with torch
 
     transforms = config.transforms
     names = [name for name in transforms.valid_transforms if name != "normalize"]
@@ -142,7 +142,14 @@ def image_section(config: Config) -> dict[str, Any]:
             )
     size = output_size(names, transforms, _KEY)
     if transforms.image_aspect_ratio is not None:
-        steps = [_fitted(config, names, size)]
+        fit = {
+            "step": "fit",
+            "how": transforms.image_aspect_ratio,
+            "size": list(size),
+            "interpolation": fit_interpolation(names, transforms),
+            "colour": [int(255 * value) for value in transforms.normalize.mean],
+        }
+        steps = [fit]
     else:
         steps = [_sized(config, name) for name in names]
     return {
@@ -160,17 +167,3 @@ def _sized(config: Config, name: str) -> dict[str, Any]:
     if name == "center_crop":
         return {"step": name, "size": [size, size] if isinstance(size, int) else size}
     return {"step": "resize", "size": size, "interpolation": section.interpolation}
-
-
-def _fitted(config: Config, names: list[str], size: tuple[int, int]) -> dict[str, Any]:
-    """One step in place of all resizes and crops, as the pipeline has it."""
-    transforms = config.transforms
-    sections = [getattr(transforms, name) for name in names]
-    ways = [section.interpolation for section in sections if hasattr(section, "interpolation")]
-    return {
-        "step": "fit",
-        "how": transforms.image_aspect_ratio,
-        "size": list(size),
-        "interpolation": ways[0] if ways else transforms.resize_bicubic.interpolation,
-        "colour": [int(255 * value) for value in transforms.normalize.mean],
-    }

@@ -6,22 +6,20 @@ Normalisation is the model's, on the device: ``normalize`` is accepted and does 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
 
 import engine.torchvision_ops  # noqa: F401  isort: skip  before torchvision
-from torchvision.transforms import v2  # isort: skip
+from torchvision.transforms import Compose, RandomHorizontalFlip, v2  # isort: skip
 
 from engine import registry
 from engine.config import schema
-from engine.data.transforms.aspect import Fit
 from engine.data.transforms.geometry import (
+    Fit,
     Picture,
-    RandomFlip,
     RandomResizeCrop,
     Resize,
     Size,
@@ -33,71 +31,50 @@ from engine.errors import UserError
 from engine.registry import nearest
 
 Piece = Callable[[Any], Any]
+_RESIZES = ("resize", "resize_bicubic")
+_SIZED = (*_RESIZES, "center_crop", "random_crop", "random_resize_crop")
 
 
-class OnPil:
-    """Runs a torchvision operation on the PIL form of an image."""
-
-    def __init__(self, operation: Piece) -> None:
-        self.operation = operation
-
-    def __call__(self, image: Picture) -> Image.Image:
-        return self.operation(to_pil(image))
+def on_pil(operation: Piece) -> Piece:
+    """An operation on the PIL form of an image."""
+    return Compose([to_pil, operation])
 
 
-class OnTensor:
-    """Runs a torchvision operation on the tensor form of an image."""
-
-    def __init__(self, operation: Piece) -> None:
-        self.operation = operation
-
-    def __call__(self, image: Picture) -> Tensor:
-        return self.operation(to_tensor(image))
+def on_tensor(operation: Piece) -> Piece:
+    """An operation on the tensor form of an image."""
+    return Compose([to_tensor, operation])
 
 
 def _random_crop(config: schema.Transforms) -> Piece:
-    crop = config.random_crop
-    return OnTensor(
-        v2.RandomCrop(pair(crop.size), padding=crop.padding or None, pad_if_needed=True)
-    )
-
-
-def _autoaug(config: schema.Transforms) -> Piece:
-    return OnPil(v2.AutoAugment(v2.AutoAugmentPolicy(config.autoaug.policy)))
+    size, padding = pair(config.random_crop.size), config.random_crop.padding or None
+    return on_tensor(v2.RandomCrop(size, padding=padding, pad_if_needed=True))
 
 
 def _color_jitter(config: schema.Transforms) -> Piece:
     c = config.color_jitter
     jitter = v2.ColorJitter(c.brightness, c.contrast, c.saturation, c.hue)
-    return OnPil(jitter if c.p == 1.0 else v2.RandomApply([jitter], c.p))
+    return on_pil(jitter if c.p == 1.0 else v2.RandomApply([jitter], c.p))
 
 
 def _random_erasing(config: schema.Transforms) -> Piece:
     # The mean colour is what a zero written after normalisation would be.
     mean = [round(255 * value) for value in config.normalize.mean]
     erasing = config.random_erasing
-    return OnTensor(v2.RandomErasing(erasing.p, scale=erasing.scale, value=mean))
-
-
-def _unchanged(image: Any) -> Any:
-    return image
+    return on_tensor(v2.RandomErasing(erasing.p, scale=erasing.scale, value=mean))
 
 
 PIECES: dict[str, Callable[[schema.Transforms], Piece]] = {
     "resize": lambda config: Resize(config.resize),
     "resize_bicubic": lambda config: Resize(config.resize_bicubic),
-    "center_crop": lambda config: OnTensor(v2.CenterCrop(pair(config.center_crop.size))),
+    "center_crop": lambda config: on_tensor(v2.CenterCrop(pair(config.center_crop.size))),
     "random_crop": _random_crop,
     "random_resize_crop": lambda config: RandomResizeCrop(config.random_resize_crop),
-    "random_flip": lambda config: RandomFlip(config.random_flip),
-    "autoaug": _autoaug,
+    "random_flip": lambda config: on_tensor(RandomHorizontalFlip(config.random_flip.p)),
+    "autoaug": lambda config: on_pil(v2.AutoAugment(v2.AutoAugmentPolicy(config.autoaug.policy))),
     "color_jitter": _color_jitter,
     "random_erasing": _random_erasing,
-    "normalize": lambda config: _unchanged,
+    "normalize": lambda config: Compose([]),
 }
-
-
-_SIZED = ("resize", "resize_bicubic", "center_crop", "random_crop", "random_resize_crop")
 
 
 class Pipeline:
@@ -107,7 +84,7 @@ class Pipeline:
     """
 
     def __init__(
-        self, pieces: list[Piece], size: Size, decode_size: Size | None, decoder: str = "auto"
+        self, pieces: list[Piece], size: Size, decode_size: Size | None, decoder: str
     ) -> None:
         self.pieces, self.size = pieces, size
         self.decode_size, self.decoder = decode_size, decoder
@@ -117,10 +94,7 @@ class Pipeline:
 
         Raises BadSample for an image that cannot be brought to it.
         """
-        current: Any = image
-        for piece in self.pieces:
-            current = piece(current)
-        image_CHW = to_tensor(current)
+        image_CHW = to_tensor(Compose(self.pieces)(image))
         if out is None or (out.shape, out.dtype) != (image_CHW.shape, image_CHW.dtype):
             return image_CHW.contiguous()
         if image_CHW.stride(0) == 1 and image_CHW.stride(2) == len(image_CHW):
@@ -148,50 +122,30 @@ def build(
 
     ``options`` are those of transforms from outside.
     """
-    pieces = [_piece(name, config, key, options or {}) for name in names]
+    made = [_piece(name, config, key, options or {}) for name in names]
     size = output_size(names, config, key)
+    fit = None
     if config.image_aspect_ratio is not None:
-        pieces = _fitted(names, pieces, config, size)
+        interpolation = fit_interpolation(names, config)
+        fit = Fit(config.image_aspect_ratio, size, interpolation, config.normalize.mean)
+    pieces: list[Piece] = []
+    crop = pair(config.center_crop.size)
+    for name, piece in zip(names, made, strict=True):
+        before = pieces[-1] if pieces else None
+        if fit is not None and name in _SIZED:  # in place of all of them, where the first one is
+            pieces += [fit] if fit not in pieces else []
+        elif name == "center_crop" and isinstance(before, Resize) and before.covers(crop):
+            pieces[-1] = Resize(before.config, crop)  # computes only what the crop keeps
+        else:
+            pieces.append(piece)
     if decoder == "pillow_exact":
         for piece in pieces:
             if isinstance(piece, Resize | RandomResizeCrop | Fit):
                 piece.exact = True
         return Pipeline(pieces, size, None, decoder)
-    if names[0] not in PIECES:  # a transform from outside is given a Pillow image
-        decoder = "pillow"
-    if config.image_aspect_ratio is None:
-        pieces = _fused(names, pieces, config)
+    # a transform from outside is given a Pillow image
+    decoder = decoder if names[0] in PIECES else "pillow"
     return Pipeline(pieces, size, _decode_size(names, config), decoder)
-
-
-def _fitted(
-    names: list[str], pieces: list[Piece], config: schema.Transforms, size: Size
-) -> list[Piece]:
-    """One piece in place of all resizes and crops, at the place of the first."""
-    places = [place for place, name in enumerate(names) if name in _SIZED]
-    chosen = (getattr(config, names[place]) for place in places)
-    ways = [section.interpolation for section in chosen if hasattr(section, "interpolation")]
-    assert config.image_aspect_ratio is not None
-    interpolation = ways[0] if ways else config.resize_bicubic.interpolation
-    fit = Fit(config.image_aspect_ratio, size, interpolation, config.normalize.mean)
-    return [
-        fit if place == places[0] else piece
-        for place, piece in enumerate(pieces)
-        if place not in places[1:]
-    ]
-
-
-def _fused(names: list[str], pieces: list[Piece], config: schema.Transforms) -> list[Piece]:
-    """A resize computes only what a crop right after it keeps."""
-    fused: list[Piece] = []
-    crop = pair(config.center_crop.size)
-    for name, piece in zip(names, pieces, strict=True):
-        before = fused[-1] if fused else None
-        if name == "center_crop" and isinstance(before, Resize) and before.covers(crop):
-            fused[-1] = Resize(before.config, crop=crop)
-        else:
-            fused.append(piece)
-    return fused
 
 
 def _piece(name: str, config: schema.Transforms, key: str, options: Mapping[str, Any]) -> Piece:
@@ -205,23 +159,28 @@ def _piece(name: str, config: schema.Transforms, key: str, options: Mapping[str,
         raise UserError(f"transforms.{name}: {error}", key=f"transforms.{name}") from error
 
 
+def fit_interpolation(names: list[str], config: schema.Transforms) -> str:
+    """How ``image_aspect_ratio`` resizes: as the first of the names that does."""
+    for name in names:
+        if name in (*_RESIZES, "random_resize_crop"):
+            return getattr(config, name).interpolation
+    return config.resize_bicubic.interpolation
+
+
 def output_size(names: list[str], config: schema.Transforms, key: str = "transforms") -> Size:
     """(height, width) that the transforms put out.
 
     Raises UserError where images would keep different sizes, of which no batch can be made.
     """
-    for name in reversed(names):
-        if name in ("center_crop", "random_crop", "random_resize_crop"):
-            return pair(getattr(config, name).size)
-        if name in ("resize", "resize_bicubic"):
-            size = getattr(config, name).size
-            if isinstance(size, tuple) or config.image_aspect_ratio is not None:
-                return pair(size)
-            raise UserError(
-                f"{key}: {name} by the shorter side to {size} leaves images of different shapes; "
-                f"add center_crop after it, or set transforms.{name}.size: [{size}, {size}]",
-                key=key,
-            )
+    for name in (name for name in reversed(names) if name in _SIZED):
+        size = getattr(config, name).size
+        if name not in _RESIZES or isinstance(size, tuple) or config.image_aspect_ratio is not None:
+            return pair(size)
+        raise UserError(
+            f"{key}: {name} by the shorter side to {size} leaves images of different shapes; "
+            f"add center_crop after it, or set transforms.{name}.size: [{size}, {size}]",
+            key=key,
+        )
     raise UserError(
         f"{key}: {names} brings images to no common size; add resize and center_crop, or "
         "random_resize_crop",
@@ -238,14 +197,14 @@ def _decode_size(names: list[str], config: schema.Transforms) -> Size | None:
     for name in names:
         if name in _SIZED and config.image_aspect_ratio is not None:
             return output_size(names, config)
-        if name in ("resize", "resize_bicubic"):
+        if name in _RESIZES:
             return pair(getattr(config, name).size)
         if name == "random_resize_crop":
             crop = config.random_resize_crop
             oblong = min(crop.ratio[0], 1 / crop.ratio[1], 1.0)
             grow = (crop.scale[0] * oblong) ** -0.5
-            height, width = (int(np.ceil(side * grow)) for side in pair(crop.size))
-            return max(height, width), max(height, width)
-        if name in ("center_crop", "random_crop") or name not in PIECES:
+            longest = math.ceil(max(pair(crop.size)) * grow)
+            return longest, longest
+        if name in _SIZED or name not in PIECES:
             return None  # taken at the image's own scale
     return None

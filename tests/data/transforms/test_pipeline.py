@@ -11,7 +11,7 @@ from torchvision.transforms import v2  # isort: skip
 from engine.config.schema import Transforms
 from engine.data.decode import decode
 from engine.data.transforms import geometry, pipeline
-from engine.data.transforms.geometry import pillow_memory
+from engine.data.transforms.geometry import pixels_of
 from engine.errors import UserError
 from engine.types import BadSample
 
@@ -117,9 +117,9 @@ def test_random_resize_crop_resizes_its_box_as_torchvision(image):
 @pytest.mark.parametrize("shape", [(1, 1), (40, 30), (2048, 2000), (2500, 3000)])
 def test_pillows_memory_holds_its_pixels(shape):
     image = Image.effect_noise(shape, 90).convert("RGB")
-    memory = pillow_memory(image)
+    memory = pixels_of(image)
     assert torch.equal(memory[:3], v2.functional.pil_to_tensor(image))
-    crop = pillow_memory(image.crop((0, 0, 1, 1)))  # outlives the image that it was taken from
+    crop = pixels_of(image.crop((0, 0, 1, 1)))  # outlives the image that it was taken from
     assert crop[:3, 0, 0].tolist() == list(image.getpixel((0, 0)))
 
 
@@ -226,8 +226,8 @@ def test_values_that_torchvision_refuses_are_the_users_mistake():
 
 def test_a_transform_from_outside(monkeypatch, tmp_path, image):
     (tmp_path / "my_invert.py").write_text(
-        "from engine.data.transforms.pipeline import OnTensor\n"
-        "def build(config):\n    return OnTensor(lambda image_CHW: 255 - image_CHW)\n"
+        "from engine.data.transforms.pipeline import on_tensor\n"
+        "def build(config):\n    return on_tensor(lambda image_CHW: 255 - image_CHW)\n"
     )
     (tmp_path / "mine").mkdir()
     (tmp_path / "my_invert.py").rename(tmp_path / "mine" / "invert.py")
