@@ -16,6 +16,7 @@ One row is one caption.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,9 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSou
         splits = config.valid_splits if split == "valid" else config.train_splits
         key = f"data.datasets.{name}.{split}_splits"
         options: object = ("karpathy", splits)
-        rows = lambda: _karpathy(path, splits, key)  # noqa: E731
+        rows = partial(_karpathy, path, splits, key)
     else:
-        options, rows = "coco", lambda: _captions(path)
+        options, rows = "coco", partial(_captions, path)
     return open_rows(name, split, [path], options, rows, cache_dir=cache_dir, images=images)
 
 

@@ -12,6 +12,7 @@ A sample without ``image`` is text alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -51,7 +52,7 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSou
         config.root, anno, dataset=name, option=f"{split}_anno", endings=(".json", ".jsonl")
     )
     options = ("llava", config.several_images)
-    rows = lambda: _rows(path, config.several_images)  # noqa: E731
+    rows = partial(_rows, path, config.several_images)
     source = open_rows(name, split, [path], options, rows, cache_dir=cache_dir)
     if source.parts[0].table.has_values("images"):
         source.images = image_folder(config.root, folder, dataset=name, option=f"{split}_images")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSou
         endings=(".json", ".jsonl", ".json.gz"),
     )  # fmt: skip
     images = image_folder(config.root, folder, dataset=name, option=f"{split}_images")
-    rows = lambda: _rows(path)  # noqa: E731
+    rows = partial(_rows, path)
     return open_rows(name, split, [path], "objects", rows, cache_dir=cache_dir, images=images)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +77,7 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSou
         if chosen[option] is not None
     ]
     images = image_folder(config.root, chosen["images"], dataset=name, option=f"{split}_images")
-    options, rows = ("vqa", pattern), lambda: _rows(inputs, pattern)
+    options, rows = ("vqa", pattern), partial(_rows, inputs, pattern)
     return open_rows(name, split, inputs, options, rows, cache_dir=cache_dir, images=images)
 
 

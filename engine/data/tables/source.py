@@ -358,6 +358,9 @@ def open_rows(
     ``images`` is the folder of images that rows name by their paths; the others are inside the
     files ``held_in``. Raises UserError where no row can be used, and what ``rows`` raises.
     """
-    batches = lambda: to_batches(rows(), held_in)  # noqa: E731
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        return to_batches(rows(), held_in)
+
     table = open_table(inputs, options, batches, cache_dir=cache_dir)
     return TableSource(name, split, OneTable(table, held_in), images, base64=base64)

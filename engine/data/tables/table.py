@@ -49,7 +49,7 @@ class Block:
         self.batch = batch
         names = batch.schema.names
         self.read = {
-            name: _reader(batch.column(name)) if name in names else _NOTHING
+            name: _reader(batch.column(name)) if name in names else _nothing
             for name in SCHEMA.names
         }
         self._all = list(self.read.values())
@@ -59,7 +59,7 @@ class Block:
         return [read(index) for read in self._all]
 
 
-def _NOTHING(index: int) -> None:  # noqa: N802  a constant that is called
+def _nothing(index: int) -> None:
     return None
 
 
@@ -67,13 +67,14 @@ def _reader(column: pa.Array) -> Callable[[int], Any]:
     """A function of the row: its value, None for none and for empty lists."""
     kind, nulls = column.type, column.null_count
     if nulls == len(column):
-        return _NOTHING
+        return _nothing
     present, *buffers = column.buffers()
+    read: Callable[[int], Any]
     if pa.types.is_struct(kind):
         names = [field.name for field in (TURN if kind.get_field_index("role") >= 0 else PLACE)]
         places = [kind.get_field_index(name) for name in names]
-        children = [_NOTHING if at < 0 else _reader(column.field(at)) for at in places]
-        read: Callable[[int], Any] = lambda index: tuple([child(index) for child in children])  # noqa: E731
+        children = [_nothing if at < 0 else _reader(column.field(at)) for at in places]
+        read = _struct_reader(children)
     elif pa.types.is_integer(kind):
         read = _integers(buffers[0], kind.bit_width == 64).__getitem__
     else:
@@ -101,6 +102,10 @@ def _text_reader(bounds: memoryview[int], content: memoryview) -> Callable[[int]
         return str(content[first:end], "utf8") if end > first else ""
 
     return read
+
+
+def _struct_reader(children: list[Callable[[int], Any]]) -> Callable[[int], tuple[Any, ...]]:
+    return lambda index: tuple([child(index) for child in children])
 
 
 def _list_reader(bounds: memoryview[int], item: Callable[[int], Any]) -> Callable[[int], Any]:
