@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -125,11 +125,9 @@ def histogram(title: str, series: Mapping[str, Sequence[float]], unit: str) -> I
     """
     values = {name: np.asarray(given, dtype=np.float64) for name, given in series.items()}
     values = {name: kept for name, v in values.items() if len(kept := v[np.isfinite(v)])}
-    _check_number("histogram takes", "series", len(values))
 
     def draw(axes: Axes) -> None:
-        every = np.concatenate(list(values.values()))
-        edges = np.histogram_bin_edges(every, _BINS)
+        edges = np.histogram_bin_edges(np.concatenate(list(values.values())), _BINS)
         for colour, (name, value_N) in zip(_LINES, values.items(), strict=False):
             share_B = 100 * np.histogram(value_N, edges)[0] / len(value_N)
             note = f"{name}: {len(value_N):,}, mean {label(float(value_N.mean()))}"
@@ -140,7 +138,7 @@ def histogram(title: str, series: Mapping[str, Sequence[float]], unit: str) -> I
         axes.yaxis.set_major_formatter("{x:g} %")
         axes.grid(visible=False, axis="x")
 
-    return _picture(title, (920, 480), draw)
+    return _picture(title, (920, 480), draw, len(values), "series")
 
 
 def precision_recall(
@@ -150,7 +148,6 @@ def precision_recall(
 
     Thin lines are of equal F1. Raises ValueError for no curve, or for more than there are colours.
     """
-    _check_number("picture takes", "curves", len(curves))
 
     def draw(axes: Axes) -> None:
         for level in _LEVELS:
@@ -159,25 +156,26 @@ def precision_recall(
             axes.annotate(f"F1 {level:g}", (1, level / (2 - level)), (-3, 3), color=_GREY,
                           textcoords="offset points", ha="right")  # fmt: skip
         for colour, (name, (recalls, precisions)) in zip(_LINES, curves.items(), strict=False):
-            recall, precision = max(zip(recalls, precisions, strict=True), key=lambda p: _f1(*p))
-            note = f"{name}: best F1 {_f1(recall, precision):.3f}"
-            axes.plot(recalls, precisions, color=colour, lw=3, label=note)
+            points = list(zip(recalls, precisions, strict=True))
+            recall, precision = max(points, key=_f1)
+            f1 = _f1((recall, precision))
+            axes.plot(recalls, precisions, color=colour, lw=3, label=f"{name}: best F1 {f1:.3f}")
             axes.plot(recall, precision, "o", ms=9, color=colour, mec="white", mew=2)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision")
 
-    return _picture(title, (640, 640), draw)
+    return _picture(title, (640, 640), draw, len(curves), "curves")
 
 
-def _f1(recall: float, precision: float) -> float:
+def _f1(point: tuple[float, float]) -> float:
+    recall, precision = point
     return 2 * recall * precision / (recall + precision) if recall + precision else 0.0
 
 
-def _check_number(what: str, unit: str, number: int) -> None:
+def _picture(
+    title: str, size: tuple[int, int], draw: Callable[[Axes], None], number: int, unit: str
+) -> Image.Image:
     if not 0 < number <= len(_LINES):
-        raise ValueError(f"a {what} 1 to {len(_LINES)} {unit}, not {number}")
-
-
-def _picture(title: str, size: tuple[int, int], draw: Callable[[Axes], None]) -> Image.Image:
+        raise ValueError(f"a picture takes 1 to {len(_LINES)} {unit}, not {number}")
     with _matplotlib({"font.size": 11}) as new_figure:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -197,7 +195,7 @@ def _picture(title: str, size: tuple[int, int], draw: Callable[[Axes], None]) ->
         return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def _style(axes: Axes, soft: str, rule: str, grid: Any) -> None:
+def _style(axes: Axes, soft: str, rule: str, grid: Literal["y", "both"]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.tick_params(length=0, labelcolor=soft)
@@ -216,13 +214,8 @@ def _matplotlib(settings: dict[str, Any]) -> Iterator[Callable[..., Any]]:
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    ours = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "",
-        "font.size": 8,
-        "axes.xmargin": 0,
-        "axes.ymargin": 0,
-    }
+    ours = {"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 8, "axes.xmargin": 0,
+            "axes.ymargin": 0}  # fmt: skip
     with style.context(["default", ours | settings]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a dataset's name
         yield Figure

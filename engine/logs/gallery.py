@@ -80,22 +80,21 @@ def sheet(examples: Sequence[Example]) -> Image.Image:
 
 def markdown(examples: Sequence[Example]) -> str:
     """A table of the texts, numbered as the sheet is."""
-    head = "| | found | its own | image |\n|---|---|---|---|\n"
-    return head + "".join(
-        f"| {number} | {found} | {own} | {_cell([example.name])} |\n"
-        for number, example in enumerate(examples, 1)
-        for found, own in [(_cell(texts(example)), _cell(example.captions[:_NUM_OWN]))]
-    )
-
-
-def _figure(score: float) -> str:
-    """Two decimals, or one significant figure where those would round it to nothing."""
-    return f"{score:.1g}" if 0 < abs(score) < 0.01 else f"{score:.2f}"
+    rows = ["| | found | its own | image |", "|---|---|---|---|"]
+    for number, example in enumerate(examples, 1):
+        cells = (texts(example), example.captions[:_NUM_OWN], [example.name])
+        rows.append(f"| {number} | {' | '.join(map(_cell, cells))} |")
+    return "\n".join(rows) + "\n"
 
 
 def texts(example: Example) -> list[str]:
     """What was found, with its cosine where there is one."""
     return [c if score is None else f"{c} ({_figure(score)})" for c, score in example.found]
+
+
+def _figure(score: float) -> str:
+    """Two decimals, or one significant figure where those would round it to nothing."""
+    return f"{score:.1g}" if 0 < abs(score) < 0.01 else f"{score:.2f}"
 
 
 def _cell(lines: Sequence[str]) -> str:
@@ -115,17 +114,13 @@ def weight_map(image: Image.Image, weight_hw: np.ndarray, text: str) -> Image.Im
     low, high = float(weight_hw.min()), float(weight_hw.max())
     share = (weight_hw - low) / (high - low) if high > low else np.zeros_like(weight_hw)
     small = Image.fromarray(share.astype(np.float32))
-    heat = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
-    places = [place for place, _ in _GLOW]
-    glow = np.stack(
-        [np.interp(heat[..., 0], places, [rgb[c] for _, rgb in _GLOW]) for c in range(3)], axis=-1
-    )
-    opacity = _OPACITY * heat if high > low else 0.0
-    mixed = Image.fromarray((large * (1 - opacity) + glow * opacity).astype(np.uint8))
+    heat = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+    places, colours = zip(*_GLOW, strict=True)
+    glow = np.stack([np.interp(heat, places, each) for each in zip(*colours, strict=True)], axis=-1)
+    opacity = _OPACITY * heat[..., None] if high > low else 0.0
     picture = Image.new("RGB", (size[0], size[1] + _LINE), "white")
-    picture.paste(mixed)
-    pen = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(18)
+    picture.paste(Image.fromarray((large * (1 - opacity) + glow * opacity).astype(np.uint8)))
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(18)
     while len(text) > 1 and pen.textlength(text, font) > size[0] - 16:
         text = text[:-2] + "…"
     pen.text((8, size[1] + _LINE / 2), text, "#1c1d22", font, anchor="lm")

@@ -3,6 +3,7 @@
 JSON has no NaN or infinity: both are written as ``null``, so that any reader can parse the file.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -47,16 +48,9 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     """The file's rows in order; lines that are not JSON objects are skipped."""
     with path.open(encoding="utf8", errors="replace") as lines:
         for line in lines:
-            if (row := _parse(line)) is not None:
-                yield row
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
+            with contextlib.suppress(ValueError):
+                if isinstance(row := json.loads(line), dict):
+                    yield row
 
 
 def _keep(path: Path, last_step: float) -> None:

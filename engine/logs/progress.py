@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +15,10 @@ from rich.text import Text
 
 _SMOOTHING = 0.1  # weight of the newest step time in the ETA
 _REFRESH_SECONDS = 0.2
+_SHOWN = (
+    ("loss", "loss {:.4f}"), ("batch_R@1", "R@1 {:.1f}"), ("lr", "lr {:.2e}"),
+    ("samples_per_second", "{:.0f} samples/s"), ("data_wait", "data wait {:.0%}"),
+)  # fmt: skip
 
 
 class Output(Console):
@@ -45,29 +48,22 @@ class Progress:
         step_interval: int = 10,
         *,
         console: Console | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total_steps, self._step_interval = total_steps, step_interval
         self._console = console or Output()
-        self._clock = clock
         self._last: tuple[int, float] | None = None  # step and time of the row before
-        self._printed: int | None = None
         self._step_seconds: float | None = None
+        self._printed: int | None = None  # step of the last plain line
         self._live: Live | None = None
-        self._shown: float | None = None
+        self._shown = float("-inf")  # when the live line was last drawn
 
     def row(self, row: dict[str, Any]) -> None:
         """Show one row."""
         if "lr" in row:
             self._training(row)
-            return
-        values = {name: value for name, value in row.items() if "/" in name}
-        if values:
-            self.table(values, title=f"step {row['step']}" if "step" in row else None)
-
-    def table(self, values: dict[str, Any], *, title: str | None = None) -> None:
-        """Print ``DATASET/metric`` values: a line a metric, a column a dataset."""
-        self._console.print(evaluation_table(values, title))
+        elif values := {name: value for name, value in row.items() if "/" in name}:
+            title = f"step {row['step']}" if "step" in row else None
+            self._console.print(evaluation_table(values, title))
 
     def examples(self, step: int, dataset: str, examples: object) -> None:
         """Nothing: a terminal shows no images."""
@@ -83,54 +79,40 @@ class Progress:
             self._live = None
 
     def _training(self, row: dict[str, Any]) -> None:
-        step = row["step"]
-        self._time(step)
+        step, is_last = row["step"], row["step"] == self._total_steps
+        now = time.monotonic()
+        self._time(step, now)
         line = self._line(row)
         if self._console.is_terminal:
-            self._show(line, last=step == self._total_steps)
-            return
-        due = self._printed is None or step - self._printed >= self._step_interval
-        if due or step == self._total_steps:
+            self._show(line, now, is_last)
+        elif is_last or self._printed is None or step - self._printed >= self._step_interval:
             # On multiples of the interval, so that lines of a resumed run fall on the same steps.
             self._printed = step - step % self._step_interval
             self._console.print(Text(line))
 
-    def _show(self, line: str, *, last: bool) -> None:
+    def _show(self, line: str, now: float, is_last: bool) -> None:
         if self._live is None:
             # No refresh thread and no redirection: loader workers are forked from this process.
             self._live = Live(
-                console=self._console,
-                auto_refresh=False,
-                redirect_stdout=False,
+                console=self._console, auto_refresh=False, redirect_stdout=False,
                 redirect_stderr=False,
-            )
+            )  # fmt: skip
             self._live.start()
-        now = self._clock()
-        if last or self._shown is None or now - self._shown >= _REFRESH_SECONDS:
+        if is_last or now - self._shown >= _REFRESH_SECONDS:
             self._shown = now
             self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
 
-    def _time(self, step: int) -> None:
-        now = self._clock()
+    def _time(self, step: int, now: float) -> None:
         if self._last is not None and step > self._last[0]:
             newest = (now - self._last[1]) / (step - self._last[0])
-            before = self._step_seconds
-            self._step_seconds = (
-                newest if before is None else before + _SMOOTHING * (newest - before)
-            )
+            before = newest if self._step_seconds is None else self._step_seconds
+            self._step_seconds = before + _SMOOTHING * (newest - before)
         self._last = (step, now)
 
     def _line(self, row: dict[str, Any]) -> str:
         step, total = row["step"], self._total_steps
         parts = [f"step {step}/{total} {100 * step / total:.0f}%" if total else f"step {step}"]
-        shown = (
-            ("loss", "loss {:.4f}"),
-            ("batch_R@1", "R@1 {:.1f}"),
-            ("lr", "lr {:.2e}"),
-            ("samples_per_second", "{:.0f} samples/s"),
-            ("data_wait", "data wait {:.0%}"),
-        )
-        parts += [form.format(row[name]) for name, form in shown if row.get(name) is not None]
+        parts += [form.format(row[name]) for name, form in _SHOWN if row.get(name) is not None]
         if total and self._step_seconds is not None:
             parts.append(f"ETA {duration((total - step) * self._step_seconds)}")
         return "  ".join(parts)

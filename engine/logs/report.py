@@ -16,57 +16,32 @@ from engine.logs.run_log import METRICS_FILE
 from engine.logs.samples import write_whole
 
 REPORT_FILE = "report.html"
-_KNOWN = frozenset(
-    (
-        *("step", "epoch", "seconds", "samples_seen", "bad_samples"),
-        *("lr", "samples_per_second", "data_wait", "batch_R@1"),
-    )
-)
+_KNOWN = frozenset({
+    "step", "epoch", "seconds", "samples_seen", "bad_samples", "lr", "samples_per_second",
+    "data_wait", "batch_R@1",
+})  # fmt: skip
 
 Row = dict[str, Any]
 
 
 def write_report(
-    run_dir: Path,
-    *,
-    name: str = "",
-    settings: str | None = None,
-    galleries: Mapping[str, Sequence[Example]] | None = None,
-    curves: Sequence[str] = (),
-    headlines: Sequence[str] = (),
-) -> Path:
+    run_dir: Path, *,
+    galleries: Mapping[str, Sequence[Example]], curves: Sequence[str], headlines: Sequence[str],
+) -> Path:  # fmt: skip
     """Write ``run_dir/report.html`` from its metrics.jsonl, whole or not at all; returns its path.
 
-    ``settings`` is the resolved configuration's text (default: ``run_dir/config.yaml``),
-    ``galleries`` the examples by dataset. Of an evaluation's figures (``RSUM``), ``curves`` are
+    ``galleries`` are the examples by dataset. Of an evaluation's figures (``RSUM``), ``curves`` are
     drawn over the steps, a line a dataset, and the last of ``headlines`` stand at the top.
     """
-    if settings is None:
-        config = run_dir / "config.yaml"
-        settings = config.read_text(encoding="utf8") if config.exists() else ""
-    metrics = run_dir / METRICS_FILE
+    config, metrics = run_dir / "config.yaml", run_dir / METRICS_FILE
     rows = list(jsonl.read(metrics)) if metrics.exists() else []
-    title = name or run_dir.resolve().name
-    text = page(title, rows, settings, galleries or {}, curves, headlines)
-    return write_whole(run_dir / REPORT_FILE, text)
-
-
-def page(
-    name: str,
-    rows: list[Row],
-    settings: str,
-    galleries: Mapping[str, Sequence[Example]],
-    curves: Sequence[str],
-    headlines: Sequence[str],
-) -> str:
-    """The whole document as text."""
     training = [row for row in rows if "lr" in row]
     evaluations = [row for row in rows if any("/" in key for key in row)]
     last = {key: row[key] for row in evaluations for key in row if "/" in key}  # the newest
     datasets, figures = by_dataset(last)
-    return render(
+    page = render(
         "report.html",
-        title=name,
+        title=run_dir.resolve().name,
         tiles=_tiles(training, last, headlines),
         charts=[chart for chart in _curves(training, evaluations, curves) if chart is not None],
         datasets=datasets,
@@ -75,8 +50,9 @@ def page(
             (f"Examples: {dataset}", [article(example) for example in shown])
             for dataset, shown in galleries.items()
         ],
-        settings=settings,
+        settings=config.read_text(encoding="utf8") if config.exists() else "",
     )
+    return write_whole(run_dir / REPORT_FILE, page)
 
 
 def write_gallery(path: Path, title: str, section: str, examples: Sequence[Example]) -> None:
@@ -99,11 +75,8 @@ def render(name: str, package: str = "", **values: Any) -> str:
 
 
 def _points(rows: list[Row], key: str) -> list[tuple[float, float]]:
-    return [
-        (row["step"], value)
-        for row in rows
-        if isinstance(value := row.get(key), int | float) and math.isfinite(value)
-    ]
+    found = ((row["step"], row.get(key)) for row in rows)
+    return [(x, y) for x, y in found if isinstance(y, int | float) and math.isfinite(y)]
 
 
 def _keys(rows: list[Row]) -> list[str]:
@@ -113,20 +86,20 @@ def _keys(rows: list[Row]) -> list[str]:
 def _curves(
     training: list[Row], evaluations: list[Row], figures: Sequence[str]
 ) -> Iterator[Chart | None]:
+    def curve(title: str, label: str, key: str) -> Chart | None:
+        return line_chart(title, {label: _points(training, key)})
+
     own = [key for key in _keys(training) if key not in _KNOWN and "/" not in key]
     yield line_chart("Loss", {key: _points(training, key) for key in own if "loss" in key})
     for metric in figures:
         keys = [key for key in _keys(evaluations) if key.endswith(f"/{metric}")]
         series = {key.removesuffix(f"/{metric}"): _points(evaluations, key) for key in keys}
         yield line_chart(metric, series)
-    yield line_chart("R@1 within the batch", {"R@1": _points(training, "batch_R@1")})
-    yield line_chart("Learning rate", {"lr": _points(training, "lr")})
-    for key in own:
-        if "loss" not in key:
-            yield line_chart(key, {key: _points(training, key)})
-    yield line_chart("Samples a second", {"last": _points(training, "samples_per_second")})
-    waited = {"last": _points(training, "data_wait")}
-    yield line_chart("Waiting for data, share of a step", waited)
+    yield curve("R@1 within the batch", "R@1", "batch_R@1")
+    yield curve("Learning rate", "lr", "lr")
+    yield from (curve(key, key, key) for key in own if "loss" not in key)
+    yield curve("Samples a second", "last", "samples_per_second")
+    yield curve("Waiting for data, share of a step", "last", "data_wait")
 
 
 def _tiles(training: list[Row], last: Row, headlines: Sequence[str]) -> list[tuple[str, str]]:

@@ -26,17 +26,10 @@ class Wandb:
     """Sends rows to Weights & Biases. No method raises, and only ``close`` waits (bounded)."""
 
     def __init__(
-        self,
-        config: schema.Wandb,
-        run_dir: Path,
-        settings: dict[str, Any],
-        *,
+        self, config: schema.Wandb, run_dir: Path, settings: dict[str, Any],
         warn: Callable[[str], None],
-        init_seconds: float = INIT_SECONDS,
-        close_seconds: float = CLOSE_SECONDS,
-    ) -> None:
-        self._config, self._run_dir, self._settings = config, run_dir, settings
-        self._warn, self._init_seconds, self._close_seconds = warn, init_seconds, close_seconds
+    ) -> None:  # fmt: skip
+        self._config, self._run_dir, self._settings, self._warn = config, run_dir, settings, warn
         self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue(QUEUE_SIZE)
         self._dropped = 0
         self._failed = threading.Event()
@@ -60,16 +53,16 @@ class Wandb:
             self._dropped += 1
 
     def close(self) -> None:
-        """Wait until all is sent, at most ``close_seconds``."""
+        """Wait until all is sent, at most ``CLOSE_SECONDS``."""
         if self._failed.is_set():
             return
         try:
             self._queue.put_nowait(None)
-            self._thread.join(self._close_seconds)
+            self._thread.join(CLOSE_SECONDS)
         except queue.Full:
             pass
         if self._thread.is_alive():
-            self._warn(f"warning: wandb had not sent all rows after {self._close_seconds:.0f} s")
+            self._warn(f"warning: wandb had not sent all rows after {CLOSE_SECONDS:.0f} s")
         elif self._dropped:
             self._warn(f"warning: wandb fell behind and missed {self._dropped} rows")
 
@@ -90,25 +83,19 @@ class Wandb:
     def _open(self) -> Any:
         import wandb
 
-        online = self._config.mode == "online"
+        config, known = self._config, self._run_dir / _ID_FILE
+        if not known.exists():
+            known.write_text(secrets.token_hex(4))
         run = wandb.init(
-            project=self._config.project,
-            entity=self._config.entity,
-            name=self._config.name or self._run_dir.name,
-            tags=list(self._config.tags),
-            config=self._settings,
-            dir=str(self._run_dir),
-            mode=self._config.mode,
-            id=_run_id(self._run_dir),
-            resume="allow" if online else None,
+            project=config.project, entity=config.entity, name=config.name or self._run_dir.name,
+            tags=list(config.tags), config=self._settings, dir=str(self._run_dir),
+            mode=config.mode, id=known.read_text().strip(),
+            resume="allow" if config.mode == "online" else None,
             settings=wandb.Settings(
-                init_timeout=self._init_seconds,
-                silent=True,
-                console="off",
-                save_code=False,
+                init_timeout=INIT_SECONDS, silent=True, console="off", save_code=False,
                 disable_git=True,
             ),
-        )
+        )  # fmt: skip
         # Its own step counter refuses to go back, which a resumed run does.
         run.define_metric("*", step_metric="step")
         return run
@@ -117,17 +104,6 @@ class Wandb:
 def _images(examples: Sequence[Example]) -> list[Any]:
     import wandb
 
-    return [
-        wandb.Image(
-            shown.image,
-            caption="\n".join([*texts(shown), *(f"own: {own}" for own in shown.captions)]),
-        )
-        for shown in examples
-    ]
-
-
-def _run_id(run_dir: Path) -> str:
-    path = run_dir / _ID_FILE
-    if not path.exists():
-        path.write_text(secrets.token_hex(4))
-    return path.read_text().strip()
+    captions = ["\n".join([*texts(e), *(f"own: {own}" for own in e.captions)]) for e in examples]
+    pairs = zip(examples, captions, strict=True)
+    return [wandb.Image(shown.image, caption=caption) for shown, caption in pairs]

@@ -14,9 +14,16 @@ def example(captions, found, name=""):
     return gallery.Example(Image.new("RGB", (224, 168), "teal"), captions, found, name)
 
 
+def write(folder, galleries=None, curves=(), headlines=()):
+    return report.write_report(
+        folder, galleries=galleries or {}, curves=curves, headlines=headlines
+    )
+
+
 @pytest.fixture
 def run(tmp_path):
-    log = jsonl.JsonLines(tmp_path / "metrics.jsonl")
+    folder = tmp_path / "<i>exp<b>"
+    log = jsonl.JsonLines(folder / "metrics.jsonl")
     for step in range(1, 501):
         log.row({"step": step, "epoch": step / 100, "loss": 5 / step if step != 3 else math.nan,
                  "lr": 1e-3, "samples_per_second": 100.0, "data_wait": 0.1, "batch_R@1": 3.0,
@@ -25,8 +32,8 @@ def run(tmp_path):
             log.row({"step": step, "coco/RSUM": float(step), "coco/image_to_text_R@1": 12.345})
     log.row({"step": 500, "cifar/accuracy@1": 81.5, "cifar/tokenizer": "ours <i>"})
     log.close()
-    (tmp_path / "config.yaml").write_text("runner:\n  name: plain # <b>\n")
-    return tmp_path
+    (folder / "config.yaml").write_text("runner:\n  name: plain # <b>\n")
+    return folder
 
 
 class Tags(html.parser.HTMLParser):
@@ -62,13 +69,14 @@ def parsed(path):
 def test_one_whole_file_without_network_or_script(run):
     shown = example(["a <script>alert(1)</script> cat"], [("A cat, a SCRIPT", 0.3)], '"><i>')
     galleries, curves = {"<i>coco</i>": [shown]}, ["RSUM", "accuracy@1"]
-    path = report.write_report(run, name="<i>exp</i>", galleries=galleries, curves=curves)
+    path = write(run, galleries, curves)
     assert path == run / "report.html"
     tags, text = parsed(path), path.read_text()
     assert not {"script", "link", "iframe", "i", "b"} & set(tags.seen) - {"b"}
     assert all(link.startswith("data:image/jpeg;base64,") for link in tags.links)
     assert not re.search(r"https?://|url\(|@import", tags.NAMESPACE.sub("", text))
     assert tags.seen.count("title") == 1 + 6  # of the page, and of each evaluation's dot
+    assert "<h1>&lt;i&gt;exp&lt;b&gt;</h1>" in text
     assert "&lt;script&gt;" in text and "<h2>Examples: &lt;i&gt;coco&lt;/i&gt;</h2>" in text
     assert "<td>ours &lt;i&gt;</td>" in text
     assert "name: plain # &lt;b&gt;" in text
@@ -77,7 +85,7 @@ def test_one_whole_file_without_network_or_script(run):
 
 def test_what_it_shows(run):
     figures = ["RSUM", "accuracy@1"]
-    text = report.write_report(run, curves=figures, headlines=figures[:1]).read_text()
+    text = write(run, curves=figures, headlines=figures[:1]).read_text()
     assert "coco RSUM" in text and "accuracy@1</span>" not in text
     for title in ("Loss", "RSUM", "accuracy@1", "Learning rate", "grad_norm", "Samples a second"):
         assert f"<figcaption>{title}<" in text
@@ -93,15 +101,15 @@ def test_time_adds_up_over_starts():
 
 
 def test_an_empty_run_still_gives_a_page(tmp_path):
-    assert "<svg" not in report.write_report(tmp_path).read_text()
+    assert "<svg" not in write(tmp_path).read_text()
     parsed(tmp_path / "report.html")
 
 
 def test_a_failed_write_leaves_the_old_report(run, monkeypatch):
-    before = report.write_report(run).read_text()
+    before = write(run).read_text()
     files = sorted(run.iterdir())
-    monkeypatch.setattr(report, "page", lambda *_: 3)  # no text: the file is open by then
+    monkeypatch.setattr(report, "render", lambda *_, **__: 3)  # no text: the file is open by then
     with pytest.raises(TypeError):
-        report.write_report(run)
+        write(run)
     assert (run / "report.html").read_text() == before
     assert sorted(run.iterdir()) == files

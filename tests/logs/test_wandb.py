@@ -14,12 +14,16 @@ from engine.logs.wandb import Wandb
 wandb = pytest.importorskip("wandb")
 
 
+@pytest.fixture(autouse=True)
+def bounds(monkeypatch):
+    monkeypatch.setattr("engine.logs.wandb.INIT_SECONDS", 5.0)
+    monkeypatch.setattr("engine.logs.wandb.CLOSE_SECONDS", 20.0)
+
+
 def opened(folder, warnings, **options):
-    bounds = {"init_seconds": 5.0, "close_seconds": 20.0}
-    bounds |= {name: options.pop(name) for name in tuple(options) if name in bounds}
     folder.mkdir(exist_ok=True)
     config = schema.Wandb(enable=True, **options)
-    return Wandb(config, folder, {"runner": {"seed": 0}}, warn=warnings.append, **bounds)
+    return Wandb(config, folder, {"runner": {"seed": 0}}, warnings.append)
 
 
 def test_offline_for_real(tmp_path):
@@ -129,9 +133,9 @@ def test_no_account_and_no_terminal(tmp_path):
     code = f"""
 import pathlib
 from engine.config import schema
-from engine.logs.wandb import Wandb
-log = Wandb(schema.Wandb(enable=True), pathlib.Path({str(tmp_path)!r}), {{}}, warn=print,
-            init_seconds=5.0)
+from engine.logs import wandb
+wandb.INIT_SECONDS = 5.0
+log = wandb.Wandb(schema.Wandb(enable=True), pathlib.Path({str(tmp_path)!r}), {{}}, print)
 log.row({{"step": 1}})
 log.close()
 print("went on")
@@ -155,7 +159,8 @@ def test_neither_a_slow_start_nor_a_slow_end_is_waited_for(tmp_path, monkeypatch
     monkeypatch.setattr("engine.logs.wandb.QUEUE_SIZE", 10)
     warnings = []
     start = time.monotonic()
-    log = opened(tmp_path, warnings, close_seconds=0.2)
+    monkeypatch.setattr("engine.logs.wandb.CLOSE_SECONDS", 0.2)
+    log = opened(tmp_path, warnings)
     for step in range(25):
         log.row({"step": step})
     assert time.monotonic() - start < 1.0
