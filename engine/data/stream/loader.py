@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import accumulate
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -43,29 +41,7 @@ _PREFETCH = 2  # batches that each worker prepares ahead
 _MAX_BAD = 1000  # samples skipped for one batch, before it is given as it is
 
 
-class Pool:
-    """The shards of all streamed datasets as one list: number → (dataset, shard of it)."""
-
-    def __init__(self, streams: Sequence[Stream]) -> None:
-        self.streams = streams
-        self._ends = list(accumulate(len(stream.urls) for stream in streams))
-        # Samples that a reader shuffles: as many as the dataset that asks for most.
-        self.window = max(stream.window for stream in streams)
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def locate(self, shard: int) -> tuple[int, int]:
-        """Dataset of a shard, and the shard's number there."""
-        dataset = bisect_right(self._ends, shard)
-        return dataset, shard - (self._ends[dataset - 1] if dataset else 0)
-
-    def read(self, shard: int) -> Iterator[Item]:
-        """A shard's samples in order, and at the end what is wrong with it."""
-        dataset, number = self.locate(shard)
-        return self.streams[dataset].read(number)
-
-
+@dataclass(eq=False)
 class Batches(IterableDataset):
     """Batches of ``batch_size`` samples with their steps' numbers, for one rank.
 
@@ -73,29 +49,45 @@ class Batches(IterableDataset):
     that cannot be used is reported, and the next one taken in its place.
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        order: Order,
-        transform: Transform,
-        collate: Collate,
-        *,
-        batch_size: int,
-        rank: int,
-        world: int,
-        base: int,
-        total_steps: int,
-        limits: Limits,
-    ) -> None:
-        self.pool, self.order, self.collate = pool, order, collate
-        self.batch_size, self.rank, self.world = batch_size, rank, world
-        self.base, self.total_steps = base, total_steps
-        self.reader = Reader((), transform, order.seed, limits)
-        self.workers = Workers()
+    streams: Sequence[Stream]
+    shards: Sequence[tuple[int, int]]  # of all streams: dataset, and shard of it
+    order: Order
+    reader: Reader
+    collate: Collate
+    batch_size: int
+    rank: int
+    world: int
+    base: int
+    total_steps: int
+    workers: Workers = field(default_factory=Workers)
 
     def __iter__(self) -> _WorkerBatches:
         info = get_worker_info()
         return _WorkerBatches(self, info.id if info else 0, info.num_workers if info else 1)
+
+    def read_shard(self, number: int) -> Iterator[Item]:
+        """A shard's samples in order, and at the end what is wrong with it."""
+        dataset, shard = self.shards[number]
+        return self.streams[dataset].read(shard)
+
+    def read(self, step: int, taken: Taken, buffer: BatchBuffer | None) -> Sample | BadRecord:
+        """The sample of what was taken, or why it cannot be used."""
+        (dataset, shard), item, reader = self.shards[taken.shard], taken.item, self.reader
+        stream, row = self.streams[dataset], row_of(shard, item.number)
+        key = stream.place(row)
+        if item.number != WHOLE_SHARD:
+            key += f" {item.key}"
+        try:
+            if item.row is None:
+                raise item.bad or BadSample("unreadable")
+            data = reader.encoded(item.row)
+        except BadSample as bad:
+            return BadRecord(step, stream.name, row, key, bad.cause, bad.detail)
+        seed = reader.seed_of(taken.at.number, dataset, row)
+        read = reader.decode(
+            Fetched(step, stream.name, row, dataset, row, seed, item.row, data), buffer
+        )
+        return read if isinstance(read, Sample) else replace(read, key=key)
 
 
 class _WorkerBatches:
@@ -103,20 +95,19 @@ class _WorkerBatches:
 
     def __init__(self, batches: Batches, worker: int, workers: int) -> None:
         self._batches, self._worker, self._workers = batches, worker, workers
-        self._samples = ShardReader(
-            batches.order,
-            worker * batches.world + batches.rank,
-            batches.pool.window,
-            batches.pool.read,
-        )
+        # Samples are shuffled among as many as the dataset that asks for most.
+        window = max(stream.window for stream in batches.streams)
+        reader = worker * batches.world + batches.rank
+        self._reader = ShardReader(batches.order, reader, window, batches.read_shard)
+        self._samples = iter(self._reader)
         self._count = 0  # batches
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"batches": self._count, **self._samples.state()}
+    def state_dict(self) -> State:
+        return {"batches": self._count, **self._reader.state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self._count = state["batches"]
-        self._samples.restore(state)
+        self._reader.restore(state)
 
     def __iter__(self) -> _WorkerBatches:
         return self
@@ -138,8 +129,8 @@ class _WorkerBatches:
         buffer = BatchBuffer(to.batch_size, size) if size else None
         while len(samples) < to.batch_size and len(bad) < _MAX_BAD and not to.workers.closing:
             taken = next(self._samples)
-            number = taken.number
-            read = self._read(step, taken, buffer)
+            number = taken.at.number
+            read = to.read(step, taken, buffer)
             if isinstance(read, Sample):
                 samples.append(read)
             else:
@@ -147,25 +138,6 @@ class _WorkerBatches:
         if not samples:
             return step, {}, bad
         return step, seeded(to.collate, samples, to.order.seed, number, step), bad
-
-    def _read(self, step: int, taken: Taken, buffer: BatchBuffer | None) -> Sample | BadRecord:
-        pool, reader, item = self._batches.pool, self._batches.reader, taken.item
-        dataset, shard = pool.locate(taken.shard)
-        stream, row = pool.streams[dataset], row_of(shard, item.number)
-        key = stream.place(row)
-        if item.number != WHOLE_SHARD:
-            key += f" {item.key}"
-        try:
-            if item.row is None:
-                raise item.bad or BadSample("unreadable")
-            data = reader.encoded(item.row)
-        except BadSample as bad:
-            return BadRecord(step, stream.name, row, key, bad.cause, bad.detail)
-        seed = reader.seed_of(taken.number, dataset, row)
-        read = reader.decode(
-            Fetched(step, stream.name, row, dataset, row, seed, item.row, data), buffer
-        )
-        return read if isinstance(read, Sample) else replace(read, key=key)
 
 
 class StreamLoader:
@@ -194,34 +166,51 @@ class StreamLoader:
         pin: bool = False,
         saved: Sequence[State] | None = None,
     ) -> None:
-        pool = Pool(streams)
+        shards = [
+            (d, shard) for d, stream in enumerate(streams) for shard in range(len(stream.urls))
+        ]
         self._first, self._total = first_step, total_steps
-        self._workers = _num_workers(num_workers, len(pool), world, saved)
-        readers = world * max(self._workers, 1)
-        self._exact = _same(saved, world, self._workers)
-        self._base, left = _continue(saved, self._exact, first_step, len(pool), seed)
-        self._left = left
-        self._mine = saved[rank] if saved and self._exact else None
-        self.greeting = _greeting(len(pool), world, self._workers, saved, self._exact)
-        self._batches = Batches(
-            pool,
-            Order(len(pool), readers, seed, left),
-            transform,
-            collate,
-            batch_size=batch_size,
-            rank=rank,
-            world=world,
-            base=self._base,
-            total_steps=total_steps,
-            limits=limits,
+        self._workers = _num_workers(num_workers, len(shards), world, saved)
+        base, self._left, self._resumed = first_step, Remaining(), None
+        self.greeting = (
+            f"streamed: {len(shards)} shards, {world} × {self._workers} processes × workers"
         )
-        self._loader = _stateful(self._batches, self._workers, pin)
+        if not saved:
+            self.greeting += (
+                "; a resume is exact on as many, and shows samples at least once on others"
+            )
+        elif len(saved) == world and all(each["workers"] == self._workers for each in saved):
+            mine = saved[rank]
+            base, self._left, self._resumed = mine["base"], mine["left"], mine["loader"]
+            self.greeting += "; resumed exactly where it stopped"
+        else:
+            self._left = _remaining(saved, len(shards), seed)
+            self.greeting += (
+                f", {len(saved)} × {saved[0]['workers']} before; resumed at least once: shards "
+                "that were not read to their end begin anew, and some samples come twice"
+            )
+        self._batches = Batches(
+            streams,
+            shards,
+            Order(len(shards), world * max(self._workers, 1), seed, self._left),
+            Reader((), transform, seed, limits),
+            collate,
+            batch_size,
+            rank,
+            world,
+            base,
+            total_steps,
+        )
+        with warnings.catch_warnings():  # torchdata calls what torch has deprecated
+            warnings.filterwarnings("ignore", "'set_vital' is deprecated")
+            arguments = loader_options(self._batches.workers, self._workers, _PREFETCH, pin)
+            self._loader = StatefulDataLoader(self._batches, **arguments)
 
     def __iter__(self) -> Iterator[Loaded]:
         if self._first >= self._total:
             return
-        if self._mine is not None:
-            self._loader.load_state_dict(self._mine["loader"])
+        if self._resumed is not None:
+            self._loader.load_state_dict(self._resumed)
         batches = None
         try:
             with self._batches.workers.running(self._loader) as batches:
@@ -235,7 +224,7 @@ class StreamLoader:
         """This rank's state after the batch given last: JSON values alone."""
         state = {
             "workers": self._workers,
-            "base": self._base,
+            "base": self._batches.base,
             "left": self._left,
             "loader": self._loader.state_dict(),
         }
@@ -243,13 +232,6 @@ class StreamLoader:
         if plain != state:
             raise FaultError("the stream's state holds something that JSON cannot hold")
         return plain
-
-
-def _stateful(batches: Batches, num_workers: int, pin: bool) -> StatefulDataLoader:
-    with warnings.catch_warnings():  # torchdata calls what torch has deprecated
-        warnings.filterwarnings("ignore", "'set_vital' is deprecated")
-        options = loader_options(batches.workers, num_workers, _PREFETCH, pin)
-        return StatefulDataLoader(batches, **options)
 
 
 def _checked(loaded: Loaded | Exception, expected: int) -> Loaded:
@@ -284,24 +266,12 @@ def _num_workers(asked: int | None, shards: int, world: int, saved: Sequence[Sta
     )
 
 
-def _same(saved: Sequence[State] | None, world: int, workers: int) -> bool:
-    return saved is None or (
-        len(saved) == world and all(state["workers"] == workers for state in saved)
-    )
-
-
-def _continue(
-    saved: Sequence[State] | None, exact: bool, step: int, shards: int, seed: int
-) -> tuple[int, Remaining]:
-    """Step of the readers' first batch, and what earlier readers have left for them."""
-    if not saved:
-        return step, {}
-    if exact:
-        return saved[0]["base"], saved[0]["left"]
+def _remaining(saved: Sequence[State], shards: int, seed: int) -> Remaining:
+    """What the readers of an earlier run have left."""
     workers = max(saved[0]["workers"], 1)
     order = Order(shards, workers * len(saved), seed, saved[0]["left"])
     cursors = [_cursors(state["loader"], workers) for state in saved]
-    return step, order.remaining([mine[worker] for worker in range(workers) for mine in cursors])
+    return order.remaining([mine[worker] for worker in range(workers) for mine in cursors])
 
 
 def _cursors(loader: State, workers: int) -> list[Cursor]:
@@ -311,19 +281,3 @@ def _cursors(loader: State, workers: int) -> list[Cursor]:
         snapshots = loader["_snapshot"]["_worker_snapshots"]
         states = [snapshots[f"worker_{worker}"] for worker in range(workers)]
     return [Cursor(*state["fetcher_state"]["dataset_iter_state"]["begin"]) for state in states]
-
-
-def _greeting(
-    shards: int, world: int, workers: int, saved: Sequence[State] | None, exact: bool
-) -> str:
-    now = f"{world} × {workers}"
-    what = f"streamed: {shards} shards, {now} processes × workers"
-    if saved is None:
-        return f"{what}; a resume is exact on as many, and shows samples at least once on others"
-    if exact:
-        return f"{what}; resumed exactly where it stopped"
-    before = f"{len(saved)} × {saved[0]['workers']}"
-    return (
-        f"{what}, {before} before; resumed at least once: shards that were not read to their end "
-        "begin anew, and some samples come twice"
-    )

@@ -5,8 +5,7 @@ every other scheme (``s3://``, ``gs://``, …) by fsspec. fsspec's own HTTP need
 the size first, and neither continues where a server knows no ranges nor notices an early end.
 """
 
-from __future__ import annotations
-
+import functools
 import http.client
 import shlex
 import shutil
@@ -15,9 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import partial
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,17 +28,123 @@ _TIMEOUT = 60.0  # seconds that a connection may be silent
 _CHUNK = 1 << 16  # bytes read at once where they are skipped
 _SHELL_WORDS = {"|", "||", "&", "&&", ";", ">", ">>", "<", "2>"}
 _PIPE = "pipe:"
+_which = functools.cache(shutil.which)
 
 
-class Shard:
-    """A shard's bytes in order; a broken connection is made again where it broke off.
+def check_urls(urls: list[str], *, allow_pipe: bool, key: str | None) -> None:
+    """Raises UserError for commands without opt-in, and for what this machine cannot read."""
+    schemes: set[str] = set()
+    for url in urls:
+        if url.startswith(_PIPE):
+            if problem := _problem_of_command(url, allow_pipe):
+                raise UserError(problem, key=key)
+        elif is_remote(url):
+            schemes.add(url.split("://")[0].lower())
+    for scheme in sorted(schemes - {"http", "https"}):
+        import fsspec
 
-    Raises BadSample ``missing`` where there is none, ``unreadable`` after the last try.
+        try:
+            fsspec.get_filesystem_class(scheme)
+        except (ImportError, ValueError) as error:  # its text names the package to install
+            raise UserError(
+                f"shards at {scheme}:// cannot be read here: {error}", key=key
+            ) from error
+
+
+def _problem_of_command(url: str, allow_pipe: bool) -> str | None:
+    if not allow_pipe:
+        return (
+            f"the shard {url!r} would run a command on this machine; "
+            "if you trust it, set allow_pipe: true for this dataset"
+        )
+    try:
+        words = shlex.split(url.removeprefix(_PIPE))
+    except ValueError as error:
+        return f"the command of the shard {url!r} is broken: {error}"
+    if shell := sorted(_SHELL_WORDS.intersection(words)):
+        return (
+            f"the command of the shard {url!r} has {shell[0]!r}, but runs without a shell; "
+            "put it into a script, and name that"
+        )
+    if not words or not _which(words[0]):
+        return f"the program of the shard {url!r} is not installed"
+    return None
+
+
+class _PermanentError(OSError):
+    """A refusal that a further try would meet again."""
+
+
+class _Command:
+    """What a command writes; its failure is an OSError with its last line."""
+
+    def __init__(self, url: str) -> None:
+        self._words = shlex.split(url.removeprefix(_PIPE))
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        self._process = subprocess.Popen(
+            self._words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors
+        )
+
+    def read(self, size: int) -> bytes:
+        assert self._process.stdout is not None
+        data = self._process.stdout.read(size)
+        if not data and (code := self._process.wait()):
+            self._errors.seek(0)
+            last = self._errors.read().decode("utf8", "replace").strip().splitlines()[-1:]
+            raise OSError(f"{self._words[0]} ended with exit code {code}: {''.join(last)}")
+        return data
+
+    def close(self) -> None:
+        with self._process, self._errors:  # closes its output, waits for it
+            if self._process.poll() is None:  # the rest of its output is not wanted
+                self._process.kill()
+
+
+_Connection = BinaryIO | http.client.HTTPResponse | _Command
+
+
+def _connect(url: str, offset: int) -> tuple[_Connection, int]:
+    """A connection that reads from ``offset`` on, else from the beginning, and where it reads."""
+    if url.startswith(_PIPE):
+        return _Command(url), 0
+    if url.lower().startswith(("http://", "https://")):
+        return _connect_http(url, offset)
+    if is_remote(url):
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(url)
+        file: BinaryIO = filesystem.open(path, "rb")
+    else:
+        file = Path(url).open("rb")  # noqa: SIM115 (its user closes it)
+    file.seek(offset)
+    return file, offset
+
+
+def _connect_http(url: str, offset: int) -> tuple[http.client.HTTPResponse, int]:
+    headers = {"Range": f"bytes={offset}-"} if offset else {}
+    try:
+        request = urllib.request.Request(url, headers=headers)
+        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        text = f"HTTP {error.code} {error.reason}"
+        if error.code in (404, 410):
+            raise FileNotFoundError(text) from None
+        permanent = error.code < 500 and error.code not in (408, 429)
+        raise (_PermanentError if permanent else OSError)(text) from None
+    # A server without ranges begins anew.
+    return response, offset if response.status == http.HTTPStatus.PARTIAL_CONTENT else 0
+
+
+class Shard(AbstractContextManager["Shard"]):
+    """The bytes, in order, of a URL that ``check_urls`` has accepted; connects when first read.
+
+    A broken connection is made again where it broke. Raises BadSample ``missing`` where there is
+    no such shard, ``unreadable`` after the last try.
     """
 
-    def __init__(self, url: str, connect: Callable[[int], _FromStart | BinaryIO]) -> None:
-        self.url, self._connect = url, connect
-        self._from: _FromStart | BinaryIO | None = None
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._from: _Connection | None = None
         self._offset = self._broke_at = 0
         self._failures = 0
 
@@ -49,9 +152,7 @@ class Shard:
         """At most ``size`` bytes; none at the end alone."""
         while True:
             try:
-                if self._from is None:
-                    self._from = self._connect(self._offset)
-                data = self._from.read(size)
+                data = self._read(size)
             except FileNotFoundError as error:
                 raise BadSample("missing", f"{self.url}: {error}") from error
             except (OSError, http.client.HTTPException, EOFError) as error:
@@ -61,6 +162,18 @@ class Shard:
                 if self._offset > self._broke_at:
                     self._failures = 0
                 return data
+
+    def _read(self, size: int) -> bytes:
+        if self._from is None:
+            self._from, at = _connect(self.url, self._offset)
+            while left := self._offset - at:
+                at += len(data := self._from.read(min(left, _CHUNK)))
+                if not data:
+                    raise OSError(f"it ends {left:,} bytes earlier than before")
+        data = self._from.read(size)
+        if not data and isinstance(self._from, http.client.HTTPResponse) and self._from.length:
+            raise OSError(f"connection closed {self._from.length:,} bytes before the end")
+        return data
 
     def _failed(self, error: Exception) -> None:
         self.close()
@@ -78,174 +191,5 @@ class Shard:
             self._from.close()
             self._from = None
 
-    def __enter__(self) -> Shard:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def open_shard(url: str) -> Shard:
-    """A reader of ``url``, which ``check_urls`` has accepted. Connects when first read."""
-    connect: Callable[[str, int], _FromStart | BinaryIO] = _by_fsspec
-    if not is_remote(url):
-        connect = _local
-    elif url.startswith(_PIPE):
-        connect = _Command
-    elif url.lower().startswith(("http://", "https://")):
-        connect = _Response
-    return Shard(url, partial(connect, url))
-
-
-def check_urls(urls: list[str], *, allow_pipe: bool, key: str | None) -> None:
-    """Raises UserError for commands without opt-in, and for what this machine cannot read."""
-    programs: set[str] = set()  # found to be there
-    schemes: set[str] = set()
-    for url in urls:
-        if url.startswith(_PIPE):
-            _check_command(url, allow_pipe, programs, key)
-        elif is_remote(url):
-            schemes.add(url.split("://")[0].lower())
-    for scheme in sorted(schemes - {"http", "https"}):
-        _check_scheme(scheme, key)
-
-
-def _check_command(url: str, allow_pipe: bool, programs: set[str], key: str | None) -> None:
-    if not allow_pipe:
-        raise UserError(
-            f"the shard {url!r} would run a command on this machine; "
-            "if you trust it, set allow_pipe: true for this dataset",
-            key=key,
-        )
-    try:
-        words = shlex.split(url.removeprefix(_PIPE))
-    except ValueError as error:
-        raise UserError(f"the command of the shard {url!r} is broken: {error}", key=key) from None
-    if shell := sorted(_SHELL_WORDS.intersection(words)):
-        raise UserError(
-            f"the command of the shard {url!r} has {shell[0]!r}, but runs without a shell; "
-            "put it into a script, and name that",
-            key=key,
-        )
-    if words and words[0] not in programs and shutil.which(words[0]):
-        programs.add(words[0])
-    if not words or words[0] not in programs:
-        raise UserError(f"the program of the shard {url!r} is not installed", key=key)
-
-
-def _check_scheme(scheme: str, key: str | None) -> None:
-    import fsspec
-
-    try:
-        fsspec.get_filesystem_class(scheme)
-    except ImportError as error:  # its text names the package to install
-        raise UserError(f"shards at {scheme}:// cannot be read here: {error}", key=key) from error
-    except ValueError as error:
-        raise UserError(
-            f"shards at {scheme}:// cannot be read: fsspec knows no such scheme", key=key
-        ) from error
-
-
-def _local(url: str, offset: int) -> BinaryIO:
-    file = Path(url).open("rb")  # noqa: SIM115 (its user closes it)
-    file.seek(offset)
-    return file
-
-
-def _by_fsspec(url: str, offset: int) -> BinaryIO:
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(url)
-    file: BinaryIO = filesystem.open(path, "rb")
-    file.seek(offset)
-    return file
-
-
-class _FromStart(ABC):
-    """What can be read from its first byte on alone."""
-
-    @abstractmethod
-    def read(self, size: int, /) -> bytes: ...
-
-    @abstractmethod
-    def close(self) -> None: ...
-
-    def skip(self, count: int) -> None:
-        """Read over ``count`` bytes; closes, and raises OSError, where they are not there."""
-        try:
-            while count:
-                data = self.read(min(count, _CHUNK))
-                if not data:
-                    raise OSError(f"it ends {count:,} bytes earlier than before")
-                count -= len(data)
-        except BaseException:
-            self.close()
-            raise
-
-
-class _Response(_FromStart):
-    """A GET from ``offset`` on, which notices an end before the announced length."""
-
-    def __init__(self, url: str, offset: int) -> None:
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
-        request = urllib.request.Request(url, headers=headers)
-        try:
-            self._response = urllib.request.urlopen(request, timeout=_TIMEOUT)
-        except urllib.error.HTTPError as error:
-            raise _refusal(error) from None
-        length = self._response.headers.get("Content-Length")
-        self._left = int(length) if length and length.isdigit() else None
-        if offset and self._response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            self.skip(offset)  # a server without ranges begins anew
-
-    def read(self, size: int) -> bytes:
-        data: bytes = self._response.read(size)
-        if self._left is not None:
-            self._left -= len(data)
-            if not data and self._left > 0:
-                raise OSError(f"connection closed {self._left:,} bytes before the end")
-        return data
-
-    def close(self) -> None:
-        self._response.close()
-
-
-def _refusal(error: urllib.error.HTTPError) -> OSError:
-    text = f"HTTP {error.code} {error.reason}"
-    if error.code in (404, 410):
-        return FileNotFoundError(text)
-    permanent = error.code < 500 and error.code not in (408, 429)
-    return _PermanentError(text) if permanent else OSError(text)
-
-
-class _PermanentError(OSError):
-    """A refusal that a further try would meet again."""
-
-
-class _Command(_FromStart):
-    """What a command writes, from ``offset`` on; its failure is an OSError with its last line."""
-
-    def __init__(self, url: str, offset: int) -> None:
-        self._words = shlex.split(url.removeprefix(_PIPE))
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        self._process = subprocess.Popen(
-            self._words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors
-        )
-        self.skip(offset)
-
-    def read(self, size: int) -> bytes:
-        assert self._process.stdout is not None
-        data = self._process.stdout.read(size)
-        if not data and (code := self._process.wait()):
-            self._errors.seek(0)
-            last = self._errors.read().decode("utf8", "replace").strip().splitlines()[-1:]
-            raise OSError(f"{self._words[0]} ended with exit code {code}: {''.join(last)}")
-        return data
-
-    def close(self) -> None:
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        if self._process.poll() is None:  # the rest of its output is not wanted
-            self._process.kill()
-        self._process.wait()
-        self._errors.close()

@@ -5,10 +5,9 @@ each pass has an order of its own, and its i-th shard is that of reader i mod th
 A reader that has done its part of a pass continues with the next, without waiting for the others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,22 @@ from engine.errors import FaultError
 ReadShard = Callable[[int], Iterator[Item]]
 Remaining = dict[str, list[int]]
 """Pass (as text, for JSON) → its shards in order, where these are not all of them."""
+
+
+class Cursor(NamedTuple):
+    """The place of a sample among a reader's."""
+
+    number: int = 0  # pass
+    shard: int = 0  # among the reader's shards of the pass
+    sample: int = 0  # in the shard
+
+
+class Taken(NamedTuple):
+    """A sample of a reader, or what is wrong with a shard."""
+
+    at: Cursor
+    shard: int  # among all shards
+    item: Item
 
 
 @dataclass(frozen=True)
@@ -50,31 +65,15 @@ class Order:
         A shard that was not read to its end is left whole.
         """
         first, last = (pick(cursor.number for cursor in cursors) for pick in (min, max))
-        left = {}
+        left = {number: shards for number, shards in self.left.items() if int(number) > last}
         for number in range(first, last + 1):
-            columns = []
-            for reader, cursor in enumerate(cursors):
-                mine = self.shards(number, reader)
-                done = cursor.shard if cursor.number == number else 0
-                columns.append([] if cursor.number > number else mine[done:])
-            left[str(number)] = [shard for column in columns for shard in column]
-        return {**{n: s for n, s in self.left.items() if int(n) > last}, **left}
-
-
-class Cursor(NamedTuple):
-    """The sample that a reader reads next."""
-
-    number: int = 0  # pass
-    shard: int = 0  # among the reader's shards of the pass
-    sample: int = 0  # in the shard
-
-
-class Taken(NamedTuple):
-    """A sample of a reader, or what is wrong with a shard."""
-
-    number: int  # pass
-    shard: int  # among all shards
-    item: Item
+            left[str(number)] = [
+                shard
+                for reader, at in enumerate(cursors)
+                if at.number <= number
+                for shard in self.shards(number, reader)[at.shard if at.number == number else 0 :]
+            ]
+        return left
 
 
 class ShardReader:
@@ -89,70 +88,49 @@ class ShardReader:
         self._order, self._reader = order, reader
         self._window, self._read_shard = window, read_shard
         self._begin, self._given = Cursor(), 0  # of the window, and how many of it were given out
-        self._running: Iterator[Taken] | None = None
-        self._held: tuple[Cursor, Taken] | None = None  # read, but of the pass after the window's
 
     def state(self) -> dict[str, Any]:
         """JSON from which ``restore`` continues after the sample given last."""
         return {"begin": list(self._begin), "given": self._given}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where ``state`` was taken; nothing is read before it is asked for."""
+        """Have the next iteration continue where ``state`` was taken."""
         self._begin, self._given = Cursor(*state["begin"]), state["given"]
-        self._running = self._held = None
 
-    def __iter__(self) -> ShardReader:
-        return self
-
-    def __next__(self) -> Taken:
-        if self._running is None:
-            self._running = self._run()
-        return next(self._running)
-
-    def _run(self) -> Iterator[Taken]:
-        unshuffled = self._unshuffled(self._begin)
-        skip = self._given
-        window: list[tuple[Cursor, Taken]] = []
+    def __iter__(self) -> Iterator[Taken]:
+        windows, skip = self._windows(self._begin), self._given
+        window = list(next(windows))
         while True:
-            self._fill(window, self._window, unshuffled)
-            begin, ahead = window[0][0], list[tuple[Cursor, Taken]]()
+            begin, ahead = window[0].at, list[Taken]()
+            coming = chain.from_iterable(islice(windows, 1))
             order = Permutation(len(window), self._order.seed, self._reader, *begin)
             for given, place in enumerate(order(np.arange(len(window))).tolist(), 1):
-                taken = window[place][1]
+                taken = window[place]
                 if given > skip:
                     self._begin, self._given = begin, given
                     yield taken
                 window[place] = window[0]  # lets go of its bytes
-                self._fill(ahead, min(given, self._window), unshuffled)
-            window, skip = ahead, 0
+                ahead += islice(coming, 1)
+            window, skip = [*ahead, *coming], 0
 
-    def _fill(
-        self,
-        window: list[tuple[Cursor, Taken]],
-        size: int,
-        unshuffled: Iterator[tuple[Cursor, Taken]],
-    ) -> None:
-        """Add to ``window`` up to ``size``, but nothing of another pass than it holds."""
-        while len(window) < size:
-            held = self._held or next(unshuffled)
-            if window and window[0][0].number != held[0].number:
-                self._held = held
-                return
-            self._held = None
-            window.append(held)
-
-    def _unshuffled(self, start: Cursor) -> Iterator[tuple[Cursor, Taken]]:
-        number = start.number
+    def _windows(self, start: Cursor) -> Iterator[Iterator[Taken]]:
+        """Each is read as it is iterated over, to its end before the next one."""
         while True:
-            found, last = start.sample > 0 or start.shard > 0, None
-            shards = self._order.shards(number, self._reader)
-            for place in range(start.shard, len(shards)):
-                first = start.sample if place == start.shard else 0
-                for count, item in enumerate(self._read_shard(shards[place])):
-                    found = found or item.number != WHOLE_SHARD
-                    last = item.bad
-                    if count >= first:
-                        yield Cursor(number, place, count), Taken(number, shards[place], item)
-            if shards and not found:
-                raise FaultError(f"none of a reader's {len(shards)} shards has a sample: {last}")
-            number, start = number + 1, Cursor()
+            samples = self._unshuffled(start)
+            for first in samples:
+                yield chain([first], islice(samples, self._window - 1))
+            start = Cursor(start.number + 1)
+
+    def _unshuffled(self, start: Cursor) -> Iterator[Taken]:
+        """What is left of a pass. Raises FaultError where a whole pass has nothing."""
+        found, last = start.sample > 0 or start.shard > 0, None
+        shards = self._order.shards(start.number, self._reader)
+        for place in range(start.shard, len(shards)):
+            first = start.sample if place == start.shard else 0
+            for count, item in enumerate(self._read_shard(shards[place])):
+                found = found or item.number != WHOLE_SHARD
+                last = item.bad
+                if count >= first:
+                    yield Taken(Cursor(start.number, place, count), shards[place], item)
+        if shards and not found:
+            raise FaultError(f"none of a reader's {len(shards)} shards has a sample: {last}")

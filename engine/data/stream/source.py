@@ -8,15 +8,13 @@ nor decodes (its default decoder unpickles): members come out as bytes, and only
 extensions are read.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +23,7 @@ from typing import Any
 
 from engine.data.cache import build_cached
 from engine.data.image_files import ENDINGS, MAX_IMAGE_BYTES
-from engine.data.stream.open import Shard, open_shard
+from engine.data.stream.open import Shard
 from engine.data.tables.paths import OUTSIDE
 from engine.data.tar.texts import TextForm, read_texts
 from engine.data.tar.urls import is_remote
@@ -44,6 +42,16 @@ _SHIFT = 32  # a row's number is the shard's number shifted by this, and the num
 _THREADS = 8  # shards at once
 _CHUNK = 1 << 20  # bytes
 _MAX_STATISTICS = 1 << 20  # bytes of a _stats.json
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A row of a shard, or why it (or all that follows in the shard) cannot be used."""
+
+    number: int  # of the row in its shard; WHOLE_SHARD where the shard broke off
+    key: str
+    row: Row | None
+    bad: BadSample | None = None
 
 
 @dataclass
@@ -65,21 +73,14 @@ class Stream:
     def __len__(self) -> int:
         return self._counted if self.length is None else self.length
 
-    @cached_property
-    def _counted(self) -> int:
-        return count_samples(self.urls, self._read_url, name=self.name, cache_dir=self.cache_dir)
-
     @property
     def identity(self) -> str:
         """Equal for streams whose samples come in the same order."""
-        return f"{digest(self.urls)}, window {self.window}"
+        return f"{_digest(self.urls)}, window {self.window}"
 
     def read(self, shard: int) -> Iterator[Item]:
         """The samples of a shard in order, and at the end what is wrong with it."""
-        return self._read_url(self.urls[shard])
-
-    def _read_url(self, url: str) -> Iterator[Item]:
-        return read_shard(url, self.form)
+        return read_shard(self.urls[shard], self.form)
 
     def captions(self) -> Iterator[str]:
         """All captions in order, by a pass over all shards."""
@@ -93,20 +94,66 @@ class Stream:
         shard, number = row >> _SHIFT, row & WHOLE_SHARD
         return self.urls[shard] + ("" if number == WHOLE_SHARD else f"#{number}")
 
+    @cached_property
+    def _counted(self) -> int:
+        """Samples in all shards: as img2dataset's ``_stats.json`` state, else counted by one pass.
+
+        The number is kept in ``cache_dir``. Raises UserError where a shard cannot be read.
+        """
+        target = self.cache_dir / "streams" / f"{_digest(self.urls)}.json"
+        try:
+            build_cached(target, self._write_count)
+            return int(json.loads(target.read_text("utf8"))["samples"])
+        except OSError as error:
+            raise UserError(
+                f"the number of samples of {self.name!r} cannot be kept in {target.parent} "
+                f"({error.strerror}); give length: N for this dataset"
+            ) from error
+
+    def _write_count(self, path: Path) -> None:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            counts = list(pool.map(_stated, self.urls))
+            unknown = [number for number, count in enumerate(counts) if count is None]
+            if unknown:
+                Progress().message(
+                    f"{self.name}: counting the samples of {len(unknown)} shards by reading them "
+                    "once (length: N for this dataset saves it)"
+                )
+            counts += pool.map(self._count, unknown)
+        samples = sum(filter(None, counts))
+        path.write_text(json.dumps({"samples": samples, "shards": len(self.urls)}), "utf8")
+
+    def _count(self, shard: int) -> int:
+        count, last = 0, None
+        for last in self.read(shard):
+            count += last.number != WHOLE_SHARD
+        if last is None:
+            raise UserError(f"the shard {self.urls[shard]} holds no sample")
+        if last.bad is not None and not count:
+            raise UserError(f"a shard cannot be counted: {last.bad}; repair it, or give length: N")
+        return count
+
 
 def row_of(shard: int, number: int) -> int:
     """The number of a row, by its shard's number and its own in the shard."""
     return shard << _SHIFT | number
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A row of a shard, or why it (or all that follows in the shard) cannot be used."""
+def _digest(urls: Sequence[str]) -> str:
+    """A short name of a list of shards."""
+    return hashlib.blake2b("\n".join(urls).encode(), digest_size=8).hexdigest()
 
-    number: int  # of the row in its shard; WHOLE_SHARD where the shard broke off
-    key: str
-    row: Row | None
-    bad: BadSample | None = None
+
+def _stated(url: str) -> int | None:
+    """The count of the statistics file beside a shard, where there is one."""
+    beside = re.sub(r"\.tar$", "_stats.json", url)
+    if beside == url or url.startswith("pipe:"):
+        return None
+    try:
+        with Shard(beside) as file:
+            return int(json.loads(file.read(_MAX_STATISTICS))["successes"])
+    except (BadSample, ValueError, KeyError, TypeError):
+        return None
 
 
 class _Header(tarfile.TarInfo):
@@ -127,58 +174,55 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-class _Members:
-    """Files of a tar stream as webdataset's grouping takes them; ``error`` says why it broke off.
-
-    Links, devices and sparse files are skipped.
-    """
-
-    def __init__(self, shard: Shard, form: TextForm) -> None:
-        self.shard = shard
-        self.endings = {*ENDINGS, form.text.lower(), "json"}
-        self.error: BadSample | None = None
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        try:
-            yield from self._read()
-        except BadSample as bad:
-            self.error = bad
-        except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
-            self.error = BadSample("truncated shard", str(error))
-
-    def _read(self) -> Iterator[dict[str, Any]]:
-        # Of a file object the stream needs nothing but read.
-        with tarfile.open(  # type: ignore[call-overload]
-            fileobj=self.shard, mode="r|*", tarinfo=_Header, bufsize=_READ
-        ) as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # else it keeps every header of the shard
-                plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.sparse
-                ending = member.name.rpartition("/")[2].partition(".")[2].lower()
-                if not plain or ending not in self.endings:
-                    continue
-                file = tar.extractfile(member) if member.size <= MAX_IMAGE_BYTES else None
-                data = file.read() if file is not None else None  # None: too large
-                yield {"fname": member.name, "data": data, "__url__": self.shard.url}
-
-
 def read_shard(url: str, form: TextForm) -> Iterator[Item]:
     """The rows of a shard in order; what is wrong with the shard itself comes last.
 
     A sample has a row for each of its captions. One that the break made incomplete is left out.
     """
-    with open_shard(url) as shard:
-        members = _Members(shard, form)
-        held: list[Item] = []
-        number = 0
-        for sample in _group(iter(members)):
+    # Nothing of webdataset that could open or unpickle is called; this locks it as well.
+    os.environ.setdefault("WDS_SECURE", "1")
+    from webdataset.tariterators import group_by_keys
+
+    broken: list[BadSample] = []
+    held: list[Item] = []
+    number = 0
+    with Shard(url) as shard:
+        # A second member of the same name and extension is skipped: the first one counts.
+        members = _members(shard, form, broken)
+        for sample in group_by_keys(members, handler=lambda error: True):
             yield from held
             held = _items(number, sample, form)
             number += len(held)
-        if not (members.error and held and held[0].bad):
+        if not (broken and held and held[0].bad):
             yield from held
-        if members.error is not None:
-            yield Item(WHOLE_SHARD, url, None, members.error)
+        for bad in broken:
+            yield Item(WHOLE_SHARD, url, None, bad)
+
+
+def _members(shard: Shard, form: TextForm, broken: list[BadSample]) -> Iterator[dict[str, Any]]:
+    """Files as webdataset's grouping takes them; why the shard breaks off goes to ``broken``.
+
+    Links, devices and sparse files are skipped.
+    """
+    endings = {*ENDINGS, form.text.lower(), "json"}
+    try:
+        # Of a file object the stream needs nothing but read.
+        with tarfile.open(  # type: ignore[call-overload]
+            fileobj=shard, mode="r|*", tarinfo=_Header, bufsize=_READ
+        ) as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # else it keeps every header of the shard
+                plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.sparse
+                ending = member.name.rpartition("/")[2].partition(".")[2].lower()
+                if not plain or ending not in endings:
+                    continue
+                file = tar.extractfile(member) if member.size <= MAX_IMAGE_BYTES else None
+                data = file.read() if file is not None else None  # None: too large
+                yield {"fname": member.name, "data": data, "__url__": shard.url}
+    except BadSample as bad:
+        broken.append(bad)
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
+        broken.append(BadSample("truncated shard", str(error)))
 
 
 def _items(number: int, sample: dict[str, Any], form: TextForm) -> list[Item]:
@@ -216,95 +260,18 @@ def _read_texts(key: str, sample: dict[str, Any], form: TextForm) -> list[Row]:
     ]
 
 
-def _group(members: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    # Nothing of webdataset that could open or unpickle is called; this locks it as well.
-    os.environ.setdefault("WDS_SECURE", "1")
-    from webdataset.tariterators import group_by_keys
-
-    # A second member of the same name and extension is skipped: the first one counts.
-    yield from group_by_keys(members, handler=lambda error: True)
-
-
-def count_samples(
-    urls: Sequence[str], read: Callable[[str], Any], *, name: str, cache_dir: Path
-) -> int:
-    """Samples in all shards: as img2dataset's ``_stats.json`` state, else counted by one pass.
-
-    ``read`` yields the items of a shard. The number is kept in ``cache_dir``. Raises UserError
-    where a shard cannot be read.
-    """
-    target = cache_dir / "streams" / f"{digest(urls)}.json"
-    try:
-        build_cached(target, lambda path: _write_count(path, urls, read, name))
-        return int(json.loads(target.read_text("utf8"))["samples"])
-    except OSError as error:
-        raise UserError(
-            f"the number of samples of {name!r} cannot be kept in {target.parent} "
-            f"({error.strerror}); give length: N for this dataset"
-        ) from error
-
-
-def digest(urls: Sequence[str]) -> str:
-    """A short name of a list of shards."""
-    return hashlib.blake2b("\n".join(urls).encode(), digest_size=8).hexdigest()
-
-
-def _write_count(path: Path, urls: Sequence[str], read: Callable[[str], Any], name: str) -> None:
-    with ThreadPoolExecutor(_THREADS) as pool:
-        counts = list(pool.map(_stated, urls))
-        unknown = [number for number, count in enumerate(counts) if count is None]
-        if unknown:
-            Progress().message(
-                f"{name}: counting the samples of {len(unknown)} shards by reading them once "
-                "(length: N for this dataset saves it)"
-            )
-        tasks = [urls[number] for number in unknown]
-        for number, counted in zip(unknown, pool.map(lambda url: _counted(url, read), tasks),
-                                   strict=True):  # fmt: skip
-            counts[number] = counted
-    path.write_text(json.dumps({"samples": sum(filter(None, counts)), "shards": len(urls)}), "utf8")
-
-
-def _stated(url: str) -> int | None:
-    """The count of the statistics file beside a shard, where there is one."""
-    beside = re.sub(r"\.tar$", "_stats.json", url)
-    if beside == url or url.startswith("pipe:"):
-        return None
-    try:
-        with open_shard(beside) as file:
-            return int(json.loads(file.read(_MAX_STATISTICS))["successes"])
-    except (BadSample, ValueError, KeyError, TypeError):
-        return None
-
-
-def _counted(url: str, read: Callable[[str], Any]) -> int:
-    count = 0
-    last: Item | None = None
-    for last in read(url):
-        count += last.number != WHOLE_SHARD
-    if last is None:
-        raise UserError(f"the shard {url} holds no sample")
-    if last.bad is not None and not count:
-        raise UserError(f"a shard cannot be counted: {last.bad}; repair it, or give length: N")
-    return count
-
-
 def copy_shards(urls: Sequence[str], *, name: str, cache_dir: Path) -> list[str]:
     """Local copies under ``cache_dir``, made once, of those shards that are not local already.
 
     Raises UserError for a shard that cannot be read, and where nothing can be written.
     """
-    folder = cache_dir / "streams" / digest(urls)
-    names = (re.sub(r"[^\w.-]+", "_", url.removesuffix(".tar"))[-80:] for url in urls)
-    targets = [
-        folder / f"{number:05d}_{base}.tar" if is_remote(url) else Path(url)
-        for number, (url, base) in enumerate(zip(urls, names, strict=True))
-    ]
-    missing = [
-        (url, target)
-        for url, target in zip(urls, targets, strict=True)
-        if is_remote(url) and not target.exists()
-    ]
+    folder = cache_dir / "streams" / _digest(urls)
+    targets, missing = [], []
+    for number, url in enumerate(urls):
+        name_of = re.sub(r"[^\w.-]+", "_", url.removesuffix(".tar"))[-80:]
+        targets.append(folder / f"{number:05d}_{name_of}.tar" if is_remote(url) else Path(url))
+        if is_remote(url) and not targets[-1].exists():
+            missing.append((url, targets[-1]))
     if missing:
         Progress().message(f"{name}: copying {len(missing)} shards to {folder}")
     try:
@@ -319,7 +286,7 @@ def copy_shards(urls: Sequence[str], *, name: str, cache_dir: Path) -> list[str]
 
 def _copy(url: str, target: Path) -> None:
     def make(path: Path) -> None:
-        with open_shard(url) as shard, path.open("wb") as file:
+        with Shard(url) as shard, path.open("wb") as file:
             while data := shard.read(_CHUNK):
                 file.write(data)
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from engine.data.stream import open as stream_open
-from engine.data.stream.open import check_urls, open_shard
+from engine.data.stream.open import Shard, check_urls
 from engine.errors import UserError
 from engine.types import BadSample
 from tests.data.stream.shard_server import serve
@@ -19,7 +19,7 @@ def short_pauses(monkeypatch):
 
 def content(url):
     found = b""
-    with open_shard(url) as shard:
+    with Shard(url) as shard:
         while data := shard.read(7000):
             found += data
     return found
@@ -104,7 +104,7 @@ def test_a_command_that_works_the_second_time_is_read_on(tmp_path):
 
 
 def test_a_command_is_ended_with_its_reader():
-    with open_shard(python("while True: print('c' * 1000)")) as shard:
+    with Shard(python("while True: print('c' * 1000)")) as shard:
         assert shard.read(10) == b"cccccccccc"
         process = shard._from._process
     assert process.returncode is not None

@@ -27,7 +27,7 @@ def reader_of(order, reader, sizes, window):
 
 
 def taken(samples, count):
-    return [(t.number, t.shard, t.item.number) for t in itertools.islice(samples, count)]
+    return [(t.at.number, t.shard, t.item.number) for t in itertools.islice(samples, count)]
 
 
 @settings(max_examples=25, deadline=None)
@@ -109,4 +109,4 @@ def test_readers_that_were_as_far_leave_little():
 
 def test_shards_that_hold_nothing_end_the_run():
     with pytest.raises(FaultError, match="none of a reader's 2 shards has a sample"):
-        next(reader_of(Order(2, 1, 0), 0, [0, 0], 4))
+        next(iter(reader_of(Order(2, 1, 0), 0, [0, 0], 4)))
