@@ -112,5 +112,7 @@ def _span(content: bytes, text: str) -> tuple[int, int]:
     first = content.find(b'"' + spelled + b'"') + 1
     if first:
         return first, first + len(spelled)
-    found = (match for match in _STRING.finditer(content) if json.loads(match[0]) == text)
-    return next(found).span(1)
+    for match in _STRING.finditer(content):
+        if json.loads(match[0].decode(errors="surrogateescape")) == text:
+            return match.span(1)
+    raise BadSample("unreadable", "the image's text is not where its entry is")

@@ -131,3 +131,17 @@ def test_texts_that_json_spells_otherwise(tmp_path, name):
     (tmp_path / name).write_text(content, encoding="utf8")
     found = rows(opened("m3it", tmp_path, train_anno=name, several_images="all"))
     assert [images(row) for row in found] == [[b"\xff" * 30] * 2, [b"\xff" * 30]]
+
+
+def test_texts_that_are_not_text(tmp_path):
+    """Escapes that are not characters, and bytes that are not UTF-8, beside them."""
+    lines = [
+        b'{"about": "\xff", "instruction": "x", "outputs": "y", "image_base64_str": "\\udc80/"}',
+        b'{"about": "\xff", "instruction": "x", "outputs": "y", "image_base64_str": "\\ud800"}',
+        json.dumps(_sample(_text(1))).encode(),
+    ]
+    for name, content in (("a.jsonl", b"\n".join(lines)), ("a.json", b"[%s]" % b",".join(lines))):
+        (tmp_path / name).write_bytes(content)
+        found = rows(opened("m3it", tmp_path, train_anno=name))
+        assert found[1] == "not text" and found[0] in ("corrupt", "not text", "unreadable")
+        assert image(found[2]) == picture(1)
