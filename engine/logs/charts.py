@@ -41,7 +41,7 @@ _LEVELS = (0.2, 0.4, 0.6, 0.8)  # of F1
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure of a page: its title, its lines by name with a note each, and the SVG."""
+    """A figure of a page: its title, its lines by name with their last value, and the SVG."""
 
     title: str
     legend: list[tuple[str, str]]
@@ -51,7 +51,8 @@ class Chart:
 def line_chart(title: str, series: Mapping[str, Points]) -> Chart | None:
     """One line a series: bucket means, and the spread of each bucket behind them.
 
-    Series without a point are left out; None where none has any.
+    Series without a point are left out; None where none has any. Where none has two there is no
+    SVG: the legend's values say all.
     """
     series = {name: list(points) for name, points in series.items() if points}
     if not series:
@@ -74,7 +75,7 @@ def line_chart(title: str, series: Mapping[str, Points]) -> Chart | None:
         if min(every_x) < max(every_x):
             axes.set_xlim(min(every_x), max(every_x))
 
-    drawn = svg(draw)
+    drawn = svg(draw) if any(len(points) > 1 for points in series.values()) else ""
     for dot, note in notes.items():
         drawn = drawn.replace(f'<g id="{dot}">', f"<g><title>{note}</title>")
     return Chart(title, [(name, label(points[-1][1])) for name, points in series.items()], drawn)

@@ -55,6 +55,11 @@ def test_few_points_are_dots_with_their_values():
     assert "<title>" not in line_chart("t", {"a": [(n, n) for n in range(41)]}).svg
 
 
+def test_single_values_are_in_the_legend_alone():
+    chart = line_chart("t", {"a": [(1, 0.5)], "none": [], "b": [(1, 3e-5)]})
+    assert (chart.legend, chart.svg) == ([("a", "0.5"), ("b", "3.0e-5")], "")
+
+
 def test_many_points_are_means_with_their_spread():
     steps = [(n, float(n % 2)) for n in range(1, 2001)]
     chart = line_chart("t", {"a": steps, "b": [(n, 0.5) for n in range(1, 2001)]})
@@ -129,7 +134,8 @@ def test_a_curve_has_a_dot_at_its_best_f1():
 def test_names_are_text_and_nothing_is_written_on_the_terminal(tmp_path):
     code = (
         "from engine.logs.charts import histogram, line_chart;"
-        "histogram('$x$ \\\\frac{ 日本', {'$y_': [1.0]}, '$z$'); line_chart('t', {'a': [(1, 2)]})"
+        "histogram('$x$ \\\\frac{ 日本', {'$y_': [1.0]}, '$z$');"
+        "line_chart('t', {'a': [(1, 2), (2, 3)]})"
     )
     # the first use of all: with no font cache, and no folder to write one
     environment = os.environ | {"MPLCONFIGDIR": str(tmp_path / "none" / "there"), "DISPLAY": ""}

@@ -75,7 +75,8 @@ def test_one_whole_file_without_network_or_script(run):
     assert not {"script", "link", "iframe", "i", "b"} & set(tags.seen) - {"b"}
     assert all(link.startswith("data:image/jpeg;base64,") for link in tags.links)
     assert not re.search(r"https?://|url\(|@import", tags.NAMESPACE.sub("", text))
-    assert tags.seen.count("title") == 1 + 6  # of the page, and of each evaluation's dot
+    assert tags.seen.count("title") == 1 + 5  # of the page, and of each evaluation's dot
+    assert '<span class="c0">cifar <b>81.5</b></span>' in text, "a single value is no curve"
     assert "<h1>&lt;i&gt;exp&lt;b&gt;</h1>" in text
     assert "&lt;script&gt;" in text and "<h2>Examples: &lt;i&gt;coco&lt;/i&gt;</h2>" in text
     assert "<td>ours &lt;i&gt;</td>" in text
