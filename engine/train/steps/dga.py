@@ -13,7 +13,7 @@ Shared scalars (the temperature) get their gradient with the last backward, and 
 that each backward reaches the same parameters. The last is also the only one that averages
 gradients over ranks. Backwards go from the last sub-batch to the first, however many graphs are
 kept: rounding, and so a resumed run, does not depend on free memory. Where memory runs out in one
-of the three parts, ``KeepGraphs.retry`` runs that part again with fewer graphs.
+of the three parts, ``KeepGraphs.attempts`` runs that part again with fewer graphs.
 """
 
 from __future__ import annotations
@@ -71,11 +71,17 @@ class DecoupledAccumulation:
             kept.clear()
             self.model.zero_grad(set_to_none=True)
 
-        alone, retry = not self.lockstep, self.keep.retry
+        alone, attempts = not self.lockstep, self.keep.attempts
         with self.model.hold():
-            z = retry(lambda: self._features(batch, split, step, kept), undo, alone=alone)
-            losses = retry(lambda: self._losses(z), undo, alone=collectives.world() == 1)
-            retry(lambda: self._backward(batch, split, step, z, kept), undo, alone=alone)
+            for attempt in attempts(undo, alone=alone):
+                with attempt:
+                    z = self._features(batch, split, step, kept)
+            for attempt in attempts(undo, alone=collectives.world() == 1):
+                with attempt:
+                    losses = self._losses(z)
+            for attempt in attempts(undo, alone=alone):
+                with attempt:
+                    self._backward(batch, split, step, z, kept)
         self.keep.finish_step()
         return numbers(losses, z)
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch import Tensor
 from engine.dist import collectives
 from engine.errors import UserError
 
-Result = TypeVar("Result")
 _SHARE = {"cuda": 0.9, "cpu": 0.5}  # of what may be filled; a CPU's system kills beyond
 _SLACK = 1.1  # graphs differ in size from step to step
 
@@ -75,32 +74,29 @@ class KeepGraphs:
             fits = min(fits, self._limit)
         self.count = min(collectives.all_gather_json(fits))
 
-    def retry(
-        self, work: Callable[[], Result], undo: Callable[[], None], *, alone: bool
-    ) -> Result:
-        """``work()``; where memory runs out, ``undo()`` and again, with fewer graphs kept.
+    def attempts(self, undo: Callable[[], object], *, alone: bool) -> Iterator[Attempt]:
+        """Blocks to run one part of a step in, until memory suffices for one.
 
-        ``alone``: no other rank waits for this one; ``work`` may change that by ``self.alone``.
+        Where it runs out, ``undo()`` and another, with fewer graphs kept. ``alone``: no other rank
+        waits for this one; the block may change that by ``self.alone``.
         Raises UserError where others wait, or where no graphs are left to drop.
         """
         while True:
-            self.alone = alone
-            try:
-                return work()
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                if not self.alone:
-                    raise UserError(
-                        f"memory ran out while other ranks wait, with the graphs of {self.count} "
-                        f"sub-batches kept: lower runner.keep_graphs or data.batch_size ({error})",
-                        key="runner.keep_graphs",
-                    ) from error
-                failure = str(error)  # the error itself must go: its traceback holds the graphs
+            self.alone, attempt = alone, Attempt()
+            yield attempt
+            if attempt.failure is None:
+                return
+            if not self.alone:
+                raise UserError(
+                    f"memory ran out while other ranks wait, with the graphs of {self.count} "
+                    f"sub-batches kept: lower runner.keep_graphs or data.batch_size "
+                    f"({attempt.failure})",
+                    key="runner.keep_graphs",
+                )
             if self.count <= 1:
                 raise UserError(
                     f"a sub-batch of {self.rows} rows a device does not fit into memory: lower "
-                    f"data.batch_size_train ({failure})",
+                    f"data.batch_size_train ({attempt.failure})",
                     key="data.batch_size_train",
                 )
             undo()
@@ -122,6 +118,22 @@ class KeepGraphs:
         # Between steps no graph lives, so that those of this count still need their memory
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", collectives.world()))
         return _SHARE["cpu"] * available() / processes - self.count * self._graph_bytes * _SLACK
+
+
+class Attempt:
+    """A block that may run out of memory: ``failure`` then holds the message of the error.
+
+    The error itself is dropped, since its traceback holds the graphs.
+    """
+
+    failure: str | None = None
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if error is not None and out_of_memory(error):
+            self.failure = str(error)
+        return self.failure is not None
 
 
 def out_of_memory(error: BaseException) -> bool:
