@@ -25,7 +25,7 @@ from engine.data.transforms import pipeline
 from engine.dist import collectives
 from engine.errors import UserError
 from engine.logs.progress import Progress
-from engine.models.token_rows import add_token_rows
+from engine.models.parameters import add_lora, add_token_rows
 from engine.models.weights import load_model, load_tower
 from engine.train.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from engine.train.checkpoint_folder import step_of
@@ -282,13 +282,6 @@ def add_adapters(model: nn.Module, config: Config, task: Task) -> None:
     groups, tokenizer = config.optim.groups, task.tokenizer
     add_token_rows(model, groups, tokenizer.token_id if tokenizer else lambda token: None)
     adapted = [group.pattern for group in groups if group.train == "lora"]
-    if not adapted:
-        return
-    try:
-        from engine.models.adapters import add_lora  # peft takes a while to import
-    except ImportError as error:
-        raise UserError(
-            f"train: lora needs peft ({error}): pip install -e .[caption]", key="optim.groups"
-        ) from error
-    first = [group.train for group in groups].index("lora")
-    add_lora(model, adapted, [group.pattern for group in groups[:first]], config.model.lora)
+    if adapted:
+        first = [group.train for group in groups].index("lora")
+        add_lora(model, adapted, [group.pattern for group in groups[:first]], config.model.lora)

@@ -42,7 +42,7 @@ from engine.models.decoders.t5_cross import T5CrossDecoder
 from engine.models.dual_encoder import DualEncoder
 from engine.models.image.huggingface import HuggingfaceImageEncoder
 from engine.models.image.timm import TimmImageEncoder
-from engine.models.token_rows import TokenRows
+from engine.models.parameters import TokenRows
 from engine.models.vision_language import VisionLanguage
 from engine.run import Run
 from engine.tasks.language import LanguageTask

@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from engine.models.towers import ImageModel
 from engine.types import Batch, Mix
 
-Bounds = Mapping[str, tuple[float | None, float | None]]
-
 
 class DualEncoder(ImageModel):
     """Images and texts to L2-normalised features of one width, beside the loss's shared scalars.
@@ -32,13 +30,12 @@ class DualEncoder(ImageModel):
         text_encoder: nn.Module,
         projection_dim: int,
         scalars: Mapping[str, tuple[float, bool]],
-        bounds: Bounds,
+        bounds: Mapping[str, tuple[float | None, float | None]],
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
         super().__init__(mean, std)
-        self.image_encoder = image_encoder
-        self.text_encoder = text_encoder
+        self.image_encoder, self.text_encoder = image_encoder, text_encoder
         self.image_projection = _projection(image_encoder, projection_dim)
         self.text_projection = _projection(text_encoder, projection_dim)
         self.scalar_names = tuple(scalars)

@@ -1,37 +1,198 @@
-"""What of a model trains, and how: the table that a run prints before it starts."""
+"""What of a model trains: whole parameters, single rows of a table of tokens, low-rank adapters
+(LoRA, arXiv 2106.09685, by peft); and the table of it that a run prints before it starts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from engine.config.schema import Lora, ParamGroup
+from engine.errors import UserError
+
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 
 
-@dataclass(frozen=True, slots=True)
+def is_adapter(name: str) -> bool:
+    """Whether a parameter's name is a low-rank adapter's."""
+    return ".lora_" in name
+
+
+def is_token_row(name: str) -> bool:
+    """Whether a parameter's name is that of rows trained alone."""
+    return ".token_rows." in name
+
+
+# --- rows of a table of tokens
+
+
+class TokenRows(nn.Module):
+    """Rows that stand in for those of ``table``, which stays as it is.
+
+    They are a parameter of their own, so that neither the gradient nor weight decay reaches the
+    others. Where an output layer shares the table, it keeps the rows that it had.
+    """
+
+    ids_R: Tensor
+
+    def __init__(self, table: nn.Embedding, ids: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("ids_R", torch.tensor(ids), persistent=False)
+        self.rows_RD = nn.Parameter(table.weight.detach()[list(ids)].clone())
+
+    def forward(self, ids: Tensor, found: Tensor) -> Tensor:
+        """What the table ``found`` for ``ids``, with the rows of these tokens in their places."""
+        match = ids[..., None] == self.ids_R
+        rows = self.rows_RD[match.to(torch.uint8).argmax(-1)]
+        return torch.where(match.any(-1, keepdim=True), rows.to(found.dtype), found)
+
+
+def add_token_rows(
+    model: nn.Module, groups: Sequence[ParamGroup], token_to_id: Callable[[str], int | None]
+) -> None:
+    """Give the tables that groups of ``train: rows`` find rows of their own for ``tokens``.
+
+    The rest of such a table freezes. Raises UserError for a token that there is none of, and where
+    a pattern finds no table of tokens, or several.
+    """
+    for number, group in enumerate(groups):
+        key = f"optim.groups.{number}"
+        if (group.train == "rows") != bool(group.tokens):
+            raise UserError("train: rows and tokens: [TOKEN, …] go together; write both or neither",
+                            key=f"{key}.tokens")  # fmt: skip
+        if not group.tokens:
+            continue
+        ids = [token_to_id(token) for token in group.tokens]
+        known = [i for i in ids if i is not None]
+        if len(known) < len(ids):
+            raise UserError(
+                f"the tokenizer has no token {group.tokens[ids.index(None)]!r}; a mark of the "
+                "image is named by model.decoder.image_token",
+                key=f"{key}.tokens",
+            )
+        table: Any = _table(model, group.pattern, f"{key}.pattern")
+        table.weight.requires_grad_(False)
+        table.token_rows = TokenRows(table, known)
+        table.register_forward_hook(_with_rows)
+
+
+def _table(model: nn.Module, pattern: str, key: str) -> nn.Embedding:
+    tables = {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    found = [name for name in tables if re.search(pattern, name)]
+    if len(found) != 1:
+        raise UserError(f"the pattern {pattern!r} finds {len(found)} tables, and train: rows takes "
+                        f"one; tables are {', '.join(tables)}", key=key)  # fmt: skip
+    return tables[found[0]]
+
+
+def _with_rows(table: Any, given: tuple[Tensor, ...], found: Tensor) -> Tensor:
+    return table.token_rows(given[0], found)
+
+
+# --- adapters; peft takes a while to import, and not all need it
+
+
+def add_lora(model: nn.Module, patterns: Sequence[str], earlier: Sequence[str], lora: Lora) -> None:
+    """Add adapters to the layers whose weights' names a pattern finds; their own weights freeze.
+
+    ``earlier`` patterns take parameters away from ``patterns``: of ordered groups the first that
+    matches rules. What else trains stays as it is. Raises UserError where nothing is found.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+        from transformers.pytorch_utils import Conv1D
+    except ImportError as error:
+        raise UserError(
+            f"train: lora needs peft ({error}): pip install -e .[caption]", key="optim.groups"
+        ) from error
+    layers = (nn.Linear, nn.Conv2d, nn.Embedding, Conv1D)
+    names = [f"{name}.weight" for name, m in model.named_modules() if isinstance(m, layers)]
+    targets = [
+        name.removesuffix(".weight")
+        for name in names
+        if any(re.search(pattern, name) for pattern in patterns)
+        and not any(re.search(pattern, name) for pattern in earlier)
+    ]
+    if not targets:
+        raise UserError(
+            f"train: lora finds no layer by {' or '.join(map(repr, patterns))}; the model has "
+            f"{', '.join(names[:: max(1, len(names) // 3)][:3])} and more",
+            key="optim.groups",
+        )
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        use_rslora=lora.rank_stabilised,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of GPT-2's transposed layers, which peft sees to
+        inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_adapter(name) or name in trained)
+
+
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """Layers that have adapters, by their names."""
+    if not any(is_adapter(name) for name, _ in model.named_parameters()):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+
+
+def merge(model: nn.Module) -> None:
+    """Put every adapter into its layer's own weights and drop it; the model has its old names."""
+    for name, layer in adapted_layers(model).items():
+        layer.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+
+
+def save_adapters(
+    model: nn.Module, folder: Path, lora: Lora, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Adapters, and all else that trains, without the frozen base: a few megabytes.
+
+    ``adapter_model.safetensors`` holds tensors by the model's own names, taken out of ``weights``
+    where the model's own are sharded or in a low precision.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: (parameter if weights is None else weights[name]).detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    temporary = folder / f".{WEIGHTS}"
+    save_file(tensors, temporary)
+    temporary.replace(folder / WEIGHTS)
+    settings = {"lora": lora.model_dump(mode="json"), "layers": list(adapted_layers(model))}
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf8")
+
+
+# --- the table
+
+
+@dataclass(slots=True)
 class Row:
     """Parameters of one part that are treated alike."""
 
     part: str
     count: int  # numbers, not tensors
     tensors: int
-    trained: bool
+    state: str  # trained, frozen or lora
     lr_scale: float | None = None  # None: frozen, or no optimizer given
     weight_decay: float | None = None
-    adapter: bool = False
-
-    @property
-    def state(self) -> str:
-        """trained, frozen or lora."""
-        if not self.trained:
-            return "frozen"
-        return "lora" if self.adapter else "trained"
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a parameter's name is a low-rank adapter's."""
-    return ".lora_" in name
 
 
 def parameter_table(
@@ -50,50 +211,37 @@ def parameter_table(
     }
     rows: dict[tuple[Any, ...], Row] = {}
     for name, parameter in model.named_parameters():
-        part, trained = name.split(".")[0], parameter.requires_grad
-        if optimizer_groups is not None and id(parameter) not in settings:
-            trained = False  # no optimizer steps it
-        scale, decay = settings.get(id(parameter), (None, None)) if trained else (None, None)
-        adapter = is_adapter(name)
-        key = (part, trained, adapter, scale, decay)
-        row = rows.setdefault(key, Row(part, 0, 0, trained, scale, decay, adapter))
-        rows[key] = replace(row, count=row.count + parameter.numel(), tensors=row.tensors + 1)
-    order = {name: place for place, name in enumerate(_parts(model))}
-    return sorted(rows.values(), key=lambda row: (order[row.part], not row.trained))
+        part, state = name.split(".")[0], "lora" if is_adapter(name) else "trained"
+        stepped = optimizer_groups is None or id(parameter) in settings
+        if not (parameter.requires_grad and stepped):
+            state = "frozen"
+        setting = (None, None) if state == "frozen" else settings.get(id(parameter), (None, None))
+        row = rows.setdefault((part, state, *setting), Row(part, 0, 0, state, *setting))
+        row.count += parameter.numel()
+        row.tensors += 1
+    parts = [name for name, _ in model.named_children()]
+    parts += [name for name, _ in model.named_parameters(recurse=False)]
+    return sorted(rows.values(), key=lambda row: (parts.index(row.part), row.state == "frozen"))
 
 
-def _parts(model: nn.Module) -> list[str]:
-    children = [name for name, _ in model.named_children()]
-    return children + [name for name, _ in model.named_parameters(recurse=False)]
-
-
-def totals(rows: Iterable[Row]) -> tuple[int, int]:
+def totals(rows: Sequence[Row]) -> tuple[int, int]:
     """(trained, frozen) numbers."""
-    trained = frozen = 0
-    for row in rows:
-        if row.trained:
-            trained += row.count
-        else:
-            frozen += row.count
-    return trained, frozen
+    trained = sum(row.count for row in rows if row.state != "frozen")
+    return trained, sum(row.count for row in rows) - trained
 
 
-def format_table(rows: Iterable[Row]) -> str:
+def format_table(rows: Sequence[Row]) -> str:
     """The table as text, one line a row and one for the totals."""
-    rows = list(rows)
     cells = [("part", "parameters", "tensors", "state", "lr scale", "weight decay")]
     for row in rows:
-        state = row.state
-        scale = "" if row.lr_scale is None else f"{row.lr_scale:g}"
-        decay = "" if row.weight_decay is None else f"{row.weight_decay:g}"
-        cells.append((row.part, f"{row.count:,}", str(row.tensors), state, scale, decay))
-    trained, frozen = totals(rows)
-    widths = [max(len(line[column]) for line in cells) for column in range(6)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column in (0, 3) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
+        scale, decay = (
+            "" if value is None else f"{value:g}" for value in (row.lr_scale, row.weight_decay)
+        )
+        cells.append((row.part, f"{row.count:,}", str(row.tensors), row.state, scale, decay))
+    columns = [
+        [f"{cell:{side}{max(map(len, column))}}" for cell in column]
+        for side, column in zip("<>><>>", zip(*cells, strict=True), strict=True)
     ]
+    lines = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+    trained, frozen = totals(rows)
     return "\n".join([*lines, f"{trained:,} trained, {frozen:,} frozen"])

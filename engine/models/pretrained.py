@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
-import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
-
-import transformers  # isort: skip
 from engine.errors import UserError, first_line
 from engine.registry import nearest
 

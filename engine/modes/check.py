@@ -13,7 +13,7 @@ from engine.config.dump import resolved_yaml
 from engine.data.loader import train_batches
 from engine.data.stream.loader import StreamLoader
 from engine.dist import collectives
-from engine.models.memory import Memory, count_flops, estimate_memory
+from engine.models.memory import count_flops, estimate_memory
 from engine.models.parameters import format_table
 from engine.modes.state import build_state, check_dist
 from engine.run import Run
@@ -160,12 +160,11 @@ def cost(run: Run, plan: Plan, state: Any, batches: Sequence[Batch]) -> list[str
         dim=run.config.model.projection.dim,
     )
     memory = sharded(run, memory)
-    parts = ("weights", "gradients", "optimizer", "activations", "loss")
-    parts_of = ", ".join(f"{part} {getattr(memory, part) / _GIB:.2f}" for part in parts)
+    parts = ", ".join(f"{part} {size / _GIB:.2f}" for part, size in memory.items())
     return [
         f"training compute: {pair / 1e6:.1f} MFLOP a pair (forward and backward), "
         f"{pair * samples * plan.epochs / 1e12:.2f} TFLOP in all",
-        f"memory of a device, estimated: {memory.total / _GIB:.2f} GiB ({parts_of})",
+        f"memory of a device, estimated: {sum(memory.values()) / _GIB:.2f} GiB ({parts})",
     ]
 
 
@@ -179,10 +178,10 @@ def mean_flops(module: Any, batches: Sequence[Batch]) -> float:
     return sum(counts) / sum(len(batch["index_B"]) for batch in batches[: len(counts)])
 
 
-def sharded(run: Run, memory: Memory) -> Memory:
+def sharded(run: Run, memory: dict[str, int]) -> dict[str, int]:
     """The share of ``memory`` that one device holds where ``dist.name`` divides it among ranks."""
     dist = run.config.dist
     part = registry.find("dist", dist.name, key="dist.name")
-    whole = {name: getattr(memory, name) for name in ("weights", "gradients", "optimizer")}
+    whole = {name: memory[name] for name in ("weights", "gradients", "optimizer")}
     world, precision = collectives.world(), run.precision.name
-    return replace(memory, **part.device_bytes(run.config, precision, world, whole))
+    return memory | part.device_bytes(run.config, precision, world, whole)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
-
 from engine import registry
 from engine.dist import collectives
 from engine.logs.progress import Progress
-from engine.models.parameters import is_adapter
+from engine.models.parameters import merge
 from engine.run import Run
 
 
@@ -24,17 +22,9 @@ def run(run: Run) -> None:
     model = plain.model
     if collectives.rank() != 0:
         return
-    plain.model = merged(model).cpu().float().eval().requires_grad_(False)
+    merge(model)
+    plain.model = model.cpu().float().eval().requires_grad_(False)
     name = section.format.rpartition(".")[2]
     folder = Path(section.output) if section.output else run.run_dir / "export" / name
     form.build(plain, folder, section, "export.output", **options)
     Progress().message(f"{section.format}: {folder}")
-
-
-def merged(model: nn.Module) -> nn.Module:
-    """The model with its adapters put into the weights that they are for."""
-    if any(is_adapter(name) for name, _ in model.named_parameters()):
-        from engine.models.adapters import merge  # with peft, which takes a while to import
-
-        merge(model)
-    return model

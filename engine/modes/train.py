@@ -13,7 +13,7 @@ from engine.evals.evaluation import Evaluations, missing_metric
 from engine.evals.scoring import save_predictions, score_model
 from engine.logs.report import write_report
 from engine.logs.run_log import RunLog, open_log
-from engine.models.parameters import format_table
+from engine.models.parameters import format_table, save_adapters
 from engine.modes.state import build_state, check_dist
 from engine.run import Run
 from engine.train.checkpoint import CheckpointStore
@@ -88,8 +88,6 @@ def end(run: Run, evaluations: Evaluations, state: TrainState) -> None:
     """Write the adapters on their own, and the report."""
     config, rank = run.config, collectives.rank()
     if any(group.train == "lora" for group in config.optim.groups):
-        from engine.models.adapters import save_adapters
-
         weights = state.parallel.weights()
         if rank == 0:
             save_adapters(state.module, run.run_dir / "adapters", config.model.lora, weights)

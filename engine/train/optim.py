@@ -13,8 +13,7 @@ from torch import nn
 
 from engine.config.schema import Optim, ParamGroup
 from engine.errors import UserError
-from engine.models.parameters import is_adapter
-from engine.models.token_rows import is_token_row
+from engine.models.parameters import is_adapter, is_token_row
 from engine.registry import nearest
 
 Kind = Callable[..., torch.optim.Optimizer]  # a class: they differ in what they take

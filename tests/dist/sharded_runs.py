@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engine.config import schema
 from engine.dist import collectives
-from engine.models.adapters import add_lora
+from engine.models.parameters import add_lora
 from engine.registry import find
 from engine.train.checkpoint import Checkpoint, CheckpointStore
 from engine.train.precision import Precision

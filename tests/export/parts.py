@@ -10,7 +10,7 @@ from tokenizers import AddedToken, processors
 from engine.config import schema
 from engine.config.schema import Resize, Transforms
 from engine.data.text.tokenizer import BYTE_TOKENS, TextTokenizer, byte_level
-from engine.models.token_rows import add_token_rows
+from engine.models.parameters import add_token_rows
 from engine.registry import find
 from tests.export.models import opened
 

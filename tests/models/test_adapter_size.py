@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from engine.config.load import load
-from engine.models.adapters import WEIGHTS, add_lora, save_adapters
+from engine.models.parameters import WEIGHTS, add_lora, save_adapters
 from engine.registry import find
 from engine.train import optim
 from tests.tasks.test_caption import byte_tokenizer, schema

@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from engine.config.schema import Lora
 from engine.errors import UserError
-from engine.models.adapters import add_lora, merge, save_adapters
-from engine.models.parameters import is_adapter, parameter_table
+from engine.models.parameters import add_lora, is_adapter, merge, parameter_table, save_adapters
 
 
 class Net(nn.Module):
@@ -93,5 +92,7 @@ def test_an_earlier_group_takes_its_layers_away() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(UserError, match=r"finds no layer by 'q_prj'.*layers are linear, such as"):
+    with pytest.raises(
+        UserError, match=r"finds no layer by 'q_prj'.*the model has encoder.0.weight, "
+    ):
         add_lora(make(), ["q_prj"], [], Lora())

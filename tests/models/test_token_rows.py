@@ -8,7 +8,7 @@ from torch import nn
 
 from engine.config.schema import Optim, ParamGroup
 from engine.errors import UserError
-from engine.models.token_rows import add_token_rows
+from engine.models.parameters import add_token_rows
 from engine.train import optim
 
 IDS = {"<a>": 3, "<b>": 7}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
+import transformers
 
-import transformers  # isort: skip
 from engine.config.schema import Decoder as Section
 from engine.models.decoders import language_model as lm
 from engine.models.decoders import prefix

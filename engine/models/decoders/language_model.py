@@ -6,10 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import NewGELUActivation
 
-import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
-
-from transformers.activations import NewGELUActivation  # isort: skip
 from engine.config.schema import Decoder as Section
 from engine.errors import UserError
 from engine.losses.language_model import row_losses

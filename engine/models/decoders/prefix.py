@@ -21,12 +21,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
+from transformers import DynamicCache
 
-import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
-
-import transformers  # isort: skip
-from transformers import DynamicCache  # isort: skip
 from engine import masks
 from engine.config.schema import Decoder as Section
 from engine.errors import UserError

@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
 
-import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
-
-import transformers  # isort: skip
-from transformers import DynamicCache, EncoderDecoderCache  # isort: skip
-from transformers.modeling_outputs import BaseModelOutput  # isort: skip
 from engine.config.schema import Decoder as Section
 from engine.models.decoders import language_model as lm
 from engine.models.decoders import t5_family

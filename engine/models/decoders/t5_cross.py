@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
 
-import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
-
-import transformers  # isort: skip
-from transformers.modeling_outputs import BaseModelOutput  # isort: skip
 from engine.config.schema import Decoder as Section
 from engine.models.decoders import language_model as lm
 from engine.models.decoders import t5_family

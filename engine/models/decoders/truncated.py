@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
 from torch import nn
 
-import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
-
-import transformers  # isort: skip
 from engine.config.schema import Decoder as Section
 from engine.errors import UserError
 from engine.models.decoders import language_model as lm

@@ -5,11 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import transformers
 from torch import Tensor
 
-import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
-
-import transformers  # isort: skip
 from engine.config import schema
 from engine.errors import UserError
 from engine.models.pretrained import Part, without_pooling_layer

@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor
 
-import engine.torchvision_ops  # noqa: F401  before timm, which imports torchvision
-
-import timm  # isort: skip
 from engine.config import schema
 from engine.errors import UserError, first_line
 from engine.models.towers import ImageTower

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
-import engine.torchvision_ops  # noqa: F401  before transformers, which imports torchvision
-
-import transformers  # isort: skip
 from engine.config import schema
 from engine.models.pretrained import Part, vocabulary, without_pooling_layer
 from engine.models.towers import Tower

@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from engine.config.schema import ImageEncoder, Lora
-from engine.models.adapters import adapted_layers, add_lora, merge
 from engine.models.decoders.language_model import DecoderInput
-from engine.models.parameters import is_adapter
+from engine.models.parameters import adapted_layers, add_lora, is_adapter, merge
 from engine.registry import find
 from tests.models.decoders.nll import nll
 from tests.models.decoders.test_decoders import FAMILIES, make, make_texts
