@@ -27,8 +27,7 @@ from engine.errors import UserError
 from engine.logs.progress import Progress
 from engine.models.parameters import add_lora, add_token_rows
 from engine.models.weights import load_model, load_tower
-from engine.train.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
-from engine.train.checkpoint_folder import step_of
+from engine.train.checkpoint import Checkpoint, CheckpointStore, open_checkpoint, step_of
 from engine.train.precision import Precision
 from engine.train.signals import StopRequest
 from engine.types import Task

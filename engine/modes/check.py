@@ -18,6 +18,7 @@ from engine.models.parameters import format_table
 from engine.modes.state import build_state, check_dist
 from engine.run import Run
 from engine.train.plan import Plan, make_plan
+from engine.train.precision import DTYPES
 from engine.types import Batch, Sample, Task
 
 _SAMPLED, _STEPS = 32, 12  # samples of each of so many steps, that the estimates are made from
@@ -150,12 +151,11 @@ def cost(run: Run, plan: Plan, state: Any, batches: Sequence[Batch]) -> list[str
     rows = -(-(data.batch_size_train or data.batch_size) // world)
     pair = mean_flops(module, batches)
     samples = min(sum(map(len, plan.datasets)), plan.steps_per_epoch * data.batch_size)
-    names = {"bf16": torch.bfloat16, "fp16": torch.float16}
     memory = estimate_memory(
         module,
         batches[0],
         rows,
-        dtype=names.get(run.precision.name, torch.float32),
+        dtype=DTYPES.get(run.precision.name, torch.float32),
         global_rows=data.batch_size,
         dim=run.config.model.projection.dim,
     )

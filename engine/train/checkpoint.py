@@ -1,5 +1,11 @@
 """Checkpoints of a run: saved whole or not at all, pruned with care, never trusted unchecked.
 
+step_N/model.safetensors   the model's parameters and buffers, readable by any other tool
+       state.safetensors   tensors of everything else (optimizer, scaler …)
+       state.json          the structure that those tensors belong to
+       config.yaml         the resolved configuration
+       manifest.json       step, metric, and each file's size and SHA-256; its own as well
+
 A save is written by a thread into a hidden folder beside its place, is forced to the disk and only
 then renamed, so that a kill at any moment leaves the checkpoints that were there. Only the writer
 (rank 0) changes anything; every rank may read.
@@ -9,6 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import math
 import os
 import re
@@ -17,7 +25,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent import futures
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +33,152 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from engine.errors import FaultError, UserError
-from engine.train.checkpoint_folder import (
-    MANIFEST,
-    Checkpoint,
-    DamageError,
-    Snapshot,
-    flush_to_disk,
-    step_of,
-)
+from engine.train import serial
 
+MODEL, STATE, SKELETON = "model.safetensors", "state.safetensors", "state.json"
+FILES = (MODEL, STATE, SKELETON, "config.yaml")
+MANIFEST = "manifest.json"
+_FORMAT = 1
+_STEP = re.compile(r"step_(0|[1-9]\d*)")
 _LEFTOVER = re.compile(r"\.(step_\d+)\.(saving|replaced|removed)-[0-9a-f]{8}")
 _PICKLED_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".distcp"}
-_ZIP, _PICKLE = b"PK\x03\x04", re.compile(rb"\x80[\x02-\x05]")
+_ZIP_OR_PICKLE = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")
 Warn = Callable[[str], None]
+
+
+class DamageError(Exception):
+    """What is wrong with a checkpoint, in words that end a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint's folder, or a bare safetensors file that holds a model alone (no step)."""
+
+    path: Path
+    step: int | None
+    metric: float | None = None
+
+    @classmethod
+    def read(cls, folder: Path, *, contents: bool = True) -> Checkpoint:
+        """The checkpoint in ``folder``, if it is intact; DamageError says what is not.
+
+        ``contents=False`` compares sizes only, and reads none of the large files.
+        """
+        manifest = _read_manifest(folder)
+        if step_of(folder) not in (None, manifest["step"]):
+            raise DamageError(f"{MANIFEST} is that of step {manifest['step']}")
+        for name in FILES:
+            _check_file(folder / name, manifest["files"][name], contents)
+        return cls(folder, manifest["step"], manifest["metric"])
+
+    def model(self) -> dict[str, Tensor]:
+        """The model's tensors, on the CPU. Raises UserError for a file that cannot be read."""
+        path = self.path if self.step is None else self.path / MODEL
+        try:
+            return serial.read_tensors(path)
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise UserError(f"{path} cannot be read as safetensors: {error}") from error
+
+    def state(self) -> Any:
+        """The rest of the run's state, as it was given to be saved, with tensors on the CPU."""
+        if self.step is None:
+            raise UserError(f"{self.path} holds a model's weights only; to continue a run, name "
+                            "its folder or one of its checkpoints/step_N")  # fmt: skip
+        skeleton = json.loads((self.path / SKELETON).read_text("utf8"))
+        return serial.unflatten(serial.read_tensors(self.path / STATE), skeleton)
+
+
+def step_of(folder: Path) -> int | None:
+    """N of a folder called step_N, None for any other name."""
+    match = _STEP.fullmatch(folder.name)
+    return int(match[1]) if match else None
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        text = (folder / MANIFEST).read_text("utf8")
+        content = json.loads(text)
+        content.pop("sha256", None)
+    except FileNotFoundError:
+        raise DamageError(f"{MANIFEST} is missing") from None
+    except OSError as error:
+        raise DamageError(f"{MANIFEST} cannot be read: {error.strerror}") from error
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise DamageError(f"{MANIFEST} is not intact JSON") from error
+    if text != _sealed(content):
+        raise DamageError(f"{MANIFEST} has been changed")
+    if content.get("format") != _FORMAT:
+        raise DamageError(f"its format is {content.get('format')}; this version reads {_FORMAT}")
+    return content
+
+
+def _check_file(path: Path, expected: dict[str, Any], contents: bool) -> None:
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise DamageError(f"{path.name} has {size:,} bytes instead of {expected['bytes']:,}")
+        if contents and _size_and_hash(path) != expected:
+            raise DamageError(f"{path.name} does not match its checksum: its content has changed")
+    except FileNotFoundError:
+        raise DamageError(f"{path.name} is missing") from None
+    except OSError as error:
+        raise DamageError(f"{path.name} cannot be read: {error.strerror}") from error
+
+
+def _size_and_hash(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _sealed(content: dict[str, Any]) -> str:
+    """JSON text that ends in the hash of its own content, so that any change to it shows."""
+    seal = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({**content, "sha256": seal}, indent=1)
+
+
+class Snapshot:
+    """All that a checkpoint will hold; with ``copy`` apart from the originals, on the CPU."""
+
+    def __init__(
+        self,
+        step: int,
+        model: Mapping[str, Tensor],
+        state: Any,
+        config_text: str,
+        metric: float | None,
+        *,
+        copy: bool,
+    ) -> None:
+        self.step, self.config_text, self.metric = step, config_text, metric
+        self.model, self.tied = serial.untie(model)
+        self.tensors, self.skeleton = serial.flatten(state)
+        if copy:
+            self.model, self.tensors = (
+                {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+                for tensors in (self.model, self.tensors)
+            )
+
+    def write(self, folder: Path) -> None:
+        """Writes all files into an existing folder; when it returns they are on the disk."""
+        serial.write_tensors(folder / MODEL, self.model, self.tied)
+        serial.write_tensors(folder / STATE, self.tensors, {})
+        (folder / SKELETON).write_text(json.dumps(self.skeleton, allow_nan=False), "utf8")
+        (folder / "config.yaml").write_text(self.config_text, "utf8")
+        files = {name: _size_and_hash(folder / name) for name in FILES}
+        content = {"format": _FORMAT, "step": self.step, "metric": self.metric, "files": files}
+        (folder / MANIFEST).write_text(_sealed(content), "utf8")
+        for path in (*(folder / name for name in (*FILES, MANIFEST)), folder):
+            _flush_to_disk(path)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Forces a file's content, or the names in a folder, out of the system's caches."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class CheckpointStore:
@@ -49,10 +190,8 @@ class CheckpointStore:
     """
 
     def __init__(self, folder: Path, keep_last: int = 2, *, writer: bool = True) -> None:
-        self.folder = Path(folder)
-        self.keep_last = keep_last
-        self.writer = writer
-        self._thread: ThreadPoolExecutor | None = None
+        self.folder, self.keep_last, self.writer = Path(folder), keep_last, writer
+        self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: futures.Future[None] | None = None
         if writer:
             self._prepare()
@@ -95,8 +234,7 @@ class CheckpointStore:
             return
         self.wait()
         metric = metric if metric is not None and math.isfinite(metric) else None
-        snapshot = Snapshot.take(step, model, state, config_text, metric, copy=copy)
-        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        snapshot = Snapshot(step, model, state, config_text, metric, copy=copy)
         self._pending = self._thread.submit(self._write, snapshot)
 
     def wait(self) -> None:
@@ -110,21 +248,12 @@ class CheckpointStore:
         if self._pending is not None:
             futures.wait([self._pending])
 
-    def close(self) -> None:
-        """Waits as ``wait`` does, and ends the thread."""
-        try:
-            self.wait()
-        finally:
-            if self._thread is not None:
-                self._thread.shutdown()
-                self._thread = None
-
     def __enter__(self) -> CheckpointStore:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
         try:
-            self.close()
+            self.wait()
         except FaultError as fault:
             if error is None:
                 raise
@@ -157,7 +286,7 @@ class CheckpointStore:
             if replaces:
                 aside.rename(final)
             raise
-        flush_to_disk(self.folder)
+        _flush_to_disk(self.folder)
         if replaces:
             self._remove(aside, final)
 
@@ -183,8 +312,7 @@ class CheckpointStore:
                 metrics[step] = Checkpoint.read(path, contents=False).metric
         keep = {newest, *[step for step in metrics if step <= newest][-self.keep_last :]}
         measured = [(value, step) for step, value in metrics.items() if value is not None]
-        if measured:
-            keep.add(max(measured)[1])
+        keep.add(max(measured, default=(0.0, newest))[1])
         for step, path in paths.items():
             if step < newest and step not in keep:
                 self._remove(path, path)
@@ -232,7 +360,7 @@ def open_checkpoint(
     if not path.exists():
         raise UserError(f"{path} does not exist; {_what_is_there(path)}", key=key)
     if path.is_file():
-        _refuse_pickle(path, key)
+        _refuse_other_files(path, key)
         return Checkpoint(path, None)
     if (path / MANIFEST).exists() or step_of(path) is not None:
         try:
@@ -241,7 +369,7 @@ def open_checkpoint(
             message = f"checkpoint {path} is damaged: {damage}; {_what_is_there(path)}"
             raise UserError(message, key=key) from None
     if (path / ".metadata").exists():
-        raise UserError(_refusal(path), key=key)
+        raise _pickled(path, key)
     for folder in (path / "checkpoints", path):
         found = CheckpointStore(folder, writer=False).latest(warn)
         if found is not None:
@@ -257,29 +385,30 @@ def _what_is_there(path: Path) -> str:
     return f"in {folder} there is: {', '.join(names[:10]) or 'nothing'}{more}"
 
 
-def _refuse_pickle(path: Path, key: str | None) -> None:
-    """Raises UserError for a pickled file, by its name or content, and for none of safetensors."""
+def _refuse_other_files(path: Path, key: str | None) -> None:
+    """Raises UserError for a pickled file, by its name or content, and for other formats."""
     with path.open("rb") as file:
         head = file.read(9)
     # A safetensors file starts with its header's length, whose bytes may look like a pickle's
     is_safetensors = head[8:9] == b"{"
-    magic = head.startswith(_ZIP) or _PICKLE.match(head) is not None
-    if path.suffix.lower() in _PICKLED_SUFFIXES or (magic and not is_safetensors):
-        raise UserError(_refusal(path), key=key)
+    if path.suffix.lower() in _PICKLED_SUFFIXES or (
+        not is_safetensors and _ZIP_OR_PICKLE.match(head)
+    ):
+        raise _pickled(path, key)
     if not is_safetensors:
         raise UserError(f"{path} is not a safetensors file", key=key)
 
 
-def _refusal(path: Path) -> str:
-    """Why a pickled file is not opened, and how to convert it."""
+def _pickled(path: Path, key: str | None) -> UserError:
     convert = (
         "import sys, torch, safetensors.torch as s; "
         "w = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
         "w = w.get('state_dict', w); "
         "s.save_file({k: v.clone() for k, v in w.items()}, sys.argv[2])"
     )
-    return (
+    return UserError(
         f"{path} is a pickled file, which is refused because reading one can run code that is "
         "hidden in it. If it holds a model's weights and you trust where it comes from, convert "
-        f'it once: python -c "{convert}" {path.name} {path.stem}.safetensors'
+        f'it once: python -c "{convert}" {path.name} {path.stem}.safetensors',
+        key=key,
     )

@@ -57,19 +57,19 @@ class Training:
 
         All that is saved is on the disk on return. Raises FaultError where a save has failed.
         """
-        state, plan = self.state, self.plan
+        state, plan, clock = self.state, self.plan, time.perf_counter
         metrics: Metrics = {}
         gradients = self._build_step()
-        clock = Clock()
+        begin = clock()
         for step, batch, bad in self._batches():
-            waited = clock.lap()
+            loaded = clock()
             batch["step"] = step
             losses = gradients(batch, step)
             lr = state.set_lr()
             facts = self._agree(step, losses["loss"], batch, bad)
             self._update(step, batch, facts)
             state.step = step + 1
-            self._row(step, lr, losses, facts, waited, clock.lap())
+            self._row(lr, losses, facts, waited=loaded - begin, worked=clock() - loaded)
             ended = state.step % plan.steps_per_epoch == 0
             if ended and not facts["stop"] and self._evaluation_is_due():
                 metrics = self._evaluate()
@@ -77,8 +77,8 @@ class Training:
                 self.save(metrics if ended else {})
             if facts["stop"]:
                 break
-            clock.lap()
-        self.store.close()
+            begin = clock()
+        self.store.wait()
         return metrics
 
     def _build_step(self) -> Callable[[Batch, int], dict[str, Tensor]]:
@@ -141,25 +141,23 @@ class Training:
                 "bad": [record.to_json() for record in bad],
             }
         )
-        self.bad.add(
-            [record for rank in ranks for record in rank["bad"]],
-            seen=sum(rank["rows"] + len(rank["bad"]) for rank in ranks),
-            epoch_end=(step + 1) % self.plan.steps_per_epoch == 0,
-        )
-        losses = [rank["loss"] for rank in ranks]
+        records = [record for rank in ranks for record in rank["bad"]]
+        rows = sum(rank["rows"] for rank in ranks)
+        epoch_end = (step + 1) % self.plan.steps_per_epoch == 0
+        self.bad.add(records, seen=rows + len(records), epoch_end=epoch_end)
         return {
-            "loss": sum(losses) / len(losses),
-            "rows": sum(rank["rows"] for rank in ranks),
+            "loss": sum(rank["loss"] for rank in ranks) / len(ranks),
+            "rows": rows,
             "stop": any(rank["stop"] for rank in ranks),
         }
 
     def _update(self, step: int, batch: Batch, facts: dict[str, Any]) -> None:
         """Clip and step; on a loss or gradient that is not finite, stop or skip as configured."""
-        norm = self.state.clip()
+        facts["grad_norm"] = norm = self.state.clip()
         # A gradient scaler probes for the largest scale, so that overflows are expected.
-        expected = self.state.parallel.scales_loss and math.isfinite(facts["loss"])
-        facts["grad_norm"] = norm
-        if math.isfinite(facts["loss"]) and (math.isfinite(norm) or expected):
+        if math.isfinite(facts["loss"]) and (
+            math.isfinite(norm) or self.state.parallel.scales_loss
+        ):
             self.state.parallel.update()
             return
         what = f"loss {facts['loss']}, gradient norm {norm}"
@@ -169,6 +167,7 @@ class Training:
         self.log.message(f"step {step}: {what}; skipped, {self.state.skipped} so far")
 
     def _nonfinite(self, step: int, batch: Batch, what: str) -> str:
+        """What to do, and the step's samples; their names are written to a file."""
         if self.plan.streamed:  # each rank knows its own rows alone
             mine = torch.stack((batch["dataset_B"], batch["index_B"]), dim=1).tolist()
             rows = [row for rank in collectives.all_gather_json(mine) for row in rank]
@@ -188,18 +187,26 @@ class Training:
             "runner.on_nonfinite=skip to leave such steps out"
         )
 
-    def _row(self, step: int, lr: float, losses: dict[str, Tensor], facts: dict[str, Any],
-             waited: float, worked: float) -> None:  # fmt: skip
+    def _row(
+        self,
+        lr: float,
+        losses: dict[str, Tensor],
+        facts: dict[str, Any],
+        *,
+        waited: float,
+        worked: float,
+    ) -> None:
+        step, seconds = self.state.step, max(waited + worked, 1e-9)
         self.state.seen += facts["rows"]
         self.log.row(
             {
-                "step": step + 1,
-                "epoch": (step + 1) / self.plan.steps_per_epoch,
+                "step": step,
+                "epoch": step / self.plan.steps_per_epoch,
                 "loss": facts["loss"],
                 "lr": lr,
                 "grad_norm": facts["grad_norm"],
-                "samples_per_second": facts["rows"] / max(waited + worked, 1e-9),
-                "data_wait": waited / max(waited + worked, 1e-9),
+                "samples_per_second": facts["rows"] / seconds,
+                "data_wait": waited / seconds,
                 "samples_seen": self.state.seen,
                 "bad_samples": self.bad.total,
                 **{name: float(value) for name, value in losses.items() if name != "loss"},
@@ -207,10 +214,10 @@ class Training:
         )
 
     def _evaluation_is_due(self) -> bool:
+        """After the epoch that has just ended."""
         interval = self.config.eval.epoch_interval
-        epoch, rest = divmod(self.state.step, self.plan.steps_per_epoch)
-        last = self.state.step == self.plan.total_steps
-        return interval is not None and rest == 0 and (epoch % interval == 0 or last)
+        epoch = self.state.step // self.plan.steps_per_epoch
+        return interval is not None and (epoch % interval == 0 or epoch == self.plan.epochs)
 
     def _evaluate(self) -> Metrics:
         self.store.wait()  # evaluation starts processes, which a fork in mid-write could upset
@@ -232,15 +239,3 @@ class Training:
             metric=self.best_metric(metrics),
             copy=not self.state.parallel.copies,
         )
-
-
-class Clock:
-    """Seconds between one lap and the next."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        return seconds

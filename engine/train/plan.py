@@ -40,37 +40,29 @@ class Plan:
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.epochs
 
-    def place(self, step: int) -> tuple[int, int]:
-        """Epoch and step in it of the run's ``step``, both from 0."""
-        return divmod(step, self.steps_per_epoch)
-
     def rows(self, step: int) -> np.ndarray:
         """The global batch of a step: int64 [n, 2] of (dataset, row)."""
         assert self.sampler is not None
-        return self.sampler.batch(*self.place(step))
+        return self.sampler.batch(*divmod(step, self.steps_per_epoch))
 
     def name(self, dataset: int, row: int) -> str:
         """A sample as a message names it."""
-        if self.streamed:
-            stream = self.streamed[dataset]
-            return f"{stream.name}[{stream.place(row)}]"
-        return f"{self.sources[dataset].name}[{row}]"
+        source = self.datasets[dataset]
+        return f"{source.name}[{source.place(row) if isinstance(source, Stream) else row}]"
 
 
 def make_plan(config: Config, world: int) -> Plan:
     """Open the training data and lay out the steps. Raises UserError for what cannot be done."""
-    data = config.data
+    data, key = config.data, "data.train_name"
     if not data.train_name:
-        raise UserError(
-            "data.train_name is empty: name at least one dataset", key="data.train_name"
-        )
+        raise UserError("data.train_name is empty: name at least one dataset", key=key)
     if data.batch_size % world:
         raise UserError(
             f"data.batch_size {data.batch_size} cannot be shared by {world} processes: "
             f"take a multiple of {world}",
             key="data.batch_size",
         )
-    opened = [open_dataset(name, "train", data, key="data.train_name") for name in data.train_name]
+    opened = [open_dataset(name, "train", data, key=key) for name in data.train_name]
     streams = [each for each in opened if isinstance(each, Stream)]
     sources = [each for each in opened if not isinstance(each, Stream)]
     if streams and sources:
@@ -78,11 +70,18 @@ def make_plan(config: Config, world: int) -> Plan:
         raise UserError(
             f"data.train_name lists streamed datasets ({names}) beside others that are read by row;"
             " stream all of them (stream: true on shards of this machine) or none",
-            key="data.train_name",
+            key=key,
         )
-    if streams:
-        return _stream_plan(config, streams)
-    sampler: Sampler = registry.build(
+    sampler = _sampler(config, sources) if sources else None
+    steps = sampler.steps if sampler else _stream_steps(config, sum(map(len, streams)))
+    return Plan(
+        sources, streams, sampler, min(steps, data.train_steps or steps), config.epoch.total
+    )
+
+
+def _sampler(config: Config, sources: list[Source]) -> Sampler:
+    data = config.data
+    return registry.build(
         "data/samplers",
         data.train_type,
         SamplerInputs(
@@ -98,15 +97,13 @@ def make_plan(config: Config, world: int) -> Plan:
         key="data.train_type",
         options=config.options,
     )
-    steps = min(sampler.steps, data.train_steps or sampler.steps)
-    return Plan(sources, [], sampler, steps, config.epoch.total)
 
 
 def _texts(config: Config, sources: list[Source]) -> TextLengths:
     """How long the texts of all rows are; answers apart, where a decoder takes them apart."""
     lengths = [source.column("length") for source in sources]
-    name, asked = config.model.decoder.name, config.data.prompt
-    form = template(asked.template, key="data.prompt.template")
+    name = config.model.decoder.name
+    form = template(config.data.prompt.template, key="data.prompt.template")
     if form.has("question"):
         decoder = registry.find("models/decoders", name, key="model.decoder.name")
         if not getattr(decoder, "ENCODES_PROMPT", False):
@@ -118,7 +115,7 @@ def _texts(config: Config, sources: list[Source]) -> TextLengths:
     return TextLengths([np.where(length < 0, -own, own) for own, length in signs])
 
 
-def _stream_plan(config: Config, streams: list[Stream]) -> Plan:
+def _stream_steps(config: Config, total: int) -> int:
     """An epoch has as many batches as the samples fill, the last one from the next pass."""
     data = config.data
     if data.train_type != "shuffle":
@@ -127,8 +124,7 @@ def _stream_plan(config: Config, streams: list[Stream]) -> Plan:
             "from; set it to shuffle, or copy the shards to this machine",
             key="data.train_type",
         )
-    steps = num_batches(sum(map(len, streams)), data.batch_size)
-    return Plan([], streams, None, min(steps, data.train_steps or steps), config.epoch.total)
+    return num_batches(total, data.batch_size)
 
 
 def order_key(config: Config, plan: Plan) -> dict[str, Any]:

@@ -22,15 +22,10 @@ def isolated(seed: int, device: torch.device) -> Iterator[None]:
 
     Afterwards both generators are as they were. Does not wait for the device.
     """
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    torch.default_generator.manual_seed(seed)
-    if cuda is not None:
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-    try:
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda):
+        torch.default_generator.manual_seed(seed)
+        for each in cuda:
+            with torch.cuda.device(each):
+                torch.cuda.manual_seed(seed)
         yield
-    finally:
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, device)

@@ -1,7 +1,8 @@
 """Learning-rate schedules: the factor on ``optim.lr.init`` as a pure function of the step.
 
-Each function below is a name that ``optim.lr.name`` may take, and its keyword arguments are what
-``optim.lr.param`` may hold. Warm-up climbs linearly from 0 at step 0.
+Each function below is a name that ``optim.lr.name`` may take, its keyword arguments are what
+``optim.lr.param`` may hold, and what it returns holds after the warm-up, which climbs linearly
+from 0 at step 0.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ Factor = Callable[[int], float]
 
 
 def constant_schedule(warmup_steps: int, total_steps: int) -> Factor:
-    """1 at every step; warm-up is ignored."""
+    """1 at every step; the one schedule without a warm-up."""
     return lambda step: 1.0
 
 
 def constant_schedule_with_warmup(warmup_steps: int, total_steps: int) -> Factor:
     """1 after warm-up."""
-    return _warmed_up(warmup_steps, lambda step: 1.0)
+    return lambda step: 1.0
 
 
 def linear_schedule_with_warmup(warmup_steps: int, total_steps: int) -> Factor:
     """Down to 0 at ``total_steps``."""
     length = max(1, total_steps - warmup_steps)
-    return _warmed_up(warmup_steps, lambda step: max(0.0, (total_steps - step) / length))
+    return lambda step: max(0.0, (total_steps - step) / length)
 
 
 def multi_step_schedule_with_warmup(
@@ -39,7 +40,7 @@ def multi_step_schedule_with_warmup(
 ) -> Factor:
     """Times ``gamma`` from each milestone on: a step, or below 1 a fraction of all steps."""
     steps = sorted(m * total_steps if 0 < m < 1 else m for m in milestone_steps)
-    return _warmed_up(warmup_steps, lambda step: gamma ** bisect.bisect_right(steps, step))
+    return lambda step: gamma ** bisect.bisect_right(steps, step)
 
 
 def cosine_schedule_with_warmup(
@@ -63,7 +64,7 @@ def cosine_schedule_with_warmup_min_lr_scale(
         height = 0.5 * (1.0 + math.cos(2.0 * math.pi * num_cycles * (step - warmup_steps) / length))
         return min_lr_scale + (1.0 - min_lr_scale) * height
 
-    return _warmed_up(warmup_steps, wave)
+    return wave
 
 
 SCHEDULES: dict[str, Callable[..., Factor]] = {
@@ -85,24 +86,23 @@ def factor(config: Lr, total_steps: int) -> Factor:
     Raises UserError for an unknown name or param, or a value that is out of range.
     """
     if config.name not in SCHEDULES:
-        raise UserError(
-            f"no schedule is called {config.name!r}; {nearest(config.name, list(SCHEDULES))}",
-            key="optim.lr.name",
-        )
+        hint = nearest(config.name, list(SCHEDULES))
+        raise UserError(f"no schedule is called {config.name!r}; {hint}", key="optim.lr.name")
     schedule = SCHEDULES[config.name]
     known = list(inspect.signature(schedule).parameters)[2:]
-    for name in config.param:
-        if name not in known:
-            hint = nearest(name, known) if known else "it takes none"
-            raise UserError(
-                f"{config.name} has no param {name!r}; {hint}", key=f"optim.lr.param.{name}"
-            )
+    for name in config.param.keys() - set(known):
+        hint = nearest(name, known) if known else "it takes none"
+        message = f"{config.name} has no param {name!r}; {hint}"
+        raise UserError(message, key=f"optim.lr.param.{name}")
+    warmup = warmup_steps(config, total_steps)
     try:
-        chosen = schedule(warmup_steps(config, total_steps), total_steps, **config.param)
-        chosen(0)
+        after = schedule(warmup, total_steps, **config.param)
+        after(0)
     except (TypeError, ValueError) as error:
         raise UserError(f"{config.name}: {error}", key="optim.lr.param") from error
-    return chosen
+    if schedule is constant_schedule:
+        return after
+    return lambda step: step / warmup if step < warmup else after(step)
 
 
 def warmup_steps(config: Lr, total_steps: int) -> int:
@@ -110,7 +110,3 @@ def warmup_steps(config: Lr, total_steps: int) -> int:
     if config.warmup_steps is not None:
         return config.warmup_steps
     return int(total_steps * config.warmup_proportion)
-
-
-def _warmed_up(warmup: int, after: Factor) -> Factor:
-    return lambda step: step / warmup if step < warmup else after(step)

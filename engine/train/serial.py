@@ -37,34 +37,35 @@ class _Pool:
 
     def add(self, name: str, tensor: Tensor) -> str:
         """Stores ``tensor`` unless the very same one is here already; the name that it is under."""
-        _check(name, tensor)
-        plain = tensor.detach()
-        memory = (plain.device, plain.untyped_storage().data_ptr())
+        plain = _dense(name, tensor)
         view = (plain.storage_offset(), plain.shape, plain.stride(), plain.dtype)
-        identity = (*memory, *view, plain.is_conj(), plain.is_neg())
+        identity = (*_memory(plain), *view, plain.is_conj(), plain.is_neg())
         if identity in self._names and plain.numel():
             return self._names[identity]
         plain = plain.resolve_conj().resolve_neg().contiguous()
         # Views of one memory that differ become tensors of their own, whichever comes first
-        if plain.numel() * plain.element_size() < plain.untyped_storage().nbytes():
+        if plain.nbytes < plain.untyped_storage().nbytes() or _memory(plain) in self._memories:
             plain = plain.clone()
-        if (kept := (plain.device, plain.untyped_storage().data_ptr())) in self._memories:
-            plain = plain.clone()
-        self._memories.add(kept)
         unique, count = name, 1
         while unique in self.tensors or unique == "__metadata__":  # a word that the format reserves
             count += 1
             unique = f"{name}#{count}"
+        self._memories.add(_memory(plain))
         self._names[identity] = unique
         self.tensors[unique] = plain
         return unique
 
 
-def _check(name: str, tensor: Tensor) -> None:
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.device, tensor.untyped_storage().data_ptr()
+
+
+def _dense(name: str, tensor: Tensor) -> Tensor:
     if hasattr(tensor, "full_tensor"):
         raise TypeError(f"{name} is a sharded tensor: gather it before it is saved")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise TypeError(f"{name} is not a plain dense tensor ({tensor.layout}, {tensor.device})")
+    return tensor.detach()
 
 
 def flatten(value: Any) -> tuple[dict[str, Tensor], Any]:
@@ -75,13 +76,14 @@ def flatten(value: Any) -> tuple[dict[str, Tensor], Any]:
     kept. Raises TypeError naming the place of anything else.
     """
     pool = _Pool()
-    skeleton = _take_apart(value, "", pool)
-    return pool.tensors, skeleton
+    return pool.tensors, _take_apart(value, "", pool)
 
 
-def _take_apart(value: Any, place: str, pool: _Pool) -> Any:
+def _take_apart(value: Any, path: str, pool: _Pool) -> Any:
+    """The node of ``value`` at ``path``, which is its keys with a dot before each."""
+    place = path[1:] or "value"
     if isinstance(value, Tensor):
-        return _tensor_node(value, place or "value", pool)
+        return _tensor_node(value, place, pool)
     if isinstance(value, float):
         if math.isfinite(value):
             return float(value)
@@ -89,32 +91,27 @@ def _take_apart(value: Any, place: str, pool: _Pool) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, list | tuple):
-        items = [_take_apart(item, _under(place, i), pool) for i, item in enumerate(value)]
+        items = [_take_apart(item, f"{path}.{i}", pool) for i, item in enumerate(value)]
         return items if isinstance(value, list) else {_MARK: "tuple", "items": items}
     if isinstance(value, Mapping):
         for key in value:
             if not (key is None or isinstance(key, bool | int | float | str)):
-                raise TypeError(f"{place or 'value'} has a key of type {type(key).__name__}")
-        pairs = [(key, _take_apart(item, _under(place, key), pool)) for key, item in value.items()]
+                raise TypeError(f"{place} has a key of type {type(key).__name__}")
+        pairs = [(key, _take_apart(item, f"{path}.{key}", pool)) for key, item in value.items()]
         if all(isinstance(key, str) for key in value) and _MARK not in value:
             return dict(pairs)
-        return {_MARK: "dict", "pairs": [[_take_apart(k, place, pool), v] for k, v in pairs]}
+        return {_MARK: "dict", "pairs": [[_take_apart(k, path, pool), v] for k, v in pairs]}
     raise TypeError(
-        f"{place or 'value'} is of type {type(value).__name__}, which a checkpoint does not hold: "
+        f"{place} is of type {type(value).__name__}, which a checkpoint does not hold: "
         "tensors, None, bool, int, float, str, lists, tuples and dicts only"
     )
-
-
-def _under(place: str, key: Any) -> str:
-    return f"{place}.{key}" if place else str(key)
 
 
 def _tensor_node(tensor: Tensor, place: str, pool: _Pool) -> dict[str, Any]:
     node: dict[str, Any] = {_MARK: "tensor"}
     if tensor.dtype not in _NATIVE:
-        _check(place, tensor)
         node |= {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
-        plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+        plain = _dense(place, tensor).resolve_conj().resolve_neg().contiguous()
         tensor = plain.reshape(-1).view(torch.uint8)
     # Names are for people and must be clean UTF-8: keys may hold anything
     name = place.encode("ascii", "backslashreplace").decode()
@@ -127,23 +124,19 @@ def unflatten(tensors: Mapping[str, Tensor], skeleton: Any) -> Any:
         return [unflatten(tensors, item) for item in skeleton]
     if not isinstance(skeleton, dict):
         return skeleton
-    kind = skeleton.get(_MARK)
-    if kind is None:
-        return {key: unflatten(tensors, item) for key, item in skeleton.items()}
-    if kind == "float":
-        return struct.unpack(">d", bytes.fromhex(skeleton["bits"]))[0]
-    if kind == "tuple":
-        return tuple(unflatten(tensors, item) for item in skeleton["items"])
-    if kind == "dict":
-        pairs = skeleton["pairs"]
-        return {unflatten(tensors, key): unflatten(tensors, item) for key, item in pairs}
-    if kind == "tensor":
-        stored = tensors[skeleton["name"]]
-        if "dtype" not in skeleton:
-            return stored
-        dtype = getattr(torch, skeleton["dtype"], None)
-        if isinstance(dtype, torch.dtype):
-            return stored.view(dtype).reshape(skeleton["shape"])
+    match skeleton.get(_MARK):
+        case None:
+            return {key: unflatten(tensors, item) for key, item in skeleton.items()}
+        case "float":
+            return struct.unpack(">d", bytes.fromhex(skeleton["bits"]))[0]
+        case "tuple":
+            return tuple(unflatten(tensors, skeleton["items"]))
+        case "dict":
+            return {unflatten(tensors, k): unflatten(tensors, v) for k, v in skeleton["pairs"]}
+        case "tensor" if "dtype" not in skeleton:
+            return tensors[skeleton["name"]]
+        case "tensor" if isinstance(dtype := getattr(torch, skeleton["dtype"], 0), torch.dtype):
+            return tensors[skeleton["name"]].view(dtype).reshape(skeleton["shape"])
     raise ValueError(f"not part of a skeleton: {str(skeleton)[:80]}")
 
 
@@ -157,8 +150,7 @@ def untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
 def write_tensors(path: Path, tensors: dict[str, Tensor], tied: Mapping[str, str]) -> None:
     """Writes a safetensors file that says which left-out names are tied to which stored ones."""
     # "format" is what other readers of safetensors files look for
-    metadata = {"format": "pt"} | ({_TIED: json.dumps(tied)} if tied else {})
-    save_file(tensors, path, metadata=metadata)
+    save_file(tensors, path, {"format": "pt"} | ({_TIED: json.dumps(tied)} if tied else {}))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -170,6 +162,4 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         # Cloned: what comes out is a view of the mapped file, which would keep it open
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         tied = json.loads((file.metadata() or {}).get(_TIED, "{}"))
-    for name, kept in tied.items():
-        tensors[name] = tensors[kept]
-    return tensors
+    return tensors | {name: tensors[kept] for name, kept in tied.items()}

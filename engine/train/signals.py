@@ -10,8 +10,6 @@ import threading
 from types import FrameType
 from typing import Any
 
-_WATCHED = (signal.SIGTERM, signal.SIGINT)
-
 
 class StopRequest:
     """While entered, SIGTERM and SIGINT set ``requested`` and ``name`` instead of ending the run.
@@ -32,7 +30,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         self._pid = os.getpid()
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in _WATCHED}
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,27 +42,20 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            self._in_forked_child(number)
+            # A forked worker inherits the handler but has no loop that polls. It must die when its
+            # parent terminates it, and live through a Ctrl-C so that the parent ends its step.
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
             return
         if not self.requested:
             self.requested, self.name = True, signal.Signals(number).name
         self._num_interrupts += number == signal.SIGINT
         if self._num_interrupts > 1:
-            _exit_now()
+            for stream in (sys.stdout, sys.stderr):
+                # The signal may have come in the middle of a write to this very stream
+                with contextlib.suppress(Exception):
+                    stream.flush()
+            os._exit(130)
         if not self.saves:
             raise KeyboardInterrupt
-
-    def _in_forked_child(self, number: int) -> None:
-        # A forked worker inherits the handler but has no loop that polls. It must die when its
-        # parent terminates it, and live through a Ctrl-C so that the parent can finish its step.
-        if number == signal.SIGTERM:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-
-def _exit_now() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        # The signal may have come in the middle of a write to this very stream
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os._exit(130)

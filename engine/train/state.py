@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from engine import registry
-from engine.config.schema import Config
+from engine.config.schema import Config, Optim
 from engine.dist import collectives
 from engine.dist.ddp import Replicas
 from engine.dist.parallel import Parallel
@@ -27,11 +27,10 @@ from engine.train.precision import Precision
 class TrainState:
     """The moving parts of a run. ``step`` counts finished optimizer steps."""
 
+    config: Optim
     parallel: Parallel  # the model and its optimizer, as the ranks hold them
     factor: Callable[[int], float]  # the schedule: lr factor of a step
     precision: Precision
-    lr: float
-    grad_clip: float | None
     parameters: list[Row]  # what trains, and how
     step: int = 0
     skipped: int = 0
@@ -45,14 +44,14 @@ class TrainState:
 
     def set_lr(self) -> float:
         """Put this step's learning rate into the optimizer and return it."""
-        lr = self.lr * self.factor(self.step)
+        lr = self.config.lr.init * self.factor(self.step)
         for group in self.parallel.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         return lr
 
     def clip(self) -> float:
         """Clip the gradients (unscaled first under fp16); returns their norm before clipping."""
-        return self.parallel.clip(self.grad_clip)
+        return self.parallel.clip(self.config.grad_clip)
 
     def skip(self) -> None:
         """Drop this step's gradients."""
@@ -76,30 +75,27 @@ class TrainState:
     def restore(self, checkpoint: Checkpoint, order: dict[str, Any]) -> None:
         """Continue from ``checkpoint``, with whose weights the state was built.
 
-        Raises UserError where this run is not its continuation.
+        Raises UserError where this run is not its continuation: it must see the samples that are
+        left, each once, so that their order may not differ.
         """
         saved = checkpoint.state()
-        check_order(saved["order"], order, str(checkpoint.path))
+        differing = [
+            f"{key}: {saved['order'].get(key)!r} there, {value!r} now"
+            for key, value in order.items()
+            if saved["order"].get(key) != value
+        ]
+        if differing:
+            raise UserError(
+                f"cannot resume from {checkpoint.path}: what the order of samples depends on has "
+                "changed\n  "
+                + "\n  ".join(differing)
+                + "\nset it back, or start a new run with another --exp_name"
+            )
         self.parallel.load(saved["optimizer"], saved["scaler"], checkpoint.model)
         self.step, self.skipped = saved["step"], saved["skipped"]
         self.seen, self.stream = saved["seen"], saved.get("stream")
         if len(saved["rng"]) == collectives.world():
             torch.set_rng_state(saved["rng"][collectives.rank()])
-
-
-def check_order(saved: dict[str, Any], now: dict[str, Any], place: str) -> None:
-    """A resumed run must see the samples that are left, each once: its order may not differ."""
-    differing = [
-        f"{key}: {saved.get(key)!r} there, {value!r} now"
-        for key, value in now.items()
-        if saved.get(key) != value
-    ]
-    if differing:
-        raise UserError(
-            f"cannot resume from {place}: what the order of samples depends on has changed\n  "
-            + "\n  ".join(differing)
-            + "\nset it back, or start a new run with another --exp_name"
-        )
 
 
 def build_state(
@@ -117,21 +113,14 @@ def build_state(
     while they are still whole.
     """
     module.train()
-    optim.freeze(module, config.optim)  # before a wrapper collects what trains
     if checkpoint is not None:
         load_model(module, checkpoint.model(), key="ckpt.resume")
-    optimizer = optim.build(module, config.optim)
+    optimizer = optim.build(module, config.optim)  # freezes, before a wrapper sees what trains
     parameters = parameter_table(module, optimizer.param_groups)
     if strategy is None:
         parallel: Parallel = Replicas(module, optimizer)
     else:
         own = registry.options_of(strategy, config.options)
         parallel = strategy.build(module, optimizer, config, device, precision.name, **own)
-    return TrainState(
-        parallel=parallel,
-        factor=schedules.factor(config.optim.lr, total_steps),
-        precision=precision,
-        lr=config.optim.lr.init,
-        grad_clip=config.optim.grad_clip,
-        parameters=parameters,
-    )
+    factor = schedules.factor(config.optim.lr, total_steps)
+    return TrainState(config.optim, parallel, factor, precision, parameters)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from engine.train import loop
-from engine.train.checkpoint_folder import Snapshot
+from engine.train.checkpoint import Snapshot
 
 
 @pytest.fixture

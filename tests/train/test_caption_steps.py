@@ -10,7 +10,7 @@ import torch
 from engine.config import schema
 from engine.data.text import bytes as byte_tokenizer
 from engine.data.transforms.pipeline import output_size
-from engine.dist import collectives, ddp
+from engine.dist import collectives
 from engine.tasks.caption import CaptionTask
 from engine.train import rng
 from engine.train.steps import batches
@@ -65,8 +65,8 @@ def learn(name: str, stepping: str) -> tuple[list[float], dict[str, torch.Tensor
     task = make_task(name)
     with rng.isolated(0, tiny.CPU):
         module = task.build_model().double().train()
-    model = ddp.build(module, schema.Dist(), tiny.CPU)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    model = tiny.replicas(module)
+    trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-3)
     rank, world = collectives.rank(), collectives.world()
     gradients = tiny.make_step(task, model, *STEPPING[stepping])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.errors import FaultError, UserError
-from engine.train import checkpoint_folder
+from engine.train import checkpoint
 from engine.train.checkpoint import CheckpointStore
 
 
@@ -42,7 +42,8 @@ def test_what_is_saved_comes_back(tmp_path):
     store = CheckpointStore(tmp_path)
     save(store, 3, metric=1.5)
     latest = store.latest(no_warning)
-    assert (latest.step, latest.metric, latest.config_text()) == (3, 1.5, "step: 3")
+    assert (latest.step, latest.metric) == (3, 1.5)
+    assert (latest.path / "config.yaml").read_text() == "step: 3"
     assert torch.equal(latest.model()["w"], torch.full((100,), 3.0))
     assert latest.state()["optimizer"]["state"][0]["exp_avg"][0] == 3
     assert names(tmp_path) == ["step_3"]
@@ -144,11 +145,11 @@ def test_all_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
         return rename(path, target)
 
     store = CheckpointStore(tmp_path / "checkpoints")
-    monkeypatch.setattr(checkpoint_folder.os, "fsync", noted_fsync)
+    monkeypatch.setattr(checkpoint.os, "fsync", noted_fsync)
     monkeypatch.setattr(pathlib.Path, "rename", noted_rename)
     save(store, 1)
     *files, folder, renamed, parent = events
-    assert set(files) == {*checkpoint_folder.FILES, "manifest.json"}
+    assert set(files) == {*checkpoint.FILES, "manifest.json"}
     assert renamed == f"{folder} > step_1" and parent == "checkpoints"
 
 
@@ -170,7 +171,7 @@ def test_a_save_that_fails_says_why_and_leaves_the_old_ones(tmp_path, monkeypatc
 
     for step in (1, 2):  # a replacement, a new one
         with monkeypatch.context() as patch, pytest.raises(FaultError) as caught:
-            patch.setattr(checkpoint_folder.os, "fsync", refuse)
+            patch.setattr(checkpoint.os, "fsync", refuse)
             save(store, step)
         assert os.strerror(code) in str(caught.value) and "still there: step_1" in str(caught.value)
         assert names(tmp_path) == ["step_1"] and store.latest(no_warning).step == 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.errors import FaultError
-from engine.train import checkpoint_folder
+from engine.train import checkpoint
 from engine.train.checkpoint import CheckpointStore, open_checkpoint
 
 
@@ -16,13 +16,13 @@ def save(store, step, **options):
 
 
 def test_in_the_background_the_saved_moment_is_kept(tmp_path, monkeypatch):
-    release, write = threading.Event(), checkpoint_folder.Snapshot.write
+    release, write = threading.Event(), checkpoint.Snapshot.write
 
     def slowly(self, folder):
         release.wait(10)
         write(self, folder)
 
-    monkeypatch.setattr(checkpoint_folder.Snapshot, "write", slowly)
+    monkeypatch.setattr(checkpoint.Snapshot, "write", slowly)
     weight, state = torch.zeros(10), {"seen": [1]}
     with CheckpointStore(tmp_path) as store:
         store.save(1, model={"w": weight}, state=state, config_text="")
@@ -40,7 +40,7 @@ def test_in_the_background_the_saved_moment_is_kept(tmp_path, monkeypatch):
 def test_a_failure_in_the_background_comes_with_the_next_call(tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_folder.Snapshot, "write", lambda *_: os.open("/nowhere/x", 0))
+        patch.setattr(checkpoint.Snapshot, "write", lambda *_: os.open("/nowhere/x", 0))
         save(store, 1)
         with pytest.raises(FaultError, match="step_1 could not be saved"):
             save(store, 2)
@@ -50,7 +50,7 @@ def test_a_failure_in_the_background_comes_with_the_next_call(tmp_path, monkeypa
             raise KeyError
     assert "step_3 could not be saved" in caught.value.__notes__[0]
     save(store, 4)
-    store.close()
+    store.wait()
     assert store.steps() == [4]
 
 

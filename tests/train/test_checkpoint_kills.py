@@ -52,7 +52,7 @@ def hidden(folder):
 
 def check_whole(checkpoint):
     """Every tensor and text of it comes from one save."""
-    turn = int(checkpoint.config_text())
+    turn = int((checkpoint.path / "config.yaml").read_text())
     state = checkpoint.state()
     tensors = [*checkpoint.model().values(), *state["optimizer"].values()]
     assert len(tensors) == 8 and state["turn"] == turn

@@ -73,10 +73,19 @@ def take(batch: Batch, rows: Rows) -> Batch:
     mask = part.get("attention_mask_BT")
     if mask is not None and len(mask):
         longest = int(lengths(mask).max())
-        for name, value in part.items():
-            if name.endswith("_BT"):
-                part[name] = value[:, :longest]
+        part |= {name: value[:, :longest] for name, value in part.items() if name.endswith("_BT")}
     return part
+
+
+def _take(value: Tensor, rows: Rows) -> Tensor:
+    if isinstance(rows, slice) or not value.is_pinned():
+        return value[rows]
+    part = torch.empty(len(rows), *value.shape[1:], dtype=value.dtype, pin_memory=True)
+    return torch.index_select(value, 0, rows, out=part)
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -102,36 +111,25 @@ class Feed:
                 yield to_device(take(batch, rows), self.device)
             return
         compute = torch.cuda.current_stream(self.device)
-        ahead: Batch | None = None
+        ahead: Batch = {}
         for coming in [*parts, None]:
             ready = ahead
             if coming is not None:
                 with torch.cuda.stream(self._copies):
                     ahead = to_device(take(batch, coming), self.device)
-            if ready is not None:
+            if ready:
                 yield ready
             compute.wait_stream(self._copies)
-            for value in (ahead or {}).values():
+            for value in ahead.values():
                 if isinstance(value, Tensor) and value.is_cuda:
                     value.record_stream(compute)
 
 
-def numbers(losses: dict[str, Tensor], features: Features) -> dict[str, Tensor]:
+def reported(losses: dict[str, Tensor], features: Features) -> dict[str, Tensor]:
     """What a step reports: its losses, and the numbers among the features' ``info``."""
-    info = {name: torch.as_tensor(v) for name, v in features.info.items() if _is_number(v)}
-    return info | {name: value.detach() for name, value in losses.items()}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
-
-
-def _has_rows(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
-
-
-def _take(value: Tensor, rows: Rows) -> Tensor:
-    if isinstance(rows, slice) or not value.is_pinned():
-        return value[rows]
-    part = torch.empty(len(rows), *value.shape[1:], dtype=value.dtype, pin_memory=True)
-    return torch.index_select(value, 0, rows, out=part)
+    numbers = {
+        name: torch.as_tensor(value)
+        for name, value in features.info.items()
+        if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+    }
+    return numbers | {name: value.detach() for name, value in losses.items()}

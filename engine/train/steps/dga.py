@@ -19,7 +19,7 @@ of the three parts, ``KeepGraphs.attempts`` runs that part again with fewer grap
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from engine.dist import collectives
 from engine.dist.parallel import Parallel
 from engine.train import rng
 from engine.train.precision import Precision
-from engine.train.steps.batches import Feed, Split, num_rows, numbers
+from engine.train.steps.batches import Feed, Split, num_rows, reported
 from engine.train.steps.keep_graphs import KeepGraphs
 from engine.types import Batch, Features, Task
 
@@ -38,12 +38,15 @@ NAMES = ("clip_bsgs",)
 
 
 class DecoupledAccumulation:
-    """A function of a batch (on the host) and its step that leaves the whole batch's gradients."""
+    """A function of a batch (on the host) and its step that leaves the whole batch's gradients.
+
+    ``data.batch_size_train`` counts rows of all ranks.
+    """
 
     def __init__(
         self,
         runner: Runner,
-        rows: int,
+        data: Data,
         *,
         task: Task,
         model: Parallel,
@@ -51,10 +54,11 @@ class DecoupledAccumulation:
         device: torch.device,
     ) -> None:
         self.seed = runner.seed
-        self.rows = rows  # of a sub-batch on this rank, at most
         self.task, self.model, self.precision, self.device = task, model, precision, device
+        # of a sub-batch on this rank, at most
+        self.rows = -(-(data.batch_size_train or data.batch_size) // collectives.world())
         self.lockstep = collectives.world() > 1 and model.lockstep
-        self.keep = KeepGraphs(runner.keep_graphs, device, rows)
+        self.keep = KeepGraphs(runner.keep_graphs, device, self.rows)
         self.feed = Feed(device)
         self.norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
 
@@ -83,7 +87,7 @@ class DecoupledAccumulation:
                 with attempt:
                     self._backward(batch, split, step, z, kept)
         self.keep.finish_step()
-        return numbers(losses, z)
+        return reported(losses, z)
 
     def _features(self, batch: Batch, split: Split, step: int, kept: list[Features]) -> Features:
         """1. Features z of all sub-batches, detached; the last ones with their graphs in ``kept``.
@@ -112,8 +116,8 @@ class DecoupledAccumulation:
         self, batch: Batch, split: Split, step: int, z: Features, kept: list[Features]
     ) -> None:
         """3. Backward of Σ⟨z, g⟩ through the graphs in ``kept``, which it empties, or new ones."""
-        g = {name: split.in_parts(value) for name, value in _gradients(z.per_sample)}
-        g_shared = dict(_gradients(z.shared))
+        g = {n: split.in_parts(v.grad) for n, v in z.per_sample.items() if v.grad is not None}
+        g_shared = {n: v.grad for n, v in z.shared.items() if v.grad is not None}
         k, own = len(split.rows), len(split.slices)
         again = self.feed(batch, split.rows[: k - len(kept)][::-1])
         for j in reversed(range(k)):
@@ -144,11 +148,9 @@ class DecoupledAccumulation:
             rng.isolated(seed, self.device),
             self.precision.autocast(),
             torch.set_grad_enabled(graph),
+            self.keep.measured() if graph else nullcontext(),
         ):
-            if not graph:
-                return self.task.features(self.model, part)
-            with self.keep.measured():
-                return self.task.features(self.model, part)
+            return self.task.features(self.model, part)
 
     def _split(self, batch: Batch) -> Split:
         """This rank's sub-batches: equally many on every rank, even if their sizes are uneven.
@@ -163,20 +165,7 @@ class DecoupledAccumulation:
         return Split(batch, parts, by_length=by_length, device=self.device, idle=idle)
 
 
-def build(
-    runner: Runner,
-    data: Data,
-    *,
-    task: Task,
-    model: Parallel,
-    precision: Precision,
-    device: torch.device,
-) -> DecoupledAccumulation:
-    """The step of ``runner.name: dga``; ``data.batch_size_train`` counts rows of all ranks."""
-    rows = -(-(data.batch_size_train or data.batch_size) // collectives.world())
-    return DecoupledAccumulation(
-        runner, rows, task=task, model=model, precision=precision, device=device
-    )
+build = DecoupledAccumulation
 
 
 def detached(done: Sequence[Features], split: Split, *, known: bool) -> Features:
@@ -198,10 +187,6 @@ def detached(done: Sequence[Features], split: Split, *, known: bool) -> Features
         {name: leaf(value, value) for name, value in last.shared.items()},
         dict(last.info),
     )
-
-
-def _gradients(leaves: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    return ((name, leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class KeepGraphs:
         self.device, self.rows = device, rows
         self.alone = True  # no other rank waits for this one, so that it may try again
         self._graph_bytes = 0
-        self._limit: int | None = None
+        self._limit = float("inf")
         self._steps = 0
 
     @contextmanager
@@ -70,9 +70,7 @@ class KeepGraphs:
         fits = self.count
         if self._graph_bytes:
             fits = max(1, self.count + int(self._room() // (_SLACK * self._graph_bytes)))
-        if self._limit is not None:
-            fits = min(fits, self._limit)
-        self.count = min(collectives.all_gather_json(fits))
+        self.count = min(collectives.all_gather_json(min(fits, self._limit)))
 
     def attempts(self, undo: Callable[[], object], *, alone: bool) -> Iterator[Attempt]:
         """Blocks to run one part of a step in, until memory suffices for one.
@@ -105,7 +103,7 @@ class KeepGraphs:
     def _keep_fewer(self) -> None:
         warnings.warn(f"memory ran out with the graphs of {self.count} sub-batches: keeping "
                       f"{self.count // 2}", stacklevel=2)  # fmt: skip
-        self.count = self._limit = self.count // 2
+        self._limit = self.count = self.count // 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -131,20 +129,15 @@ class Attempt:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        if error is not None and out_of_memory(error):
+        kinds = torch.OutOfMemoryError, MemoryError  # or a CPU's allocator was refused
+        if isinstance(error, kinds) or "can't allocate memory" in str(error):
             self.failure = str(error)
         return self.failure is not None
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: on a GPU, or on a CPU whose allocator was refused."""
-    kinds = torch.OutOfMemoryError, MemoryError
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
-
-
 def available(root: Path = Path("/")) -> int:
     """Bytes of host memory available, by the kernel and by this container's limit."""
-    found = [1 << 62]
+    found = []
     meminfo = root / "proc/meminfo"
     if meminfo.is_file():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
@@ -152,4 +145,4 @@ def available(root: Path = Path("/")) -> int:
     limit, used = (root / f"sys/fs/cgroup/memory.{name}" for name in ("max", "current"))
     if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
         found.append(int(limit.read_text()) - int(used.read_text()))
-    return max(0, min(found)) if len(found) > 1 else 0
+    return max(0, min(found, default=0))

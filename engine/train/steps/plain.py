@@ -12,7 +12,7 @@ from engine.dist import collectives
 from engine.dist.parallel import Parallel
 from engine.train import rng
 from engine.train.precision import Precision
-from engine.train.steps.batches import numbers, to_device
+from engine.train.steps.batches import reported, to_device
 from engine.types import Batch, Task
 
 NAMES = ("clip_bs",)
@@ -27,17 +27,17 @@ def build(
     precision: Precision,
     device: torch.device,
 ) -> Callable[[Batch, int], dict[str, Tensor]]:
-    """A function of a batch and its step that leaves the gradients, averaged over ranks."""
+    """A function of a batch and its step that leaves the gradients, averaged over ranks.
+
+    They are in ``.grad``, times the fp16 scaler's scale; it returns the losses.
+    """
 
     def gradients(batch: Batch, step: int) -> dict[str, Tensor]:
-        """Gradients into ``.grad`` (times the fp16 scaler's scale); returns the losses."""
-        with (
-            rng.isolated(rng.derive(runner.seed, step, collectives.rank(), 0), device),
-            precision.autocast(),
-        ):
+        seed = rng.derive(runner.seed, step, collectives.rank(), 0)
+        with rng.isolated(seed, device), precision.autocast():
             features = task.features(model, to_device(batch, device))
         losses = task.losses(features)  # outside autocast: a loss picks its own number formats
         model.backward([model.scale(losses["loss"])])
-        return numbers(losses, features)
+        return reported(losses, features)
 
     return gradients
