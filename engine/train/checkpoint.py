@@ -79,11 +79,15 @@ class Checkpoint:
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise UserError(f"{path} cannot be read as safetensors: {error}") from error
 
-    def state(self) -> Any:
-        """The rest of the run's state, as it was given to be saved, with tensors on the CPU."""
+    def need_state(self) -> None:
+        """Raises UserError for a file of weights, from which no run can continue."""
         if self.step is None:
             raise UserError(f"{self.path} holds a model's weights only; to continue a run, name "
                             "its folder or one of its checkpoints/step_N")  # fmt: skip
+
+    def state(self) -> Any:
+        """The rest of the run's state, as it was given to be saved, with tensors on the CPU."""
+        self.need_state()
         skeleton = json.loads((self.path / SKELETON).read_text("utf8"))
         return serial.unflatten(serial.read_tensors(self.path / STATE), skeleton)
 

@@ -114,6 +114,7 @@ def build_state(
     """
     module.train()
     if checkpoint is not None:
+        checkpoint.need_state()
         load_model(module, checkpoint.model(), key="ckpt.resume")
     optimizer = optim.build(module, config.optim)  # freezes, before a wrapper sees what trains
     parameters = parameter_table(module, optimizer.param_groups)

@@ -139,11 +139,11 @@ def test_a_mistake_in_what_is_evaluated_is_told_before_training(run, colours, ch
         ),
         (
             ["model.image_encoder.init=RUN", "model.image_encoder.param.embed_dim=64"],
-            ["model.image_encoder.init", "(1, 1, 32) there, (1, 1, 64) here"],
+            ["model.image_encoder.init", "1×1×32 in the checkpoint, 1×1×64 in the model"],
         ),
         (
             ["model.text_encoder.init=RUN", "model.text_encoder.config.num_hidden_layers=2"],
-            ["model.text_encoder.init", "encoder.layer.1", "is missing there"],
+            ["model.text_encoder.init", "missing in the checkpoint: ", "encoder.layer.1"],
         ),
         (["model.init=FOREIGN"], ["model.init", "not in the model: foo.weight"]),
         (["model.image_encoder.init=FOREIGN"], ["model.image_encoder.init", "it has foo"]),

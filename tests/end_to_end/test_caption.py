@@ -126,7 +126,7 @@ def test_the_tower_of_a_clip_run_is_taken(caption, launch):
     assert all(torch.equal(clip[name], after[name]) for name in towers[0])
     other = "model.image_encoder.param.channels=[8, 16, 32, 64]"
     done = caption(init, other, "data.exp_name=other", code=2)
-    mistake(done, "model.image_encoder.init", "does not fit", "here")
+    mistake(done, "model.image_encoder.init", "does not fit", "in the model")
 
 
 # --- what trains
