@@ -15,16 +15,17 @@ a JSON list or text lines, each with ``{}`` or ``{c}``. Both at once: ``{"classe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine.data.share import rank_slice
+from engine.data.views import View
 from engine.dist import collectives
 from engine.errors import UserError
+from engine.evals.predict import share
 from engine.registry import nearest
 from engine.types import BadSample, Row, Source
 
@@ -102,19 +103,16 @@ def load(
     """
     at = f"{key}.classes" if key else None
     origin, value = _read(classes, dataset, "classes", at)
-    beside = None
+    chosen, template_origin = None, origin
     if isinstance(value, dict) and isinstance(value.get("classes"), list | dict):
-        value, beside = value["classes"], value.get("templates")
+        value, chosen = value["classes"], value.get("templates")
     folders, names = _classes(value, origin, at)
     if templates is not None:
         at = f"{key}.templates" if key else None
-        template_origin, value = _read(templates, dataset, "templates", at)
-        if isinstance(value, dict):
-            value = value.get("templates")
-        beside = value
-    else:
-        template_origin = origin
-    chosen = [DEFAULT_TEMPLATE] if beside is None else beside
+        template_origin, chosen = _read(templates, dataset, "templates", at)
+        if isinstance(chosen, dict):
+            chosen = chosen.get("templates")
+    chosen = [DEFAULT_TEMPLATE] if chosen is None else chosen
     if not isinstance(chosen, list) or not chosen:
         raise UserError(f"{template_origin} holds no list of templates", key=at)
     for template in chosen:
@@ -131,30 +129,26 @@ def _read(path: str | Path, dataset: str, what: str, key: str | None) -> tuple[s
     name, _, chosen = str(path).partition("#")
     try:
         text = Path(name).read_text(encoding="utf-8-sig")
+        value = json.loads(text) if name.endswith(".json") else None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name} is not valid JSON: {error}", key=key) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the file of {what} {name!r}: {error}", key=key) from error
     if not name.endswith(".json"):
         return name, [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{name} is no valid JSON: {error}", key=key) from error
-    sets = {}
-    if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
-        sets = value
-    if not sets:
+    if not (isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values())):
         if chosen:
             raise UserError(f"{name} holds one set, so {chosen!r} cannot be chosen", key=key)
         return name, value
     wanted = chosen or dataset
-    found = next((own for own in sets if plain(own) == plain(wanted)), None)
+    found = next((own for own in value if plain(own) == plain(wanted)), None)
     if found is None:
         raise UserError(
             f"{name} holds several sets and none is called {wanted!r}; "
-            f"{nearest(wanted, list(sets))} Name one as {name}#SET",
+            f"{nearest(wanted, list(value))} Name one as {name}#SET",
             key=key,
         )
-    return f"{name}#{found}", sets[found]
+    return f"{name}#{found}", value[found]
 
 
 def _classes(
@@ -162,14 +156,13 @@ def _classes(
 ) -> tuple[tuple[str, ...] | None, tuple[tuple[str, ...], ...]]:
     """(folders or None, names of each class) from a list, or an object by folder or number."""
     folders: tuple[str, ...] | None = None
-    if isinstance(value, dict):
-        if value and all(str(label).isdecimal() for label in value):
-            value = [value[label] for label in sorted(value, key=int)]
-            if all(isinstance(entry, list) and len(entry) == 2 for entry in value):
-                folders = tuple(str(entry[0]) for entry in value)
-                value = [entry[1] for entry in value]
-        else:
-            folders, value = tuple(value), list(value.values())
+    if isinstance(value, dict) and value and all(str(label).isdecimal() for label in value):
+        value = [value[label] for label in sorted(value, key=int)]
+        if all(isinstance(entry, list) and len(entry) == 2 for entry in value):
+            folders = tuple(str(folder) for folder, _ in value)
+            value = [name for _, name in value]
+    elif isinstance(value, dict):
+        folders, value = tuple(value), list(value.values())
     if not isinstance(value, list):
         value = [None]
     classes = tuple(tuple(names) if isinstance(names, list) else (names,) for names in value)
@@ -183,7 +176,7 @@ def _classes(
     return folders, classes
 
 
-class NamedLabels(Source):
+class NamedLabels(View):
     """``source`` with the number of its class's name as each row's label.
 
     ``numbers`` holds names, and may hold ``plain`` ones for those that are written otherwise;
@@ -192,23 +185,19 @@ class NamedLabels(Source):
     """
 
     def __init__(self, source: Source, numbers: Mapping[str, int], origin: str) -> None:
-        self.source, self.numbers, self.origin = source, numbers, origin
-        self.name, self.split = source.name, source.split
-
-    def __len__(self) -> int:
-        return len(self.source)
+        super().__init__([source], len(source))
+        self.numbers, self.origin = numbers, origin
 
     def __getitem__(self, index: int) -> Row:
         record = self.source[index]
         if record.label is not None or not record.labels:
             return record
-        row = f"row {index} of dataset {self.name!r}"
+        row, name = f"row {index} of dataset {self.name!r}", record.labels[0]
         if len(record.labels) > 1:
             raise UserError(
                 f"{row} names several classes ({', '.join(record.labels)}); classification needs "
                 "one class an image"
             )
-        name = record.labels[0]
         number = self.numbers.get(name, self.numbers.get(plain(name)))
         if number is None:
             raise UserError(
@@ -220,13 +209,6 @@ class NamedLabels(Source):
     def column(self, name: str) -> np.ndarray:
         return self.source.column(name)
 
-    def captions(self) -> Iterator[str]:
-        return self.source.captions()
-
-    @property
-    def below(self) -> Sequence[Source]:
-        return (self.source,)
-
 
 def plain(name: str) -> str:
     """Folders and names differ in case, underscores and blanks."""
@@ -237,7 +219,7 @@ def class_names(*sources: Source) -> list[str]:
     """Sorted names of the classes that rows of the sources name; each rank reads a share."""
     found: set[str] = set()
     for source in sources:
-        for row in rank_slice(range(len(source)), collectives.rank(), collectives.world()):
+        for row in share(range(len(source))):
             try:
                 found.update(source[row].labels)
             except BadSample:

@@ -9,10 +9,12 @@ Each evaluation is a file of this folder, or a module that ``eval.extra`` names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -24,9 +26,12 @@ from engine.data.decode import decode
 from engine.data.image_files import read_image
 from engine.data.sources import open_source
 from engine.dist import collectives
-from engine.evals.inputs import Inputs
+from engine.evals.inputs import Inputs, open_folder
 from engine.evals.predict import Predictor
+from engine.logs import samples
 from engine.logs.gallery import SIDE, Example
+from engine.logs.progress import Progress
+from engine.models.weights import load_tower
 from engine.run import Run
 from engine.types import BadSample, EncodedImage, Metrics, Source
 
@@ -66,7 +71,11 @@ class Evaluation:
             self.open(name)
 
     def evaluate(self, dataset: str, model: Predictor) -> Result:
-        """The figures of one of ``datasets``; every rank takes part."""
+        """The figures of one of ``datasets``; every rank takes part and gets the same."""
+        return self.score(model, self.open(dataset))
+
+    def score(self, model: Predictor, source: Source) -> Result:
+        """The figures of a validation set."""
         raise NotImplementedError
 
     @property
@@ -98,16 +107,25 @@ class Generation(Evaluation):
     unit = "image"  # an input
     results_file: str | None = None  # in the official form
 
+    @property
+    def num_examples(self) -> int:
+        """Predictions of a validation set that are shown."""
+        return self.config.eval.captions.num_examples
+
+    def evaluate(self, dataset: str, model: Predictor) -> Result:
+        """The figures, and the first few predictions to look at."""
+        source = self.open(dataset)
+        found = self.score(model, source)
+        shown = found.predictions[: self.num_examples]
+        found.examples = [self.example(source, one) for one in shown]
+        return found
+
     def inputs(self) -> Inputs:
         """What ``generate.input`` names. Raises UserError, also for what cannot be generated."""
-        raise NotImplementedError
+        return open_folder(self.config.generate.input)
 
     def predict(
-        self,
-        model: Predictor,
-        source: Source,
-        rows: np.ndarray,
-        stopped: Callable[[], bool] = lambda: False,
+        self, model: Predictor, source: Source, rows: np.ndarray
     ) -> tuple[Sequence[Any], list[BadRecord]]:
         """A prediction for each row, in their order and on every rank, and the bad rows."""
         raise NotImplementedError
@@ -166,6 +184,41 @@ class Evaluations:
             if part.datasets():
                 part.check()
 
+    def score_run(self) -> None:
+        """Print the figures of the run's model, and add them to its ``evaluations.jsonl``.
+
+        A task that has nothing to train takes the tower of ``ckpt.resume``, or its model as built.
+        """
+        run = self.run
+        step, origin = None, run.config.model.image_encoder.init
+        if run.task.trains:
+            module, step, origin = run.model, run.step, run.origin
+        else:
+            module = run.build_model()
+            if run.config.ckpt.resume and run.checkpoint is not None:
+                origin, part = run.origin, "image_encoder"
+                load_tower(getattr(module, part), run.checkpoint.model(), part, key="ckpt.resume")
+        metrics = self(module)
+        self.save(f"step_{step}" if step is not None else Path(origin or "model").stem)
+        if collectives.rank() == 0 and metrics:
+            Progress().row({"step": step or 0, **metrics})
+            run.run_dir.mkdir(parents=True, exist_ok=True)
+            with (run.run_dir / "evaluations.jsonl").open("a", encoding="utf8") as file:
+                file.write(json.dumps({"step": step, "checkpoint": origin, **metrics}) + "\n")
+
+    def save(self, label: str) -> None:
+        """What the latest call generated, in the run folder's ``samples``."""
+        folder = self.run.run_dir / samples.FOLDER
+        for dataset, result in self.results if collectives.rank() == 0 else ():
+            try:
+                if result.predictions:
+                    rows = [prediction.to_json() for prediction in result.predictions]
+                    samples.write_samples(folder, dataset, label, rows)
+                if result.picture is not None:
+                    result.picture.save(folder / f"{quote(dataset, safe=' ')}.{label}.curve.png")
+            except OSError as error:  # a full disk, say: the figures are worth more
+                self.run.warn(f"predictions of {dataset} are not saved: {error}")
+
     @property
     def generation(self) -> Generation | None:
         """What --mode=generate does with the task; None where it generates nothing."""
@@ -190,6 +243,19 @@ class Evaluations:
         """The figures that a report draws over the steps."""
         more = [name for part in self.parts for name in part.curves]
         return list(dict.fromkeys([*self.headlines, *more]))
+
+
+def rows_of_images(source: Source, number: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of all rows' images, and the first row of each of the first ``number`` images."""
+    codes = np.asarray(source.column("image_id"))
+    return codes, np.sort(np.unique(codes, return_index=True)[1])[:number]
+
+
+def json_line(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
+    """A line of a predictions file, without those of ``optional`` that are empty."""
+    return required | {
+        name: value for name, value in optional.items() if value not in (None, "", [])
+    }
 
 
 def thumbnail(images: Sequence[EncodedImage], max_pixels: int) -> Image.Image:

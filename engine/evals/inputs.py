@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +60,11 @@ class Folder(Inputs):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.paths: list[str] = []
-        for folder, inner, files in os.walk(root, onerror=self._note):
-            inner[:] = [name for name in inner if not name.startswith(".")]
-            self.paths += [
-                str((Path(folder) / name).relative_to(root))
-                for name in files
-                if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-            ]
-        self.paths.sort()
+        self.paths = sorted(
+            str(path.relative_to(root))
+            for path in _files(root, self._note)
+            if path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
+        )
 
     def _note(self, error: OSError) -> None:
         self.closed.append(f"{error.filename}: {error.strerror}")
@@ -79,6 +75,13 @@ class Folder(Inputs):
     def __getitem__(self, index: int) -> Row:
         path = self.paths[index]
         return Row(path, (self.origin / path,), "", path, str(index))
+
+
+def _files(root: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """Files below a folder, but for hidden folders."""
+    for folder, inner, files in os.walk(root, onerror=onerror):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        yield from (Path(folder) / name for name in files)
 
 
 def open_folder(name: str | None) -> Folder:
@@ -156,42 +159,33 @@ class Questions(Inputs):
         own = str(row["image_id"])
         found = self._files.get(str(int(own)) if own.isdecimal() else own, [])
         if len(found) != 1:
-            said = f"{len(found)} files in {self.root.folder} are called so" if found else (
-                f"no file in {self.root.folder} is called so"
-            )  # fmt: skip
-            raise BadSample("missing", f"image {own}: {said}")
+            what = f"{len(found)} files in" if found else "no file in"
+            verb = "are" if found else "is"
+            raise BadSample("missing", f"image {own}: {what} {self.root.folder} {verb} called so")
         return found[0]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    if path.suffix in (".csv", ".tsv"):
-        return entries(path, _csv(path), "a line", "questions")
-    loaded = load(path)
-    if isinstance(loaded, dict) and "questions" in loaded:
-        loaded = loaded["questions"]
-    return entries(path, loaded, _FORM, "questions")
-
-
-def _csv(path: Path) -> list[dict[str, Any]]:
-    columns, rows = read_csv(path)
+    if path.suffix not in (".csv", ".tsv"):
+        loaded = load(path)
+        if isinstance(loaded, dict) and "questions" in loaded:
+            loaded = loaded["questions"]
+        return entries(path, loaded, _FORM, "questions")
+    columns, numbered = read_csv(path)
     if "question" not in columns:
         raise UserError(f"{path} has no column question; its columns are: {', '.join(columns)}")
-    return [
-        {**row, "answers": row["answers"].split("|")} if "answers" in row else row
-        for _, row in rows
-    ]
+    rows: list[dict[str, Any]] = [{**row} for _, row in numbered]
+    for row in rows if "answers" in columns else ():
+        row["answers"] = row["answers"].split("|")
+    return entries(path, rows, "a line", "questions")
 
 
 def _by_id(folder: Path) -> dict[str, list[Path]]:
     """Files below a folder by the number that their name ends with, or by their name."""
     found: dict[str, list[Path]] = {}
-    for parent, inner, files in os.walk(folder):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        for name in files:
-            stem = name.partition(".")[0]
-            number = _NUMBER.search(stem)
-            own = str(int(number[1])) if number else stem
-            found.setdefault(own, []).append(Path(parent) / name)
-            if number and own != stem:
-                found.setdefault(stem, []).append(Path(parent) / name)
+    for path in _files(folder):
+        stem = path.name.partition(".")[0]
+        number = _NUMBER.search(stem)
+        for own in {stem, str(int(number[1])) if number else stem}:
+            found.setdefault(own, []).append(path)
     return found

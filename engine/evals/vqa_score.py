@@ -13,25 +13,28 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from engine.config.schema import Config
 from engine.data.decode import decode_by
+from engine.data.text.templates import Template
 from engine.data.text.templates import template as find_template
 from engine.data.transforms import pipeline
 from engine.errors import UserError, exit_code
 from engine.evals import score_tables
 from engine.evals.predict import evaluating
 from engine.generate.likelihood import log_likelihoods
+from engine.models.vision_language import VisionLanguage
 from engine.run import Run, warn_on_stderr
+from engine.tasks.vqa import VqaTask
 from engine.tools.jobs import count
 from engine.train.signals import StopRequest
-from engine.types import BadSample
+from engine.types import BadSample, Task
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 ANSWER = "Yes"
@@ -54,12 +57,14 @@ class VQAScore:
         template: a prompt template other than that which the model was trained with.
         batch_size: pairs that the model reads at once (64; on a CPU 32); of images, a quarter.
         device: of a run that is opened; by default a GPU if there is one.
+
+    Raises UserError for a question and an answer without the text, and for an unknown template.
     """
 
     def __init__(
         self,
         model: str | Path | nn.Module,
-        task: Any = None,
+        task: Task | None = None,
         *,
         question: str = QUESTION,
         answer: str = ANSWER,
@@ -69,20 +74,26 @@ class VQAScore:
         device: str | torch.device | None = None,
     ) -> None:
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-        if isinstance(model, nn.Module):
-            if task is None:
-                raise ValueError("a model needs the task that made it, for its prompts and tokens")
-            found: nn.Module = model
-        else:
+        if isinstance(model, str | Path):
             run = Run.open(Path(model), "vqa", key="model", device=device, warn=warn_on_stderr)
             self.autocast, task = run.precision.autocast, run.task
-            found = run.model.to(run.precision.weights).requires_grad_(False)
-        self.model: Any = found
-        self.task = task
-        usual = 32 if next(found.parameters()).device.type == "cpu" else 64  # by what caches hold
-        self.batch_size = batch_size or usual
-        self.spec = PromptSpec(task, question, answer, against, template)
-        self.pictures = Pictures(found, task.config)
+            model = run.model.to(run.precision.weights).requires_grad_(False)
+        if task is None:
+            raise ValueError("a model needs the task that made it, for its prompts and tokens")
+        self.model, self.task = cast(VisionLanguage, model), cast(VqaTask, task)
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        self.batch_size = batch_size or (32 if on_cpu else 64)  # by what caches hold
+        if sorted(each.count("{}") for each in (question, answer)) not in ([0, 1], [1, 1]):
+            given = f"{question!r}, {answer!r}"
+            raise UserError(f"the question or the answer must have {{}} in it, once: {given}")
+        self.question, self.answers = question, [answer] if against is None else [answer, against]
+        config = task.config
+        instruction = config.data.prompt.instruction
+        self.template: Template | None = None
+        if template:
+            self.template = find_template(template, key="template", instruction=instruction)
+        self.max_pixels = config.data.max_image_pixels
+        self.transform = pipeline.for_split(config, "valid")
 
     def __call__(
         self, images: Sequence[Picture] | Tensor, texts: Sequence[str], *, grad: bool = False
@@ -94,11 +105,11 @@ class VQAScore:
         """
         if not len(images) or not texts:
             raise ValueError(f"{len(images)} images and {len(texts)} texts have no scores")
-        for error in self.spec.refused(texts).values():
+        for error in self._refused(texts).values():
             raise error
         places = [place for place in range(len(images)) for _ in texts]
         with torch.set_grad_enabled(grad), evaluating(self.model):
-            tokens_MND = self._tokens([self.pictures(image) for image in images])
+            tokens_MND = self._tokens([self._pixels(image) for image in images])
             scores = self._score(tokens_MND, places, [*texts] * len(images))
         return scores.view(len(images), len(texts))
 
@@ -118,35 +129,40 @@ class VQAScore:
         scores NaN, or without it raises BadSample. ``stopped`` is asked between two windows whether
         to leave out the rest, as NaN.
         """
-        refused = self.spec.refused(texts)
+        if bad is None:
+            bad = _raise
+        refused = self._refused(texts)
         for text, error in refused.items():
-            if bad is None:
-                raise error
             bad(text, error)
-        keys = [str(image) if isinstance(image, str | Path) else id(image) for image in images]
         of_image: dict[Any, list[int]] = {}
-        for place, (key, text) in enumerate(zip(keys, texts, strict=True)):
+        for place, (image, text) in enumerate(zip(images, texts, strict=True)):
             if text not in refused:
+                key = str(image) if isinstance(image, str | Path) else id(image)
                 of_image.setdefault(key, []).append(place)
         groups, parts, order = list(of_image.values()), [], []
         with torch.set_grad_enabled(grad), evaluating(self.model):
             for start in range(0, len(groups), self.batch_size):
                 if stopped():
                     break
-                window = groups[start : start + self.batch_size]
-                read = [(group, self.pictures.read(images[group[0]], bad)) for group in window]
-                usable = [(group, image) for group, image in read if image is not None]
-                rows = [place for group, _ in usable for place in group]
-                owner = [number for number, (group, _) in enumerate(usable) for _ in group]
-                if usable:
-                    tokens_MND = self._tokens([image for _, image in usable])
-                    parts.append(self._score(tokens_MND, owner, [texts[row] for row in rows]))
+                pixels, owner, rows = [], [], []
+                for group in groups[start : start + self.batch_size]:
+                    image = images[group[0]]
+                    try:
+                        pixels.append(self._pixels(image))
+                    except BadSample as error:
+                        bad(image, error)
+                        continue
+                    owner += [len(pixels) - 1] * len(group)
+                    rows += group
+                if pixels:
+                    chosen = [texts[row] for row in rows]
+                    parts.append(self._score(self._tokens(pixels), owner, chosen))
                     order += rows
+        blank = torch.full((len(texts),), torch.nan, device=self.model.mean_C11.device)
         if not parts:
-            return torch.full((len(texts),), torch.nan, device=self.model.mean_C11.device)
+            return blank
         found = torch.cat(parts)
-        blank = found.new_full((len(texts),), torch.nan)
-        return blank.index_copy(0, torch.tensor(order, device=found.device), found)
+        return blank.to(found).index_copy(0, torch.tensor(order, device=found.device), found)
 
     def batch(
         self, dataset: Iterable[Mapping[str, Sequence[Any]]], *, grad: bool = False
@@ -159,9 +175,9 @@ class VQAScore:
         sizes = {(len(images), len(texts)) for images, texts in samples}
         if len(sizes) != 1:
             raise ValueError(f"samples must have as many images and texts each, not {sizes}")
-        images = [image for own, texts in samples for image in own for _ in texts]
-        texts = [text for own, texts in samples for _ in own for text in texts]
-        return self.pairs(images, texts, grad=grad).view(len(samples), *sizes.pop())
+        pairs = [pair for images, texts in samples for pair in product(images, texts)]
+        scores = self.pairs([image for image, _ in pairs], [text for _, text in pairs], grad=grad)
+        return scores.view(len(samples), *sizes.pop())
 
     def _score(self, tokens_MND: Tensor, places: Sequence[int], texts: Sequence[str]) -> Tensor:
         """Scores [P] of texts with the images at ``places``; texts of like length share a batch."""
@@ -169,14 +185,14 @@ class VQAScore:
         parts = [torch.empty(0, device=tokens_MND.device)]
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            prompts = [self.spec.prompt(texts[i]) for i in chosen]
-            targets = [self.spec.targets(texts[i]) for i in chosen]
+            prompts = [self._prompt(texts[i]) for i in chosen]
+            targets = [self._targets(texts[i]) for i in chosen]
             place_B = torch.tensor([places[i] for i in chosen], device=tokens_MND.device)
             given = self.task, self.model, tokens_MND[place_B], prompts, targets
             with self.autocast():
-                found = log_likelihoods(*given, template=self.spec.template)
+                found = log_likelihoods(*given, template=self.template)
             log_p_BA = found.log_p_R.view(len(chosen), -1)
-            if len(self.spec.answers) > 1:
+            if len(self.answers) > 1:
                 parts.append(log_p_BA.softmax(1)[:, 0])
             else:
                 parts.append((log_p_BA[:, 0] / found.tokens_R).exp())
@@ -184,7 +200,7 @@ class VQAScore:
         return torch.cat(parts)[back]
 
     def _tokens(self, pixels: Sequence[Tensor]) -> Tensor:
-        """Image tokens [M, N, D] of what ``pictures`` gave, each image encoded once."""
+        """Image tokens [M, N, D] of what ``_pixels`` gave, each image encoded once."""
         size = max(1, self.batch_size // 4)
         parts = []
         for start in range(0, len(pixels), size):
@@ -192,15 +208,7 @@ class VQAScore:
                 parts.append(self.model.image_tokens(torch.stack([*pixels[start : start + size]])))
         return torch.cat(parts)
 
-
-class Pictures:
-    """Reads images for a ``VisionLanguage`` as its evaluation does."""
-
-    def __init__(self, model: Any, config: Config) -> None:
-        self.model, self.max_pixels = model, config.data.max_image_pixels
-        self.transform = pipeline.for_split(config, "valid")
-
-    def __call__(self, image: Picture) -> Tensor:
+    def _pixels(self, image: Picture) -> Tensor:
         """Normalised floats CHW on the model's device. Raises BadSample.
 
         Floats are stretched to the model's size where they are of another, and keep their graph;
@@ -217,7 +225,7 @@ class Pictures:
         if isinstance(image, str | Path | bytes):
             image = decode_by(
                 self.transform.decoder,
-                image if isinstance(image, bytes) else Path(image),
+                Path(image) if isinstance(image, str) else image,
                 max_pixels=self.max_pixels,
                 target=self.transform.decode_size,
             )
@@ -225,72 +233,32 @@ class Pictures:
             image = image.convert("RGB")
         return (self.transform(image).to(mean_C11) - mean_C11) / std_C11
 
-    def read(
-        self, image: Picture, bad: Callable[[Picture, BadSample], None] | None
-    ) -> Tensor | None:
-        """The same, or None where the image cannot be read, which ``bad`` is given."""
-        try:
-            return self(image)
-        except BadSample as error:
-            if bad is None:
-                raise
-            bad(image, error)
-            return None
-
-
-class PromptSpec:
-    """A question, its answers and the template that both are put into.
-
-    Args:
-        task: of --task=vqa.
-        question, answer: ``{}`` is the text's place, in either or in both.
-        against: another answer, or None.
-        template: its name; None: the task's own.
-
-    Raises UserError for a question and an answer without the text, and for an unknown template.
-    """
-
-    def __init__(
-        self, task: Any, question: str, answer: str, against: str | None, template: str | None
-    ) -> None:
-        if sorted(each.count("{}") for each in (question, answer)) not in ([0, 1], [1, 1]):
-            given = f"{question!r}, {answer!r}"
-            raise UserError(f"the question or the answer must have {{}} in it, once: {given}")
-        self.task, self.question = task, question
-        self.answers = [answer] if against is None else [answer, against]
-        instruction = task.config.data.prompt.instruction
-        self.template = (
-            template and find_template(template, key="template", instruction=instruction)
-        ) or None
-
-    def prompt(self, text: str) -> str:
-        """The question about a text."""
+    def _prompt(self, text: str) -> str:
         return self.question.replace("{}", text)
 
-    def targets(self, text: str) -> list[str]:
-        """The answer, and the one that it is compared with."""
+    def _targets(self, text: str) -> list[str]:
         return [each.replace("{}", text) for each in self.answers]
 
-    def refused(self, texts: Sequence[str]) -> dict[str, BadSample]:
+    def _refused(self, texts: Sequence[str]) -> dict[str, BadSample]:
         """Of the texts those that the model cannot be asked about, and why."""
-        found = {}
+        found, limit = {}, self.task.max_length
         for text in dict.fromkeys(texts):
             try:
-                self._check(text)
+                ids_1P = self.task.prompts([self._prompt(text)], template=self.template)[0]
+                longest = max(len(self.task.answer_ids(each)) for each in self._targets(text))
+                if ids_1P.shape[1] > limit or longest > self.task.room(ids_1P):
+                    raise BadSample(
+                        "prompt too long",
+                        f"{ids_1P.shape[1]} tokens, and {longest} of the answer, "
+                        f"model.decoder.max_length {limit}",
+                    )
             except BadSample as error:
                 found[text] = BadSample(error.cause, f"{error.detail}: {text[:80]!r}")
         return found
 
-    def _check(self, text: str) -> None:
-        ids_1P = self.task.prompts([self.prompt(text)], template=self.template)[0]
-        longest = max(len(self.task.answer_ids(each)) for each in self.targets(text))
-        limit = self.task.max_length
-        if ids_1P.shape[1] > limit or longest > self.task.room(ids_1P):
-            raise BadSample(
-                "prompt too long",
-                f"{ids_1P.shape[1]} tokens, and {longest} of the answer, "
-                f"model.decoder.max_length {limit}",
-            )
+
+def _raise(thing: Picture, error: BadSample) -> None:
+    raise error
 
 
 def main(argv: Sequence[str]) -> int:

@@ -12,77 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.data.bad_samples import summary
-from engine.data.share import rank_slice
-from engine.dist import collectives
 from engine.errors import FaultError, UserError
 from engine.evals.classes import NamedLabels, Prompts, load
 from engine.evals.evaluation import Evaluation, Result
-from engine.evals.predict import Predictor
+from engine.evals.predict import Encoded, Predictor, share
 from engine.metrics import classification as metrics
-from engine.run import Run
 from engine.types import Source
 
 MODALITIES = ("text",)
 
 _CHUNK = 4096  # images scored at once
-
-
-def evaluate(
-    model: Predictor, source: Source, prompts: Prompts, *, num_rows: int | None = None
-) -> Result:
-    """Accuracy at 1 and 5 and mean per class, in percent, of ``num_rows`` images (default: all).
-
-    Those are spread evenly over the rows, which are mostly sorted by class. Rows that name their
-    class are labelled by the prompts' names. Images that cannot be read are left out and named in
-    ``bad``. Raises UserError where classes and the source's labels do not fit, FaultError for
-    features that are NaN.
-    """
-    classes = source.classes
-    prompts = prompts.in_order_of(classes, source.name)
-    if classes is None:
-        source = NamedLabels(source, prompts.numbers(), prompts.origin)
-    seen = len(source) if num_rows is None else min(num_rows, len(source))
-    class_KD = class_features(model, prompts)
-    images = model.images(source, np.arange(seen) * len(source) // max(seen, 1))
-    if not len(images.rows):
-        raise UserError(
-            f"dataset {source.name!r} ({source.split}) has no image that can be used: "
-            f"{summary(images.bad) if images.bad else 'it has no rows'}"
-        )
-    label_N = checked_labels(source, images.rows, images.labels, len(prompts.classes))
-    rank_N = label_N.new_empty(len(label_N))
-    try:
-        for start in range(0, len(label_N), _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            score_BK = images.features[rows].double() @ class_KD.double().T
-            ranks = metrics.label_ranks(score_BK.float(), label_N[rows].to(score_BK.device))
-            rank_N[rows] = ranks.cpu()
-    except ValueError as error:
-        raise FaultError(f"evaluation on {source.name!r}: {error}") from error
-    return Result({**metrics.from_ranks(rank_N, label_N)}, images.bad)
-
-
-def class_features(model: Predictor, prompts: Prompts) -> Tensor:
-    """[classes, D], L2-normed. Each rank encodes its share of the classes."""
-    share = rank_slice(range(len(prompts.classes)), collectives.rank(), collectives.world())
-    prompt_ND = model.texts([text for label in share for text in prompts.texts(label)])
-    counts = [len(prompts.texts(label)) for label in range(len(prompts.classes))]
-    parts = F.normalize(prompt_ND, dim=-1).split(counts)
-    return F.normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
-
-
-def checked_labels(source: Source, row_N: np.ndarray, label_N: Tensor, num_classes: int) -> Tensor:
-    """The labels; raises UserError naming the first row that has none, or one of no class."""
-    wrong = (label_N < 0) | (label_N >= num_classes)
-    if wrong.any():
-        first = int(wrong.nonzero()[0])
-        label = int(label_N[first])
-        what = "no label" if label < 0 else f"label {label}, but there are {num_classes} classes"
-        raise UserError(
-            f"row {int(row_N[first])} of dataset {source.name!r} has {what}; classification needs "
-            "labelled images (format: imagefolder, or a CSV with a column labels)"
-        )
-    return label_N
 
 
 class ZeroShotEvaluation(Evaluation):
@@ -113,6 +52,58 @@ class ZeroShotEvaluation(Evaluation):
         return source, texts
 
 
-def build(run: Run) -> ZeroShotEvaluation:
-    """Accuracies of labelled images by the texts of their classes."""
-    return ZeroShotEvaluation(run)
+build = ZeroShotEvaluation
+
+
+def evaluate(
+    model: Predictor, source: Source, prompts: Prompts, *, num_rows: int | None = None
+) -> Result:
+    """Accuracy at 1 and 5 and mean per class, in percent, of ``num_rows`` images (default: all).
+
+    Those are spread evenly over the rows, which are mostly sorted by class. Rows that name their
+    class are labelled by the prompts' names. Images that cannot be read are left out and named in
+    ``bad``. Raises UserError where classes and the source's labels do not fit, FaultError for
+    features that are NaN.
+    """
+    prompts = prompts.in_order_of(source.classes, source.name)
+    if source.classes is None:
+        source = NamedLabels(source, prompts.numbers(), prompts.origin)
+    seen = len(source) if num_rows is None else min(num_rows, len(source))
+    class_KD = class_features(model, prompts)
+    images = model.images(source, np.arange(seen) * len(source) // max(seen, 1))
+    _check(source, images, len(prompts.classes))
+    ranks = []
+    try:
+        chunks = images.features.split(_CHUNK), images.labels.split(_CHUNK)
+        for feature_BD, label_B in zip(*chunks, strict=True):
+            score_BK = feature_BD.double() @ class_KD.double().T
+            ranks.append(metrics.label_ranks(score_BK.float(), label_B.to(score_BK.device)).cpu())
+    except ValueError as error:
+        raise FaultError(f"evaluation on {source.name!r}: {error}") from error
+    return Result({**metrics.from_ranks(torch.cat(ranks), images.labels)}, images.bad)
+
+
+def class_features(model: Predictor, prompts: Prompts) -> Tensor:
+    """[classes, D], L2-normed. Each rank encodes its share of the classes."""
+    labels = range(len(prompts.classes))
+    prompt_ND = model.texts([text for label in share(labels) for text in prompts.texts(label)])
+    parts = F.normalize(prompt_ND, dim=-1).split([len(prompts.texts(label)) for label in labels])
+    return F.normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
+
+
+def _check(source: Source, images: Encoded, num_classes: int) -> None:
+    """Raises UserError for no image, and for the first that has no label or one of no class."""
+    if not len(images.rows):
+        raise UserError(
+            f"dataset {source.name!r} ({source.split}) has no image that can be used: "
+            f"{summary(images.bad) if images.bad else 'it has no rows'}"
+        )
+    wrong = (images.labels < 0) | (images.labels >= num_classes)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        label = int(images.labels[first])
+        what = "no label" if label < 0 else f"label {label}, but there are {num_classes} classes"
+        raise UserError(
+            f"row {int(images.rows[first])} of dataset {source.name!r} has {what}; classification "
+            "needs labelled images (format: imagefolder, or a CSV with a column labels)"
+        )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import exp, log
+from operator import add
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 from engine.config.schema import Generate
 from engine.errors import UserError
 from engine.generate import label_search, texts
-from engine.generate.label_search import Found, label_log_probs, num_first_tokens
-from engine.models.decoders.prefix import KVState
+from engine.generate.label_search import Found, label_log_probs
+from engine.models.decoders.prefix import KVState, PrefixDecoder
 from engine.models.vision_language import Recognizer
 from engine.tasks.recognize import RecognizeTask
 
@@ -36,8 +37,10 @@ class Label:
 
 
 def check(section: Generate, vocab_size: int) -> None:
-    """Raises UserError for what recognition cannot do."""
-    if section.method == "best_of_n":
+    """Raises UserError for what recognition cannot do: begin fewer labels than are asked for, or
+    more than there are tokens beside the separator."""
+    method, wanted = section.method, section.num_labels
+    if method == "best_of_n":
         raise UserError(
             "best_of_n is for captions; labels are found by one_shot, greedy, beam or sample",
             key="generate.method",
@@ -47,20 +50,22 @@ def check(section: Generate, vocab_size: int) -> None:
             "max_new_tokens 1 leaves room for a label's separator alone; a label takes 2 or more",
             key="generate.max_new_tokens",
         )
-    if section.method == "one_shot":
-        num_first_tokens(section, vocab_size)
-    begun = {"beam": "num_beams", "greedy": "num_labels"}.get(section.method)
-    if begun is not None and getattr(section, begun) > vocab_size - 1:
+    drawn = section.num_samples if method == "sample" else wanted
+    given = section.first_tokens if method == "one_shot" else None
+    first = given or wanted
+    for name, number, does in (("first_tokens", first, "begin"), ("num_samples", drawn, "draw")):
+        if number < wanted:
+            raise UserError(
+                f"{name} {number} {does} fewer labels than num_labels {wanted}; raise the one or "
+                "lower the other",
+                key=f"generate.{name}",
+            )
+    name = "num_beams" if method == "beam" else "first_tokens" if given else "num_labels"
+    begun = section.num_beams if method == "beam" else first
+    if method != "sample" and begun > vocab_size - 1:
         raise UserError(
-            f"{begun} {getattr(section, begun)} is more than the {vocab_size - 1} tokens that can "
-            "begin a label",
-            key=f"generate.{begun}",
-        )
-    if section.method == "sample" and section.num_samples < section.num_labels:
-        raise UserError(
-            f"num_samples {section.num_samples} draw fewer labels than num_labels "
-            f"{section.num_labels}; raise the one or lower the other",
-            key="generate.num_samples",
+            f"{name} {begun} is more than the {vocab_size - 1} tokens that can begin a label",
+            key=f"generate.{name}",
         )
 
 
@@ -95,9 +100,11 @@ def recognise(
     """Each image's labels, all that were found, by ``section.rank``; ``clip`` ranks nothing yet.
 
     Drawn ones depend on ``section.seed`` and the image's number in ``rows`` (by default its place).
+    Raises UserError as ``check``.
     """
+    check(section, len(model.decoder.head()[0]))
     numbers = range(len(encoded.image_BND)) if rows is None else rows
-    found = _search(task, model, encoded.state, section, numbers)
+    found = _search(task, model.decoder, encoded.state, section, numbers)
     table_VD = model.decoder.model.get_input_embeddings().weight
     return [
         ranked(_labels(task, labels, section.rank, image_ND, table_VD), section.rank)
@@ -106,32 +113,34 @@ def recognise(
 
 
 def _search(
-    task: RecognizeTask, model: Recognizer, state: KVState, section: Generate, rows: Sequence[int]
+    task: RecognizeTask,
+    decoder: PrefixDecoder,
+    state: KVState,
+    section: Generate,
+    rows: Sequence[int],
 ) -> list[list[Found]]:
-    decoder, room = model.decoder, label_room(task, section)
-    common: dict[str, Any] = {"separator_id": task.separator_id}
+    room, end = label_room(task, section), task.separator_id
     if section.method == "greedy":
-        common |= {"num_labels": section.num_labels, "room": room}
         return label_search.greedy(
-            decoder, state, nxtp=task.nxtp, per_label=task.per_label, **common
-        )
+            decoder, state, separator_id=end, num_labels=section.num_labels, room=room,
+            nxtp=task.nxtp, per_label=task.per_label,
+        )  # fmt: skip
     if section.method == "beam":
-        common |= {"num_labels": section.num_labels, "room": room}
-        return label_search.beam(decoder, state, num_beams=section.num_beams, **common)
-    common |= {"rows": section.label_rows}
+        return label_search.beam(
+            decoder, state, separator_id=end, num_beams=section.num_beams,
+            num_labels=section.num_labels, room=room,
+        )  # fmt: skip
     if section.method == "sample":
         uniform_RT = texts.uniforms(section.seed, rows, section.num_samples, room)
         return label_search.sample(
-            decoder,
-            state,
+            decoder, state, separator_id=end, rows=section.label_rows,
             uniform_BKT=uniform_RT.view(len(rows), -1, room).to(state.last_BD.device),
-            temperature=section.temperature,
-            top_k=section.top_k,
-            top_p=section.top_p,
-            **common,
-        )
-    num_first = num_first_tokens(section, len(decoder.head()[0]))
-    return label_search.one_shot(decoder, state, num_first=num_first, room=room, **common)
+            temperature=section.temperature, top_k=section.top_k, top_p=section.top_p,
+        )  # fmt: skip
+    return label_search.one_shot(
+        decoder, state, separator_id=end, num_first=section.first_tokens or section.num_labels,
+        room=room, rows=section.label_rows,
+    )  # fmt: skip
 
 
 def _labels(
@@ -139,30 +148,21 @@ def _labels(
 ) -> list[Label]:
     """Labels as texts; of equal ones the probabilities are summed, and the best score is kept."""
     known: dict[str, Label] = {}
-    found = sorted(found, key=lambda one: -one.log_p) if rank != "none" else found
-    likeness: Sequence[float] = ()
-    if rank == "sim" and found:
-        likeness = similarities(image_ND, [one.ids for one in found], table_VD).tolist()
-    for place, label in enumerate(found):
-        text = task.tokenizer.decode(list(label.ids))
-        if not text:  # of special tokens alone
-            continue
-        prob = exp(label.log_p)
-        if rank == "ppl":
-            score = exp(-label.log_p / (len(label.ids) + 1))
-        elif rank == "sim":
-            score = likeness[place]
-        else:
-            score = prob
-        if text not in known:
+    found = found if rank == "none" else sorted(found, key=lambda one: -one.log_p)
+    scores = [exp(one.log_p) for one in found]
+    if rank == "ppl":
+        scores = [exp(-one.log_p / (len(one.ids) + 1)) for one in found]
+    elif rank == "sim" and found:
+        scores = similarities(image_ND, [one.ids for one in found], table_VD).tolist()
+    better = {"ppl": min, "sim": max}.get(rank, add)
+    for label, score in zip(found, scores, strict=True):
+        text, prob = task.tokenizer.decode(list(label.ids)), exp(label.log_p)
+        if text in known:
+            other = known[text]
+            total, best = other.prob + prob, better(other.score, score)
+            known[text] = replace(other, prob=total, score=best)
+        elif text:  # not of special tokens alone
             known[text] = Label(text, prob, score, label.ids)
-            continue
-        other = known[text]
-        if rank in ("ppl", "sim"):
-            score = min(score, other.score) if rank == "ppl" else max(score, other.score)
-        else:
-            score += other.score
-        known[text] = replace(other, prob=other.prob + prob, score=score)
     return list(known.values())
 
 
@@ -223,9 +223,9 @@ def attention_maps(
     """
     if not labels:
         return torch.zeros(0, 1, 1)
-    decoder = model.decoder
+    decoder, device = model.decoder, image_1CHW.device
     encoded = encode_prompt(task, model, image_1CHW)
-    device, start = image_1CHW.device, encoded.state.num_text
+    start, num_image = encoded.state.num_text, encoded.state.num_image
     ids = [(token, number, start + place) for number, label in enumerate(labels)
            for place, token in enumerate(label)]  # fmt: skip
     ids_S, number_S, position_S = torch.tensor(ids, device=device).unbind(1)
@@ -233,13 +233,12 @@ def attention_maps(
         output = decoder.extend(
             encoded.state, ids_S[None], number_S[None] + 1, position_S[None], output_attentions=True
         )
-    num_image = encoded.state.num_image
     weights_LSN = torch.stack([w[0].float().mean(0)[:, :num_image] for w in output.attentions])
-    weight_SN = weights_LSN.mean(0)
-    sums_KN = weight_SN.new_zeros(len(labels), num_image).index_add_(0, number_S, weight_SN)
+    sums_KN = weights_LSN.new_zeros(len(labels), num_image)
+    sums_KN.index_add_(0, number_S, weights_LSN.mean(0))
     mean_KN = sums_KN / torch.tensor([[len(label)] for label in labels], device=device)
-    if model.keep_prefix:  # class tokens lie nowhere in the image
-        mean_KN = mean_KN[:, getattr(model.image_encoder, "num_prefix_tokens", 0) :]
+    if model.keep_prefix:  # class tokens are nowhere in the image
+        mean_KN = mean_KN[:, model.image_encoder.num_prefix_tokens :]
     height, width = grid(mean_KN.shape[1], image_1CHW.shape[2] / image_1CHW.shape[3])
     return mean_KN.view(-1, height, width)
 

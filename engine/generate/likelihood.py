@@ -16,6 +16,7 @@ from engine.models.vision_language import VisionLanguage
 from engine.tasks.vqa import VqaTask
 from engine.types import Batch
 
+_MOST_ROWS = 1024  # targets read at once
 _MOST_BYTES = 2**31  # of what is known of prompts, laid beside each of the targets read at once
 
 
@@ -35,7 +36,6 @@ def log_likelihoods(
     *,
     num_images: Sequence[int] | None = None,
     template: Template | None = None,
-    rows: int = 1024,
 ) -> Likelihoods:
     """Of each of ``targets[i]`` as the answer to ``prompts[i]``.
 
@@ -46,34 +46,23 @@ def log_likelihoods(
         image_MND: ``model.image_tokens`` of the first prompt's images, then of the second's …
         prompts: questions, put into the task's template, or into ``template``.
         num_images: of each prompt; absent: one each.
-        rows: targets that the decoder reads at once, at most; fewer where what is known of their
-            prompts would take more than 2 GiB.
     """
     device = image_MND.device
     ids_BP, mask_BP = (x.to(device) for x in task.prompts(prompts, num_images, template))
     counts_B = None if num_images is None else torch.tensor(num_images, device=device)
     given = DecoderInput(image_MND, ids_BP, mask_BP, counts_B)
-    return _weigh(task, model.decoder, given, targets, rows)
+    return _likelihoods(task, model.decoder, given, targets)
 
 
 def batch_likelihoods(
-    task: VqaTask,
-    model: VisionLanguage,
-    batch: Batch,
-    targets: Sequence[Sequence[str]],
-    *,
-    rows: int = 1024,
+    task: VqaTask, model: VisionLanguage, batch: Batch, targets: Sequence[Sequence[str]]
 ) -> Likelihoods:
     """As ``log_likelihoods``, of a batch of prompts with images, as ``VqaTask.prompt_batch``."""
-    return _weigh(task, model.decoder, model.decoder_input(batch), targets, rows)
+    return _likelihoods(task, model.decoder, model.decoder_input(batch), targets)
 
 
-def _weigh(
-    task: VqaTask,
-    decoder: Decoder,
-    given: DecoderInput,
-    targets: Sequence[Sequence[str]],
-    rows: int,
+def _likelihoods(
+    task: VqaTask, decoder: Decoder, given: DecoderInput, targets: Sequence[Sequence[str]]
 ) -> Likelihoods:
     known, device = decoder.prefill(given), given.ids_BT.device
     different = dict.fromkeys(text for given in targets for text in given)
@@ -84,7 +73,7 @@ def _weigh(
     order = tokens.argsort(stable=True)
     fitting = max(1, _MOST_BYTES // max(1, known.row_bytes))
     found = []
-    for chosen in order.split(min(rows, fitting)):
+    for chosen in order.split(min(_MOST_ROWS, fitting)):
         labels_RL = pad_sequence(
             [answers[i][1] for i in chosen], batch_first=True, padding_value=IGNORED
         )

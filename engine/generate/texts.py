@@ -21,7 +21,6 @@ import transformers  # isort: skip
 from engine.config.schema import Generate
 from engine.data.permutation import hash64
 from engine.errors import UserError
-from engine.models.decoders.language_model import DecoderInput
 from engine.models.vision_language import VisionLanguage
 from engine.tasks.caption import CaptionTask
 from engine.tasks.vqa import VqaTask
@@ -50,18 +49,13 @@ def options(section: Generate, room: int, eos_id: int, pad_id: int) -> dict[str,
         "synced_gpus": False,  # weights are whole, and ranks may have texts of different numbers
     }
     if chosen["do_sample"]:
-        chosen |= {
-            "top_k": 0,
-            "top_p": 1.0,
-            "temperature": 1.0,
-            "num_return_sequences": num_texts(section),
-        }
+        number = num_texts(section)
+        chosen |= {"top_k": 0, "top_p": 1.0, "temperature": 1.0, "num_return_sequences": number}
     elif section.method == "beam":
-        chosen |= {"length_penalty": section.length_penalty}
+        chosen["length_penalty"] = section.length_penalty
     return chosen
 
 
-@torch.no_grad()
 def generate_texts(
     task: CaptionTask | VqaTask,
     model: VisionLanguage,
@@ -76,9 +70,9 @@ def generate_texts(
     Drawn ones depend on ``section.seed`` and the image's number in ``rows`` (by default its place).
     """
     ids_BP, mask_BP = (x.to(image_BCHW.device) for x in task.prompts(instructions))
-    image_BND = model.image_tokens(image_BCHW)
+    prompts = {"image_BCHW": image_BCHW, "input_ids_BT": ids_BP, "attention_mask_BT": mask_BP}
     numbers = range(len(ids_BP)) if rows is None else rows
-    return _speak(task, model, DecoderInput(image_BND, ids_BP, mask_BP), section, numbers)
+    return generate_batch(task, model, prompts | {"index_B": torch.tensor(numbers)}, section)
 
 
 @torch.no_grad()
@@ -90,16 +84,7 @@ def generate_batch(
     Drawn ones depend on ``section.seed`` and the row's ``index_B``. Where the decoder continues the
     prompt, the longest one of the batch bounds the new tokens.
     """
-    return _speak(task, model, model.decoder_input(batch), section, batch["index_B"].tolist())
-
-
-def _speak(
-    task: CaptionTask | VqaTask,
-    model: VisionLanguage,
-    given: DecoderInput,
-    section: Generate,
-    numbers: Sequence[int],
-) -> list[list[str]]:
+    given = model.decoder_input(batch)
     room = task.room(given.ids_BT)
     if room < 1:
         raise UserError(
@@ -107,9 +92,9 @@ def _speak(
             "for a text; shorten it or raise model.decoder.max_length",
             key="model.decoder.max_length",
         )
-    keywords = options(section, room, task.eos_id, task.tokenizer.pad_id)
-    each = num_texts(section)
+    keywords, each = options(section, room, task.eos_id, task.tokenizer.pad_id), num_texts(section)
     if keywords["do_sample"]:
+        numbers = batch["index_B"].tolist()
         uniform_BT = uniforms(section.seed, numbers, each, keywords["max_new_tokens"])
         keywords["logits_processor"] = processors(
             uniform_BT.to(given.ids_BT.device),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from engine.evals.evaluation import Evaluations
-from engine.evals.scoring import score_model
 from engine.run import Run
 
 
 def run(run: Run) -> None:
     """Print the table of figures, and add it to the run folder's ``evaluations.jsonl``."""
-    score_model(run, Evaluations(run))
+    Evaluations(run).score_run()

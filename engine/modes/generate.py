@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def run(run: Run) -> None:
     if collectives.rank() == 0:
         for closed in source.closed:
             run.warn(f"left out: {closed}")
-    model, rows = Predictor.of_run(run, module), np.arange(len(source))
-    found, bad = generation.predict(model, source, rows, output.after_batch)
+    model = replace(Predictor.of_run(run, module), stopped=output.after_batch)
+    found, bad = generation.predict(model, source, np.arange(len(source)))
     nothing = f"none of the {len(source)} {generation.unit}s of {source.origin} can be used"
     folder = output.settle(found, bad, nothing)
     if folder is None:

@@ -10,7 +10,6 @@ from engine.data.tables.source import damage_report
 from engine.data.text.tokenizer import FOLDER as TOKENIZER_FOLDER
 from engine.dist import collectives
 from engine.evals.evaluation import Evaluations, missing_metric
-from engine.evals.scoring import save_predictions, score_model
 from engine.logs.report import write_report
 from engine.logs.run_log import RunLog, open_log
 from engine.models.parameters import format_table, save_adapters
@@ -31,7 +30,7 @@ def run(run: Run) -> None:
         check_dist(run)  # before the task reads data, for its tokenizer
     evaluations = Evaluations(run)
     if not run.task.trains:
-        score_model(run, evaluations)
+        evaluations.score_run()
         return
     plan = make_plan(config, collectives.world())
     for damage in (text for source in plan.sources for text in damage_report(source)):
@@ -102,7 +101,7 @@ def evaluate(run: Run, evaluations: Evaluations, state: TrainState, log: RunLog)
     """The figures of the model as it is; its predictions and examples are saved."""
     with state.parallel.whole():
         metrics = evaluations(state.module)
-    save_predictions(run, evaluations, f"step_{state.step}")
+    evaluations.save(f"step_{state.step}")
     for dataset, examples in evaluations.galleries.items():
         log.examples(state.step, dataset, examples)
     if missing := missing_metric(metrics, run.config.ckpt.best_metric):

@@ -27,10 +27,11 @@ from transformers.modeling_outputs import BaseModelOutput  # isort: skip
 
 from engine.config.schema import Config, Decoder, Generate
 from engine.data.sources import open_source
-from engine.evals.captions import speak
+from engine.evals.captions import CaptionEvaluation
 from engine.evals.predict import Predictor
 from engine.evals.scorers import ClipScorer
 from engine.generate import texts
+from engine.run import Run
 from tests.bench.caption import CONFIG
 from tests.bench.runs import CONFIG as CLIP_CONFIG
 from tests.bench.runs import configuration, make_run, settings
@@ -183,7 +184,10 @@ def best_of_ten(
     rows = np.arange(len(source))[:images]
 
     def run(section: Generate, judge: ClipScorer | None) -> Work:
-        return lambda: speak(predictor, source, rows, section, "", judge)
+        own = config.model_copy(update={"generate": section})
+        evaluation = CaptionEvaluation(Run("caption", own, speaker.run.device))
+        vars(evaluation.scorers)["ranker"] = judge
+        return lambda: evaluation.predict(predictor, source, rows)
 
     return {
         "ten": run(speaker.section(method="best_of_n", num_samples=10), ranker),

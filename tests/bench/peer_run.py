@@ -24,8 +24,9 @@ from engine.config.load import load
 from engine.config.schema import Config
 from engine.data.sources import open_source
 from engine.data.transforms.pipeline import output_size
-from engine.evals import retrieval
 from engine.evals.predict import Predictor
+from engine.evals.retrieval import RetrievalEvaluation
+from engine.run import Run
 from engine.train.precision import Precision
 from engine.types import Batch, Sample, Task
 from tests.bench.peer import CPU, Trainer
@@ -61,10 +62,10 @@ def score(config: Config, model: nn.Module) -> dict[str, float]:
         num_workers=config.data.num_workers,
         autocast=Precision.choose(config.dist, CPU).autocast,
     )
-    found = {}
+    found, evaluation = {}, RetrievalEvaluation(Run("clip", config, CPU))
     for name in config.data.valid_name:
         source = open_source(name, "valid", config.data, key="data.valid_name")
-        metrics = retrieval.evaluate(encoder, source).metrics
+        metrics = evaluation.score(encoder, source).metrics
         found |= {f"{name}/{metric}": value for metric, value in metrics.items()}
     return found
 

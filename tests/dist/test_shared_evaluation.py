@@ -15,13 +15,12 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 from engine.config.schema import Generate
 from engine.data.transforms import pipeline
 from engine.dist import collectives
-from engine.evals import vqa
 from engine.evals.predict import Predictor
 from engine.evals.vqa_score import VQAScore
 from tests.dist import sharded_runs as runs
 from tests.dist.sharded_runs import Case
 from tests.distributed import run
-from tests.evals.test_vqa import COLOURS, Asked
+from tests.evals.test_vqa import COLOURS, Asked, evaluate
 
 ROWS = 9  # of two at a time: three batches at one rank, two at the other
 SECTIONS = Generate(max_new_tokens=5, batch_size=4), Generate(answers=COLOURS, batch_size=4)
@@ -49,7 +48,7 @@ def seen(case: Case, folder: Path) -> dict[str, Any]:
         with ran.state.parallel.whole():
             for section in SECTIONS:
                 passes.clear()
-                said.append(vqa.evaluate(encoder, Asked(ROWS), section).predictions)
+                said.append(evaluate(encoder, Asked(ROWS), section).predictions)
                 counts.append(len(passes))
             score = VQAScore(ran.state.module, ran.task, question="{}?")
             mine = slice(None, 1 + 2 * collectives.rank())  # one image, and three

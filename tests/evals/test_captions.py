@@ -1,6 +1,7 @@
 """Captions of a source: the same by any number of ranks and in any batch, and scored right."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,11 +88,23 @@ def predictor(name="causal"):
     return Predictor(task, model, to_tensor, CPU)
 
 
+def evaluation(section, ranker=None, scorer=None, num_images=None):
+    config = {"data": {"prompt": {"instruction": "say"}}, "generate": section.model_dump(),
+              "eval": {"captions": {"num_images": num_images}}}  # fmt: skip
+    made = captions.build(Run("caption", Config.model_validate(config), CPU))
+    made.scorers = SimpleNamespace(ranker=ranker, scorer=scorer)
+    return made
+
+
+def speak(used, rows, section, ranker=None):
+    return evaluation(section, ranker).predict(used, Noise(), rows)
+
+
 def said(name, method, batch_size):
     """This rank's predictions as JSON."""
     section = Generate(**METHODS[method], batch_size=batch_size, seed=3)
     rows = np.array([6, 0, 1, 5, 4, 3])
-    found, bad = captions.speak(predictor(name), Noise(), rows, section, "say", Scorer())
+    found, bad = speak(predictor(name), rows, section, Scorer())
     assert bad == []
     return [prediction.to_json() for prediction in found]
 
@@ -138,7 +151,7 @@ def test_the_best_of_n_is_the_first_of_those_that_the_ranker_likes_most(alone):
 def test_images_are_encoded_once_and_ranked_in_one_call():
     scorer, used = Scorer(), predictor()
     section = Generate(**METHODS["best_of_n"], batch_size=3)
-    found, _ = captions.speak(used, Noise(), np.arange(7), section, "say", scorer)
+    found, _ = speak(used, np.arange(7), section, scorer)
     assert used.model.image_encoder.seen == [3, 3, 1]
     assert scorer.asked == [(list(range(7)), [p.candidates for p in found])]
 
@@ -146,7 +159,7 @@ def test_images_are_encoded_once_and_ranked_in_one_call():
 def test_samples_are_others_by_seed_and_the_first_ones_of_more():
     def texts(**changes):
         section = Generate(**METHODS["best_of_n"] | changes)
-        found, _ = captions.speak(predictor(), Noise(), np.arange(3), section, "say", Scorer())
+        found, _ = speak(predictor(), np.arange(3), section, Scorer())
         return [p.candidates or [p.caption] for p in found]
 
     few, many = texts(num_samples=2), texts(num_samples=5)
@@ -159,18 +172,16 @@ def test_samples_are_others_by_seed_and_the_first_ones_of_more():
 def test_training_draws_on_as_if_nothing_had_been_said():
     used, section = predictor(), Generate(**METHODS["sample"])
     before = torch.get_rng_state()
-    captions.speak(used, Noise(), np.arange(3), section, "say")
+    speak(used, np.arange(3), section)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 # --- figures
 
 
-def evaluate(source=None, scorers=(None, None), method="greedy", **options):
-    return captions.evaluate(
-        predictor(), source or Noise(), Generate(**METHODS[method]), instruction="say",
-        ranker=scorers[0], scorer=scorers[1], **options,
-    )  # fmt: skip
+def evaluate(source=None, scorers=(None, None), method="greedy", num_images=None):
+    made = evaluation(Generate(**METHODS[method]), *scorers, num_images)
+    return made.score(predictor(), source or Noise())
 
 
 def test_every_image_is_said_once_beside_all_its_captions():

@@ -63,7 +63,7 @@ def test_pictures_are_small_and_upright(tmp_path, image, size, colour):
 
 def test_texts_of_a_retrieved_example():
     source = ColourSource([(png((1, 2, 3)), f"caption {n}", f"id{n}", None) for n in range(3)])
-    shown = retrieval.build(run())._example(source, 1, [(2, 0.5), (1, 0.25)])
+    shown = retrieval.build(run())._example(source, 1, [2, 1], [0.5, 0.25])
     assert (shown.captions, shown.name) == (["caption 1"], "id1")
     assert shown.found == [("caption 2", 0.5), ("caption 1", 0.25)]
 

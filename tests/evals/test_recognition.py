@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.config.schema import Generate, RecognitionEval
+from engine.config.schema import Config
 from engine.data.transforms.pipeline import to_tensor
 from engine.errors import FaultError, UserError
 from engine.evals import recognition
 from engine.evals.predict import Predictor
-from engine.evals.recognition import Recognised, evaluate, recognise, score
+from engine.evals.recognition import Recognised, RecognitionEvaluation, score
 from engine.generate.labels import Label, encode_prompt, log_probs
+from engine.run import Run
 from engine.types import Row, Source
 from tests import distributed
 from tests.generate.labeller import labeller
@@ -59,6 +61,14 @@ class Ranker:
         return [[1 / (1 + len(text.encode())) for text in each] for each in texts]
 
 
+def evaluation(ranker=None, generate=None, **scoring) -> RecognitionEvaluation:
+    generate = ONE_SHOT if generate is None else generate
+    config = Config.model_validate({"generate": generate, "eval": {"recognition": scoring}})
+    made = RecognitionEvaluation(Run("recognize", config, CPU))
+    made.scorers = SimpleNamespace(ranker=ranker, sentences=None)
+    return made
+
+
 def predictor() -> Predictor:
     task, model = labeller()
     return Predictor(task, model, to_tensor, CPU)
@@ -66,9 +76,9 @@ def predictor() -> Predictor:
 
 def figures(batch_size: int) -> tuple[dict[str, float], list[Any]]:
     """This rank's figures and lines."""
-    section = Generate(**ONE_SHOT, batch_size=batch_size)
-    scoring = RecognitionEval(k=[1, 3], label_set="dataset")
-    found = evaluate(predictor(), Objects(bad=(2,)), section, scoring)
+    generate = ONE_SHOT | {"batch_size": batch_size}
+    made = evaluation(generate=generate, k=[1, 3], label_set="dataset")
+    found = made.score(predictor(), Objects(bad=(2,)))
     assert [(bad.cause, bad.index) for bad in found.bad] == [("no label", 3), ("not an image", 2)]
     return found.metrics, [one.to_json() for one in found.predictions]
 
@@ -119,8 +129,8 @@ def test_map_is_by_the_probabilities_of_all_labels_of_the_set(alone, tmp_path) -
     assert alone[0]["mAP"] == pytest.approx(100 * mean_average_precision(scores, is_true))
     file = tmp_path / "names.txt"
     file.write_text("\n".join(names[:2]) + "\n")
-    scoring = RecognitionEval(label_set=str(file))
-    fewer = evaluate(predictor(), Objects(bad=(2,)), Generate(**ONE_SHOT), scoring).metrics["mAP"]
+    made = evaluation(label_set=str(file))
+    fewer = made.score(predictor(), Objects(bad=(2,))).metrics["mAP"]
     want = mean_average_precision(scores[:, :2], is_true[:, :2])
     assert fewer == pytest.approx(100 * want)
     had = is_true.mean(axis=0)
@@ -128,10 +138,11 @@ def test_map_is_by_the_probabilities_of_all_labels_of_the_set(alone, tmp_path) -
 
 
 def test_labels_are_ranked_by_the_ranker_before_they_are_cut() -> None:
-    section = Generate(**ONE_SHOT | {"rank": "clip", "num_labels": 2})
+    ranked = evaluation(Ranker(), ONE_SHOT | {"rank": "clip", "num_labels": 2})
     rows = np.array([1, 0])
-    found, _, _ = recognise(predictor(), Objects(), rows, section, Ranker())
-    every, _, _ = recognise(predictor(), Objects(), rows, Generate(**ONE_SHOT | {"num_labels": 30}))
+    found, _ = ranked.predict(predictor(), Objects(), rows)
+    plain = evaluation(generate=ONE_SHOT | {"num_labels": 30})
+    every, _ = plain.predict(predictor(), Objects(), rows)
     assert [one.row for one in found] == [0, 1]
     for one, whole in zip(found, every, strict=True):
         liked = sorted((1 / (1 + len(label.text.encode())) for label in whole.labels), reverse=True)
@@ -146,14 +157,14 @@ def test_sets_of_labels_that_cannot_be_asked_are_refused(tmp_path, monkeypatch) 
     for name, told in asked.items():
         monkeypatch.setattr(recognition, "_MAX_LABEL_SET", 3)
         with pytest.raises(UserError, match=told) as caught:
-            evaluate(predictor(), Objects(), Generate(**ONE_SHOT), RecognitionEval(label_set=name))
+            evaluation(label_set=name).score(predictor(), Objects())
         assert caught.value.key == "eval.recognition.label_set"
 
 
 def test_a_source_without_any_label_is_a_fault(monkeypatch) -> None:
     monkeypatch.setattr(f"{__name__}.OWN", [()] * 3)
     with pytest.raises(FaultError, match="objects: no image of 3 is usable: 3 no label"):
-        evaluate(predictor(), Objects(), Generate(**ONE_SHOT), RecognitionEval())
+        evaluation().score(predictor(), Objects())
 
 
 # --- likeness of meaning

@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.config.schema import Generate
+from engine.config.schema import Config, Generate
 from engine.data.transforms import pipeline
 from engine.errors import FaultError, UserError
 from engine.evals import vqa
 from engine.evals.predict import Predictor
 from engine.generate.likelihood import log_likelihoods
 from engine.metrics.vqa import vqa_accuracy
+from engine.run import Run
 from engine.types import BadSample, Row
 from tests import distributed
 from tests.evals import answering
@@ -71,11 +72,26 @@ def section(**options):
     return Generate(max_new_tokens=4, batch_size=4, **options)
 
 
+def evaluation(generate, num_rows=None):
+    """Of the first ``num_rows`` rows."""
+    rows = {} if num_rows is None else {"valid_steps": num_rows, "batch_size_val": 1}
+    config = Config.model_validate({"data": rows, "generate": generate.model_dump()})
+    return vqa.build(Run("vqa", config, torch.device("cpu")))
+
+
+def evaluate(used, source, generate, num_rows=None):
+    return evaluation(generate, num_rows).score(used, source)
+
+
+def answer(used, source, rows, generate):
+    return evaluation(generate).predict(used, source, rows)
+
+
 @pytest.mark.parametrize("decoder", ["t5", "causal"])
 def test_the_likeliest_answer_is_chosen_row_by_row(decoder):
     used, source = predictor(decoder), Asked()
-    found = vqa.evaluate(used, source, section(answers=COLOURS))
-    assert [p.question_id for p in found.predictions] == [f"q{i}" for i in range(11)]
+    found = evaluate(used, source, section(answers=COLOURS))
+    assert [p.record.caption_id for p in found.predictions] == [f"q{i}" for i in range(11)]
     model, task = used.model.eval(), used.task
     for row, prediction in enumerate(found.predictions):
         if row % 5 == 0:
@@ -96,7 +112,7 @@ def test_the_likeliest_answer_is_chosen_row_by_row(decoder):
 
 
 def test_figures_are_those_of_the_metric():
-    found = vqa.evaluate(predictor(), Asked(), section(answers=COLOURS))
+    found = evaluate(predictor(), Asked(), section(answers=COLOURS))
     scores = [100 * vqa_accuracy(p.answer, p.references) for p in found.predictions]
     told = found.metrics
     assert told["accuracy"] == pytest.approx(np.mean(scores), abs=0.005)
@@ -113,7 +129,7 @@ def test_figures_are_those_of_the_metric():
 def test_kinds_of_answers_are_the_annotated_ones_where_there_are_any():
     source = Asked()
     source.rows[:5] = [replace(row, answer_type="yes/no") for row in source.rows[:5]]
-    found = vqa.evaluate(predictor(), source, section(answers=COLOURS))
+    found = evaluate(predictor(), source, section(answers=COLOURS))
     scores = [100 * vqa_accuracy(p.answer, p.references) for p in found.predictions]
     told = {name: value for name, value in found.metrics.items() if name.startswith("answer:")}
     assert list(told) == ["answer:other", "answer:yes_no"]
@@ -124,7 +140,7 @@ def test_kinds_of_answers_are_the_annotated_ones_where_there_are_any():
 
 
 def test_single_answers_are_matched_exactly():
-    found = vqa.evaluate(predictor(), Asked(num_answers=1), section(answers=COLOURS))
+    found = evaluate(predictor(), Asked(num_answers=1), section(answers=COLOURS))
     right = [p.answer == p.references[0] for p in found.predictions]
     assert found.metrics["accuracy"] == pytest.approx(100 * np.mean(right), abs=0.005)
     assert found.metrics["accuracy_is"] == "exact match"
@@ -134,15 +150,15 @@ def test_single_answers_are_matched_exactly():
 def test_answers_are_generated_and_do_not_hang_on_the_batch():
     used, source = predictor(), Asked()
     before = torch.get_rng_state()
-    whole, _ = vqa.answer(used, source, np.arange(11), section())
+    whole, _ = answer(used, source, np.arange(11), section())
     assert used.model.training
     assert torch.equal(torch.get_rng_state(), before)
-    alone = [vqa.answer(used, source, np.array([row]), section())[0][0] for row in range(11)]
+    alone = [answer(used, source, np.array([row]), section())[0][0] for row in range(11)]
     assert whole == alone
     assert all(p.probability is None and p.answer == p.answer for p in whole)
     assert len({p.answer for p in whole}) > 2
-    drawn, _ = vqa.answer(used, source, np.arange(11), section(method="sample", seed=1))
-    again, _ = vqa.answer(used, source, np.arange(11), section(method="sample", seed=1))
+    drawn, _ = answer(used, source, np.arange(11), section(method="sample", seed=1))
+    again, _ = answer(used, source, np.arange(11), section(method="sample", seed=1))
     assert drawn == again != whole
 
 
@@ -150,26 +166,26 @@ def test_bad_rows_are_left_out_and_named():
     source = Asked(bad=(1, 4))
     source.rows[6] = replace(source.rows[6], images=(b"broken",))
     source.rows[7] = replace(source.rows[7], turns=(("human", "<image> <image> <image>?"),))
-    found = vqa.evaluate(predictor(), source, section(answers=COLOURS), num_rows=9)
+    found = evaluate(predictor(), source, section(answers=COLOURS), num_rows=9)
     assert [p.row for p in found.predictions] == [0, 2, 3, 5, 8]
     told = {(r.index, r.cause) for r in found.bad}
     assert told == {
         (1, "malformed"), (4, "malformed"), (6, "not an image"), (7, "image count")
     }  # fmt: skip
     with pytest.raises(FaultError, match=r"none of the 3 questions is usable.*malformed"):
-        vqa.evaluate(predictor(), Asked(3, bad=(0, 1, 2)), section())
+        evaluate(predictor(), Asked(3, bad=(0, 1, 2)), section())
     with pytest.raises(FaultError, match="none of them has an answer"):
-        vqa.evaluate(predictor(), Asked(3, num_answers=0), section(answers=COLOURS))
+        evaluate(predictor(), Asked(3, num_answers=0), section(answers=COLOURS))
 
 
 def test_an_answer_that_has_no_room():
     with pytest.raises(UserError, match=r"takes 381 tokens.* raise") as raised:
-        vqa.evaluate(predictor("causal"), Asked(), section(answers=["x" * 380, "y"]))
+        evaluate(predictor("causal"), Asked(), section(answers=["x" * 380, "y"]))
     assert raised.value.key == "generate.answers"
 
 
 def on_a_rank():
-    found = vqa.evaluate(predictor(), Asked(bad=(9,)), section(answers=COLOURS))
+    found = evaluate(predictor(), Asked(bad=(9,)), section(answers=COLOURS))
     return found.metrics, [p.to_json() for p in found.predictions], len(found.bad)
 
 
@@ -185,7 +201,7 @@ def test_two_ranks_find_the_same_as_one():
 
 def test_an_example_to_look_at():
     source = Asked()
-    (found, *_), _ = vqa.answer(predictor(), source, np.arange(1), section(answers=COLOURS))
+    (found, *_), _ = answer(predictor(), source, np.arange(1), section(answers=COLOURS))
     shown = vqa.VqaEvaluation(answering.run()).example(source, found)
     assert shown.captions == ["dd", "df"]
     assert shown.found == [(found.answer, found.probability)]

@@ -201,6 +201,24 @@ def test_autocast_leaves_the_head_and_likeness_in_full_precision() -> None:
     assert cast.dtype == torch.float32 and 0 < (cast - log_p).abs().max() < 0.5  # of the blocks
 
 
+def test_a_model_in_bf16_has_log_probs_by_logits_in_fp32() -> None:
+    task, model = labeller()
+    decoder = model.bfloat16().decoder
+    state = encode_prompt(task, model, IMAGES).state
+    ids_BK = torch.tensor([[104, 105]]).expand(3, -1)
+    place_BK = state.num_text + torch.tensor([[0, 1]]).expand(3, -1)
+    hidden_BKD = decoder.extend(state.fork(), ids_BK, torch.ones_like(ids_BK), place_BK)
+    states = torch.cat([state.last_BD[:, None], hidden_BKD], dim=1)
+    want = (states.double() @ decoder.head()[0].double().T).log_softmax(-1)
+    got = decoder.log_probs(states)
+    assert states.dtype == torch.bfloat16 and got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    label = (104, 105, task.separator_id)
+    log_p_B1 = search.label_log_probs(decoder, state, [label], rows=1)
+    sums = sum(want[:, place, token] for place, token in enumerate(label))
+    torch.testing.assert_close(log_p_B1[:, 0].double(), sums, rtol=1e-5, atol=1e-5)
+
+
 # --- where labels looked: the weights that transformers' own attention gives, averaged
 
 WIDE_IMAGE = torch.randint(

@@ -43,18 +43,19 @@ def one_by_one(task, model, chosen: list[Sample], targets) -> torch.Tensor:
 
 @pytest.mark.parametrize("rows", [1, 3, 1024])
 @pytest.mark.parametrize("name", DECODERS)
-def test_likelihoods_equal_losses_one_by_one(name: str, rows: int) -> None:
+def test_likelihoods_equal_losses_one_by_one(name: str, rows: int, monkeypatch) -> None:
+    monkeypatch.setattr(likelihood, "_MOST_ROWS", rows)
     task = make_task(name)
     model = lively(make_model(task))
     chosen = samples(COUNTS)
     want = one_by_one(task, model, chosen, TARGETS)
-    got = batch_likelihoods(task, model, task.prompt_batch(chosen), TARGETS, rows=rows)
+    got = batch_likelihoods(task, model, task.prompt_batch(chosen), TARGETS)
     torch.testing.assert_close(got.log_p_R, want, rtol=1e-9, atol=1e-9)
     assert got.tokens_R.tolist() == [len(t) + 1 for given in TARGETS for t in given]  # bytes, end
     with torch.no_grad():
         tokens = model.image_tokens(torch.stack([i for s in chosen for i in images(s)]))
         asked = [sample.row.turns[0][1] for sample in chosen]
-        again = log_likelihoods(task, model, tokens, asked, TARGETS, num_images=COUNTS, rows=rows)
+        again = log_likelihoods(task, model, tokens, asked, TARGETS, num_images=COUNTS)
         other = log_likelihoods(
             task, model, tokens, asked, TARGETS, num_images=COUNTS,
             template=template("Q: {question} A: ", key="k"),

@@ -41,5 +41,4 @@ ALLOWED = {
     "bucket_cap_mb": _DDP,
     "gradient_as_bucket_view": _DDP,
     "embed_images": _READER,
-    "num_captions": "what a retrieval counted, beside num_images; checked by tests",
 }  # fmt: skip

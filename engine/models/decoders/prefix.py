@@ -141,13 +141,13 @@ class PrefixDecoder(Decoder):
         return loss_S.new_zeros(len(at_BT)).index_add(0, rows_S, loss_S)
 
     def log_probs(self, hidden: Tensor) -> Tensor:
-        """log p [..., V] of the token that follows a state, in fp32 or wider."""
+        """log p [..., V] of the token that follows a state, by logits in fp32 or wider."""
         weight_VD, bias_V = self.head()
-        bias_V = None if bias_V is None else bias_V.to(hidden.dtype)
-        # as the loss: logits in bf16 would be percents off, and many of them equal
+        # logits in bf16 would be percents off, and many of them equal
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        bias_V = None if bias_V is None else bias_V.to(wide)
         with torch.autocast(hidden.device.type, enabled=False):
-            logits = F.linear(hidden, weight_VD.to(hidden.dtype), bias_V)
-        return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+            return F.linear(hidden.to(wide), weight_VD.to(wide), bias_V).log_softmax(-1)
 
     # --- texts in parts, over a cache
 
