@@ -1,16 +1,14 @@
-"""Work of the data tools in several processes, with a progress bar, ended at once by Ctrl-C."""
-
-from __future__ import annotations
+"""The data tools' command lines, and their work in several processes, ended at once by Ctrl-C."""
 
 import argparse
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -30,7 +28,15 @@ _counter: Any = None
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are UserErrors."""
+    """A tool's command line, with ``--split`` and ``--jobs``; its mistakes are UserErrors."""
+
+    def __init__(self, prog: str, description: str, split: str) -> None:
+        codes = "Exit codes: 0 done, 1 a fault, 2 a user error, 130 stopped by Ctrl-C."
+        super().__init__(prog=prog, description=description, epilog=codes, allow_abbrev=False)
+        self.add_argument("--split", choices=("train", "valid"), help=f"default: {split}")
+        bound = getattr(os, "sched_getaffinity", None)  # absent outside Linux
+        cores = min(_MAX_JOBS, len(bound(0)) if bound else os.cpu_count() or 1)
+        self.add_argument("--jobs", type=count, default=cores, metavar="N")
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UserError(f"command line: {message}; see {self.prog} --help")
@@ -41,12 +47,6 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return int(text)
-
-
-def default_jobs() -> int:
-    """As many processes as this one has cores, at most 16."""
-    bound = getattr(os, "sched_getaffinity", None)  # absent outside Linux
-    return min(_MAX_JOBS, len(bound(0)) if bound else os.cpu_count() or 1)
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def each(
     jobs: int,
     tick: Tick,
 ) -> Iterator[Result]:
-    """``work(shared, item, tick)`` of every item, in the order in which they end.
+    """``work(shared, item, tick)`` of every item, in order.
 
     ``work`` is a function of a module, ``shared`` is sent to each process once, and ``tick`` is
     called with the numbers of samples done. Raises what ``work`` raises, and FaultError where a
@@ -84,21 +84,20 @@ def each(
     counter = context.Value("q", 0)
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(jobs, context, _start, (shared, counter))
-    mine: set[BaseProcess] = set()
     try:
-        pending: set[Future[Result]] = {pool.submit(_call, work, item) for item in items}
+        pending = deque(pool.submit(_call, work, item) for item in items)
         mine = set(multiprocessing.active_children()) - others
         counted = 0
         while pending:
-            done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
+            done = wait([pending[0]], _POLL_SECONDS).done
             # Without its lock, which a killed process may hold for ever.
             now = counter.get_obj().value
             tick(now - counted)
             counted = now
-            for future in done:
-                yield future.result()
+            if done:
+                yield pending.popleft().result()
             # The pool itself may overlook the death of a process that it started last.
-            if pending and not all(process.is_alive() for process in mine):
+            elif not all(process.is_alive() for process in mine):
                 raise BrokenProcessPool
     except BrokenProcessPool as error:
         raise FaultError(
@@ -107,8 +106,7 @@ def each(
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        mine |= set(multiprocessing.active_children()) - others
-        for process in mine:
+        for process in (mine := set(multiprocessing.active_children()) - others):
             process.terminate()
         for process in mine:
             process.join()

@@ -7,20 +7,18 @@ Prints a table and writes, into --output, ``inspect.html`` (opens without networ
 done, 1 a fault, 2 a user error, 130 stopped by Ctrl-C.
 """
 
-from __future__ import annotations
-
 import argparse
-import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from engine.config.load import Loaded, load_with_places
+from engine.config.load import load_with_places
 from engine.config.schema import Config
 from engine.data.groups import group_rows
 from engine.data.sources import Split, open_dataset, open_source
@@ -28,9 +26,7 @@ from engine.errors import UserError, exit_code
 from engine.logs.samples import write_whole
 from engine.tools import jobs
 from engine.tools.inspect import report
-from engine.tools.inspect.scan import Findings, Part, Work, scan
-
-PAGE = "inspect.html"
+from engine.tools.inspect.scan import Part, Work, scan
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,32 +36,24 @@ def main(argv: Sequence[str]) -> int:
     try:
         _inspect(arguments, loaded.config)
     except UserError as error:
-        raise UserError(_located(error, loaded), key=error.key) from error
+        located = f"{loaded.where(error.key)}: {error.key}: {error}" if error.key else str(error)
+        raise UserError(located, key=error.key) from error
     return 0
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = jobs.Parser(
-        prog="python -m engine.tools.inspect",
-        description="Count, measure and show the datasets that a configuration names.",
-        epilog="Exit codes: 0 done, 1 a fault, 2 a user error, 130 stopped by Ctrl-C.",
-        allow_abbrev=False,
+        "python -m engine.tools.inspect",
+        "Count, measure and show the datasets that a configuration names.",
+        "both",
     )
     parser.add_argument("cfg", metavar="CFG", type=Path, help="a run's YAML")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--split", choices=("train", "valid"), help="default: both")
     parser.add_argument(
         "--limit", type=jobs.count, metavar="N", help="images of each dataset, evenly spread"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: RUN FOLDER/inspect")
-    parser.add_argument("--jobs", type=jobs.count, default=jobs.default_jobs(), metavar="N")
     return parser.parse_intermixed_args(argv)
-
-
-def _located(error: UserError, loaded: Loaded) -> str:
-    if not error.key:
-        return str(error)
-    return f"{loaded.where(error.key)}: {error.key}: {error}"
 
 
 def _inspect(arguments: argparse.Namespace, config: Config) -> None:
@@ -80,12 +68,13 @@ def _inspect(arguments: argparse.Namespace, config: Config) -> None:
         try:
             output.mkdir(parents=True, exist_ok=True)
             findings = scan(work, max_tokens, arguments.jobs, console, output)
-            _sheets(output, findings)
-            write_whole(output / PAGE, report.page(name, findings))
+            for found in findings.parts:
+                report.write_sheet(output, found.part.title, found.examples)
+            write_whole(output / "inspect.html", report.page(name, findings))
         except OSError as error:
             raise UserError(f"cannot write into {output}: {error}") from error
         report.show(findings, console)
-    console.print(Text(f"report: {output / PAGE}"))
+    console.print(Text(f"report: {output / 'inspect.html'}"))
 
 
 def _open_parts(config: Config, split: str | None, limit: int | None, scratch: Path) -> list[Part]:
@@ -94,11 +83,8 @@ def _open_parts(config: Config, split: str | None, limit: int | None, scratch: P
     Raises UserError where the configuration names no datasets.
     """
     data, parts = config.data, []
-    wanted: tuple[tuple[Split, list[str]], ...] = (
-        ("train", data.train_name),
-        ("valid", data.valid_name),
-    )
-    for each, names in wanted:
+    for each in get_args(Split):
+        names = data.train_name if each == "train" else data.valid_name
         for name in names if split in (None, each) else ():
             source = open_source(name, each, data, key=f"data.{each}_name")
             groups = group_rows(source, scratch)
@@ -136,13 +122,6 @@ def _tokenizer(config: Config, run_dir: Path) -> tuple[dict, int]:
 
     tokenizer = choose_tokenizer(config, [run_dir], captions, part)
     return tokenizer.state(), getattr(config.model, part).max_length
-
-
-def _sheets(output: Path, findings: Findings) -> None:
-    for part, examples in zip(findings.parts, findings.examples, strict=True):
-        if examples:
-            name = re.sub(r"[^\w.-]+", "_", part.title)
-            report.write_sheet(output / f"sheet_{name}.png", part.title, examples)
 
 
 if __name__ == "__main__":

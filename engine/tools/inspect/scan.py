@@ -3,18 +3,16 @@
 What the processes find is put together in the order of the datasets.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -28,7 +26,6 @@ from engine.tools import jobs
 from engine.tools.inspect.copies import TINY, find_copies, signature
 from engine.types import BadSample, EncodedImage, Row, Source
 
-COPIES_FILE, BAD_FILE = "copies.jsonl", "bad_samples.jsonl"
 THUMBNAIL = 224  # pixels of the longer side
 _HASHED_AT = (128, 128)  # a JPEG is decoded at a smaller scale that is still at least this
 _NUM_TEXTS = 8  # rows of an image that are shown
@@ -37,9 +34,12 @@ _ORIENTATION = 0x0112
 
 _CHUNK = 64  # images that a process reads at once
 _NUM_NAMED = 5  # bad samples of each cause
-_TINY_BYTES = TINY * TINY * 3
+# What is kept of an image for the search of copies: its part, its place there, its signature.
+_PICTURE = np.dtype(
+    [("part", "i4"), ("place", "i8"), ("hash", "u8"), ("tiny", "u1", TINY * TINY * 3)]
+)
 
-Item = tuple[int, int, int]  # a part and the bounds of a chunk of its images
+Copy = tuple[int, str]  # of an image that occurs more than once: its part, its name
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,6 @@ class Work:
 
 
 @dataclass
-class Example:
-    """An image of the contact sheet, with the rows that show it."""
-
-    image: int
-    key: str
-    jpeg: bytes
-    records: list[Row]
-
-
-@dataclass
 class Counts:
     """What was found; those of chunks are added up. Each Counter maps a value to its number."""
 
@@ -93,7 +83,8 @@ class Counts:
     text_alone: int = 0  # rows
     bytes: int = 0
     kinds: Counter[str] = field(default_factory=Counter)  # jpg, png, …
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # width, height
+    widths: Counter[int] = field(default_factory=Counter)
+    heights: Counter[int] = field(default_factory=Counter)
     tokens: Counter[int] = field(default_factory=Counter)  # of a caption
     words: Counter[int] = field(default_factory=Counter)
     captions: Counter[int] = field(default_factory=Counter)  # of an image
@@ -103,62 +94,49 @@ class Counts:
     labels: Counter[str] = field(default_factory=Counter)
     causes: Counter[str] = field(default_factory=Counter)  # of bad samples
 
-    def add(self, other: Counts) -> None:
-        """Take in another chunk's."""
-        for name in self.__dataclass_fields__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+    def __iadd__(self, other: Self) -> Self:
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+        return self
 
 
 @dataclass
 class Chunk:
-    """The images ``[first, first + len)`` of a part's ``images``, as one process found them."""
+    """What a process found in some images of a part."""
 
-    part: int
-    first: int
-    counts: Counts
-    places: np.ndarray  # int64: which of them have a signature
-    hashes: np.ndarray  # uint64
-    tinies: np.ndarray  # uint8 [images, TINY · TINY · 3]
-    examples: list[Example]
-    bad: list[BadRecord]
+    counts: Counts = field(default_factory=Counts)
+    pictures: np.ndarray = field(default_factory=lambda: np.empty(0, _PICTURE))
+    examples: list[tuple[bytes, list[Row]]] = field(default_factory=list)  # JPEG, rows that show it
+    bad: list[BadRecord] = field(default_factory=list)
 
 
 @dataclass
-class Copy:
-    """An image that occurs more than once: its part, its number there, its name."""
+class Found:
+    """Everything that is reported of a part."""
 
-    part: int
-    image: int
-    key: str
+    part: Part
+    counts: Counts = field(default_factory=Counts)
+    num_copies: int = 0  # images that are copies of an earlier one of the part
+    examples: list[tuple[bytes, list[Row]]] = field(default_factory=list)
+    bad_names: dict[str, list[str]] = field(default_factory=dict)  # the first of each cause
 
 
 @dataclass
 class Findings:
-    """Everything that is reported; ``counts`` and ``examples`` are in the order of ``parts``."""
+    """Everything that is reported."""
 
-    parts: list[Part]
+    parts: list[Found]
     max_tokens: int
-    counts: list[Counts]
-    examples: list[list[Example]]
     copies: list[list[Copy]] = field(default_factory=list)
-    bad_names: dict[tuple[int, str], list[str]] = field(default_factory=dict)  # the first of each
 
     @property
     def titles(self) -> list[str]:
-        return [part.title for part in self.parts]
+        return [found.part.title for found in self.parts]
 
-    @property
-    def leaks(self) -> list[list[Copy]]:
-        """Copies of which some are in a train and some in a valid split."""
-        return [group for group in self.copies if self._num_splits(group) > 1]
-
-    @property
-    def repeated(self) -> list[list[Copy]]:
-        """Copies that are all in train splits, or all in valid ones."""
-        return [group for group in self.copies if self._num_splits(group) == 1]
-
-    def _num_splits(self, group: list[Copy]) -> int:
-        return len({self.parts[copy.part].source.split for copy in group})
+    def copies_in(self, num_splits: int) -> list[list[Copy]]:
+        """Copies that are all of one split (1), or of which each split has some (2)."""
+        splits = [found.part.source.split for found in self.parts]
+        return [g for g in self.copies if len({splits[part] for part, _ in g}) == num_splits]
 
 
 def scan(work: Work, max_tokens: int, num_jobs: int, console: Console, output: Path) -> Findings:
@@ -166,152 +144,105 @@ def scan(work: Work, max_tokens: int, num_jobs: int, console: Console, output: P
 
     Memory is bounded: what is kept of each image for the search of copies is on disk.
     """
-    findings = Findings(
-        work.parts, max_tokens, [Counts() for _ in work.parts], [[] for _ in work.parts]
-    )
-    items: list[Item] = [
+    findings = Findings([Found(part) for part in work.parts], max_tokens)
+    items = [
         (number, first, min(first + _CHUNK, len(part.images)))
         for number, part in enumerate(work.parts)
         for first in range(0, len(part.images), _CHUNK)
     ]
-    total = sum(len(part.images) for part in work.parts)
+    total, end = sum(len(part.images) for part in work.parts), 0
     with (
         tempfile.TemporaryDirectory(prefix=".making-", dir=output) as scratch,
-        (output / BAD_FILE).open("w", encoding="utf8", errors="replace") as bad_file,
+        (output / "bad_samples.jsonl").open("w", encoding="utf8", errors="replace") as bad_file,
         jobs.progress_bar("inspecting", total, console) as tick,
     ):
-        signatures = _Signatures(Path(scratch), total)
-        for chunk in _in_order(work, items, num_jobs, tick):
-            findings.counts[chunk.part].add(chunk.counts)
-            findings.examples[chunk.part] += chunk.examples
-            signatures.add(chunk)
+        pictures = np.memmap(Path(scratch, "pictures"), _PICTURE, "w+", shape=max(total, 1))
+        chunks = jobs.each(read_chunk, work, items, jobs=num_jobs, tick=tick)
+        for (number, *_), chunk in zip(items, chunks, strict=True):
+            found = findings.parts[number]
+            found.counts += chunk.counts
+            found.examples += chunk.examples
+            pictures[end : end + len(chunk.pictures)] = chunk.pictures
+            end += len(chunk.pictures)
             for bad in chunk.bad:
-                _name(findings, chunk.part, bad)
+                named = found.bad_names.setdefault(bad.cause, [])
+                named += [bad.key][: _NUM_NAMED - len(named)]
                 bad_file.write(json.dumps(bad.to_json(), ensure_ascii=False) + "\n")
-        findings.copies = signatures.copies(work.parts)
-    _write_copies(output / COPIES_FILE, findings)
+        _name_copies(findings, pictures[:end])
+    with (output / "copies.jsonl").open("w", encoding="utf8", errors="replace") as file:
+        for group in findings.copies:  # a line a group: ``[[dataset and split, name], …]``
+            named = [[findings.titles[part], key] for part, key in group]
+            file.write(json.dumps(named, ensure_ascii=False) + "\n")
     return findings
 
 
-def _in_order(work: Work, items: Sequence[Item], num_jobs: int, tick: jobs.Tick) -> Iterator[Chunk]:
-    """The chunks as ``items`` has them, each held back until those before it are there."""
-    waiting: dict[tuple[int, int], Chunk] = {}
-    following = iter(items)
-    wanted = next(following, None)
-    for chunk in jobs.each(read_chunk, work, items, jobs=num_jobs, tick=tick):
-        waiting[chunk.part, chunk.first] = chunk
-        while wanted is not None and wanted[:2] in waiting:
-            yield waiting.pop(wanted[:2])
-            wanted = next(following, None)
+def _name_copies(findings: Findings, pictures: np.ndarray) -> None:
+    for group in find_copies(np.ascontiguousarray(pictures["hash"]), pictures["tiny"]):
+        places = [pictures[place][["part", "place"]].item() for place in group]
+        findings.copies.append(
+            [(number, _key(findings.parts[number].part, place)) for number, place in places]
+        )
+        for number, times in Counter(number for number, _ in places).items():
+            findings.parts[number].num_copies += times - 1
 
 
-def _name(findings: Findings, part: int, bad: BadRecord) -> None:
-    named = findings.bad_names.setdefault((part, bad.cause), [])
-    if len(named) < _NUM_NAMED:
-        named.append(bad.key)
-
-
-class _Signatures:
-    """Hash and tiny picture of every image, in files that are mapped into memory."""
-
-    def __init__(self, folder: Path, total: int) -> None:
-        shape = max(total, 1)
-        self._hashes = np.memmap(folder / "hashes", np.uint64, "w+", shape=shape)
-        self._tinies = np.memmap(folder / "tinies", np.uint8, "w+", shape=(shape, _TINY_BYTES))
-        self._images = np.memmap(folder / "images", np.int64, "w+", shape=(shape, 2))
-        self._number = 0
-
-    def add(self, chunk: Chunk) -> None:
-        first, end = self._number, self._number + len(chunk.hashes)
-        self._hashes[first:end], self._tinies[first:end] = chunk.hashes, chunk.tinies
-        self._images[first:end, 0], self._images[first:end, 1] = chunk.part, chunk.places
-        self._number = end
-
-    def copies(self, parts: Sequence[Part]) -> list[list[Copy]]:
-        """Groups of images that are copies of one another, named."""
-        found = find_copies(self._hashes[: self._number], self._tinies[: self._number])
-        return [[_copy(parts, *self._images[place].tolist()) for place in group] for group in found]
-
-
-def _copy(parts: Sequence[Part], number: int, place: int) -> Copy:
-    part = parts[number]
+def _key(part: Part, place: int) -> str:
     image = int(part.images[place])
     for row in part.groups[image].tolist():
-        try:
-            return Copy(number, image, part.source[row].key)
-        except BadSample:
-            continue
-    return Copy(number, image, f"image {image + 1}")
+        with suppress(BadSample):
+            return part.source[row].key
+    return f"image {image + 1}"
 
 
-def _write_copies(path: Path, findings: Findings) -> None:
-    """A line a group: ``[[dataset and split, name], …]``."""
-    with path.open("w", encoding="utf8", errors="replace") as file:
-        for group in findings.copies:
-            named = [[findings.titles[copy.part], copy.key] for copy in group]
-            file.write(json.dumps(named, ensure_ascii=False) + "\n")
-
-
-def read_chunk(work: Work, item: Item, tick: jobs.Tick) -> Chunk:
+def read_chunk(work: Work, item: tuple[int, int, int], tick: jobs.Tick) -> Chunk:
     """Read the images ``first`` … ``end - 1`` of a part."""
     number, first, end = item
-    part, counts = work.parts[number], Counts()
-    found: list[tuple[int, int, np.ndarray]] = []
-    examples: list[Example] = []
-    bad: list[BadRecord] = []
+    part, chunk = work.parts[number], Chunk()
+    pictures = []
     for place in range(first, end):
         image = int(part.images[place])
-        picture, records = _read_image(work, part, image, counts, bad)
+        picture, rows = _read_image(work, part, image, chunk)
         if picture is not None:
-            found.append((place, *signature(picture)))
+            pictures.append((number, place, *signature(picture)))
             if image in part.shown:
-                records = records[:_NUM_TEXTS]
-                examples.append(Example(image, records[0].key, thumbnail(picture), records))
+                chunk.examples.append((_thumbnail(picture), rows[:_NUM_TEXTS]))
         tick(1)
-    places, hashes, tinies = zip(*found, strict=True) if found else ((), (), ())
-    return Chunk(
-        number,
-        first,
-        counts,
-        np.array(places, np.int64),
-        np.array(hashes, np.uint64),
-        np.array(tinies, np.uint8).reshape(-1, _TINY_BYTES),
-        examples,
-        bad,
-    )
+    chunk.pictures = np.array(pictures, _PICTURE)
+    return chunk
 
 
 def _read_image(
-    work: Work, part: Part, image: int, counts: Counts, bad: list[BadRecord]
+    work: Work, part: Part, image: int, chunk: Chunk
 ) -> tuple[Image.Image | None, list[Row]]:
     """The picture of an image and the rows that show it; None where it cannot be used."""
-    picture, shown, records, usable = None, None, list[Row](), 0
-    for row in part.groups[image].tolist():
+    picture, shown, rows, usable = None, None, list[Row](), 0
+    counts = chunk.counts
+    for number in part.groups[image].tolist():
         counts.rows += 1
-        key = f"row {row + 1}"
+        key = f"row {number + 1}"
         try:
-            record = part.source[row]
-            key = record.key
-            if len(record.caption) > work.max_chars:
-                raise BadSample("caption too long", f"{len(record.caption)} characters")
-            if not record.images:
-                if not record.turns:
+            row = part.source[number]
+            key = row.key
+            if len(row.caption) > work.max_chars:
+                raise BadSample("caption too long", f"{len(row.caption)} characters")
+            if not row.images:
+                if not row.turns:
                     raise BadSample("no image", "text alone")
                 counts.text_alone += 1
-            elif picture is None or record.images[0] != shown:
-                picture, records = _picture(work, record.images[0], counts), []
-                shown = record.images[0]
+            elif picture is None or row.images[0] != shown:
+                picture, rows = _picture(work, row.images[0], counts), []
+                shown = row.images[0]
         except BadSample as why:
             counts.causes[why.cause] += 1
-            bad.append(BadRecord(None, part.title, row, key, why.cause, why.detail))
+            chunk.bad.append(BadRecord(None, part.title, number, key, why.cause, why.detail))
             continue
         usable += 1
-        _count_texts(work, record, counts)
-        if record.images:
-            records.append(record)
+        _count_texts(work, row, counts)
+        if row.images:
+            rows.append(row)
     if usable:
         counts.captions[usable] += 1
-    return picture, records
+    return picture, rows
 
 
 def _picture(work: Work, image: EncodedImage, counts: Counts) -> Image.Image:
@@ -322,7 +253,9 @@ def _picture(work: Work, image: EncodedImage, counts: Counts) -> Image.Image:
         counts.kinds[ending_of(data)] += 1
     counts.images += 1
     counts.bytes += len(data)
-    counts.sizes[_size(data) or picture.size] += 1
+    width, height = _size(data) or picture.size
+    counts.widths[width] += 1
+    counts.heights[height] += 1
     return picture
 
 
@@ -346,8 +279,7 @@ def _count_texts(work: Work, record: Row, counts: Counts) -> None:
     counts.labels.update(record.labels)
 
 
-def thumbnail(picture: Image.Image) -> bytes:
-    """A small JPEG."""
+def _thumbnail(picture: Image.Image) -> bytes:
     small = picture.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     out = io.BytesIO()

@@ -27,8 +27,7 @@ def test_far_values_share_the_last_bin():
 
 
 def test_the_drawing_stands_alone_in_the_pages_colours():
-    svg = histogram({"a": {10: 1}, "empty": {}, "b": {10: 50, 20: 50}})
-    assert svg == histogram({"a": {10: 1}, "b": {10: 50, 20: 50}})
+    svg = histogram([{10: 1}, {10: 50, 20: 50}])
     assert svg.startswith("<svg") and "url(" not in svg and "<defs" not in svg.partition("<g")[2]
     texts = {text.text for text in ElementTree.fromstring(svg).iter(f"{{{NAMESPACE}}}text")}
     assert {"10", "20", "0 %", "100 %"} <= texts

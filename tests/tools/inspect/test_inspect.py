@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from engine.errors import exit_code
 from engine.tools.inspect import __main__ as inspect
-from engine.tools.inspect.report import mean, median, std
+from engine.tools.inspect.report import figures
 from tests.data.formats.folders import put
 
 ROWS = {"train": 40, "valid": 10}
@@ -199,9 +199,10 @@ def test_figures_of_counts():
         counts = dict(
             zip(*(v.tolist() for v in np.unique(values, return_counts=True)), strict=True)
         )
-        assert mean(counts) == pytest.approx(values.mean())
-        assert median(counts) == np.median(values)
-        assert std(counts) == pytest.approx(values.std(), abs=1e-12)
+        mean, median, std = figures(counts)
+        assert mean == pytest.approx(values.mean())
+        assert median == np.median(values)
+        assert std == pytest.approx(values.std(), abs=1e-12)
 
 
 def test_mistakes(cfg, tmp_path):
