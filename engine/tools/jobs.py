@@ -49,6 +49,11 @@ def count(text: str) -> int:
     return int(text)
 
 
+def console(*, stderr: bool = False) -> Console:
+    """Prints texts as they are."""
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
 @contextmanager
 def progress_bar(title: str, total: int, console: Console) -> Iterator[Tick]:
     """A bar in a terminal, nothing elsewhere; yields what is called with each number done."""

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from rich.console import Console
-from rich.text import Text
 
 from engine.config.load import load_with_places
 from engine.config.schema import Config
@@ -57,7 +55,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _inspect(arguments: argparse.Namespace, config: Config) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = jobs.console()
     name = config.data.exp_name or arguments.cfg.stem
     run_dir = Path(config.ckpt.dir) / name
     output = arguments.output or run_dir / "inspect"
@@ -74,7 +72,7 @@ def _inspect(arguments: argparse.Namespace, config: Config) -> None:
         except OSError as error:
             raise UserError(f"cannot write into {output}: {error}") from error
         report.show(findings, console)
-    console.print(Text(f"report: {output / 'inspect.html'}"))
+    console.print(f"report: {output / 'inspect.html'}")
 
 
 def _open_parts(config: Config, split: str | None, limit: int | None, scratch: Path) -> list[Part]:

@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from engine.logs.charts import COLOURS, Chart, svg
 from engine.logs.report import render
@@ -207,21 +206,21 @@ def show(findings: Findings, console: Console) -> None:
     """Print the table, and what is wrong with the data."""
     printed = Table("")
     for title in findings.titles:
-        printed.add_column(Text(title), justify="right")
+        printed.add_column(title, justify="right")
     for name, values in table(findings):
-        printed.add_row(name, *map(Text, values))
+        printed.add_row(name, *values)
     console.print(printed)
     for title, cause, number, named in _causes(findings):
-        console.print(Text(f"{title}: {number:,} bad, {cause}: {named}"))
+        console.print(f"{title}: {number:,} bad, {cause}: {named}")
     for what, num_splits in (
         ("images are in both train and valid", 2),
         ("images are there more than once in a split", 1),
     ):
         groups = findings.copies_in(num_splits)
         if groups:
-            console.print(Text(f"{len(groups):,} {what}:"))
+            console.print(f"{len(groups):,} {what}:")
         for group in groups[:_NUM_NAMED]:
-            console.print(Text(f"  {_named(findings, group)}"))
+            console.print(f"  {_named(findings, group)}")
 
 
 def write_sheet(folder: Path, title: str, examples: Sequence[tuple[bytes, list[Row]]]) -> None:

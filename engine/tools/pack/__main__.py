@@ -7,8 +7,6 @@ DEST is read as a run would read it and compared with SOURCE, sample by sample. 
 1 a fault, 2 a user error, 130 stopped by Ctrl-C.
 """
 
-from __future__ import annotations
-
 import argparse
 import fcntl
 import json
@@ -16,15 +14,12 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import reduce
 from itertools import islice
-from operator import add
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.text import Text
 
 from engine import registry
 from engine.config.load import load
@@ -51,24 +46,21 @@ _LOOKED_AT = 1000  # files of a folder whose format is not named
 def main(argv: Sequence[str]) -> int:
     """Pack; returns the exit code. Raises UserError and FaultError."""
     arguments = _parse(argv)
-    console = Console(highlight=False, soft_wrap=True)
     for split in arguments.splits:
         with tempfile.TemporaryDirectory(prefix="pack-") as scratch:
-            _pack_split(arguments, split, Path(scratch), console)
+            _pack_split(arguments, split, Path(scratch))
     return 0
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = jobs.Parser(
-        prog="python -m engine.tools.pack",
-        description="Pack a dataset of any format into tar shards or the CSV folder form.",
-        epilog="Exit codes: 0 done, 1 a fault, 2 a user error, 130 stopped by Ctrl-C.",
-        allow_abbrev=False,
+        "python -m engine.tools.pack",
+        "Pack a dataset of any format into tar shards or the CSV folder form.",
+        "train",
     )
     parser.add_argument("source", metavar="SOURCE", help="a folder; with --cfg a dataset's name")
     parser.add_argument("dest", metavar="DEST", type=Path, help="a new folder, or one begun before")
     parser.add_argument("--to", required=True, choices=tuple(FORMS))
-    parser.add_argument("--split", choices=("train", "valid"), help="default: train")
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--cfg", type=Path, metavar="FILE", help="YAML with data.datasets.SOURCE")
     given.add_argument("--format", metavar="F", help="of SOURCE; default: what the folder shows")
@@ -88,14 +80,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="of a folder of images with texts beside them: the share that becomes the valid split",
     )
     parser.add_argument("--shard-size", type=jobs.count, default=SHARD_SIZE, metavar="IMAGES")
-    parser.add_argument("--jobs", type=jobs.count, default=jobs.default_jobs(), metavar="N")
     arguments = parser.parse_args(argv)
     both = arguments.split is None and bool(arguments.valid_share)
     arguments.splits = ("train", "valid") if both else (arguments.split or "train",)
     return arguments
 
 
-def _pack_split(arguments: argparse.Namespace, split: Split, scratch: Path, out: Console) -> None:
+def _pack_split(arguments: argparse.Namespace, split: Split, scratch: Path) -> None:
+    out = jobs.console()
     name, data = _source_data(arguments)
     source = open_source(name, split, data, key="SOURCE")
     form = FORMS[arguments.to](arguments.dest, split, arguments.shard_size)
@@ -103,13 +95,22 @@ def _pack_split(arguments: argparse.Namespace, split: Split, scratch: Path, out:
     options = {"name": name, "data_path": data.data_path, **data.datasets.get(name, {})}
     with _held(form, _origin(plan, options, arguments.captions)):
         try:
-            _finish(plan, _pack(plan, arguments.jobs, out), arguments.jobs, out)
+            shards = []
+            with jobs.progress_bar(f"packing {split}", len(plan.source), out) as tick:
+                for shard in jobs.each(
+                    pack_shard, plan, plan.shards, jobs=arguments.jobs, tick=tick
+                ):
+                    shards.append(shard)
+                    if shard.how == "repaired":
+                        out.print(
+                            f"{form.content(shard.number)} was damaged and has been packed anew"
+                        )
+            _finish(plan, shards, arguments.jobs, out)
         except KeyboardInterrupt:
             kept = sum(form.stats(number).exists() for number in plan.shards)
-            _say(
+            jobs.console(stderr=True).print(
                 f"stopped: {kept} of {len(plan.shards)} shards of {split} are finished and kept in "
-                f"{form.dest}; the same command continues from there",
-                Console(stderr=True, highlight=False, soft_wrap=True),
+                f"{form.dest}; the same command continues from there"
             )
             raise
 
@@ -269,16 +270,6 @@ def _refuse_foreign(form: Form, manifest: Path, origin: dict[str, Any]) -> None:
             )
 
 
-def _pack(plan: Plan, num_jobs: int, out: Console) -> list[Shard]:
-    shards = []
-    with jobs.progress_bar(f"packing {plan.form.split}", len(plan.source), out) as tick:
-        for shard in jobs.each(pack_shard, plan, plan.shards, jobs=num_jobs, tick=tick):
-            if shard.how == "repaired":
-                _say(f"{plan.form.content(shard.number)} was damaged and has been packed anew", out)
-            shards.append(shard)
-    return sorted(shards, key=lambda shard: shard.number)
-
-
 def _finish(plan: Plan, shards: list[Shard], num_jobs: int, out: Console) -> None:
     """Name the bad samples, put a CSV together, compare, and report the counts."""
     form = plan.form
@@ -289,30 +280,28 @@ def _finish(plan: Plan, shards: list[Shard], num_jobs: int, out: Console) -> Non
             f"no sample of {plan.source.name!r} {form.split} can be used: {summary(bad)}"
         )
     used = {column for shard in shards for column in shard.columns}
-    form.finish([column for column in COLUMNS if column in used], plan.shards)
+    form.finish(sorted(used, key=COLUMNS.index), plan.shards)
     listed = form.folder / BAD_FILE
     if bad:
         lines = (json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in bad)
         write_whole(listed, "".join(lines))
-    packed = reduce(add, (shard.digest for shard in shards), Digest())
+    packed = sum((shard.digest for shard in shards), Digest())
     read = _read_back(plan, shards, num_jobs, out)
     images, size = sum(s.images for s in shards), sum(s.bytes for s in shards)
     kept = sum(shard.how == "kept" for shard in shards)
     again = f" ({kept} kept from before)" if kept else ""
-    _say(
+    out.print(
         f"{form.split}: {samples:,} samples, {images:,} images, {size:,} bytes in "
         f"{len(shards)} shard{'s' * (len(shards) > 1)}{again} → {form.folder}",
-        out,
     )
     if bad:
-        _say(f"left out {len(bad):,}: {summary(bad)}; all of them: {listed}", out)
+        out.print(f"left out {len(bad):,}: {summary(bad)}; all of them: {listed}")
     if shortened := sum(shard.shortened for shard in shards):
-        _say(
+        out.print(
             f"of {shortened:,} samples the caption is kept, but not all else: CSV has no place for "
             "whole conversations, numbers of classes, and labels with '|' (webdataset has)",
-            out,
         )
-    _say(f"digest of the source  {packed}\ndigest as read back   {read}  equal", out)
+    out.print(f"digest of the source  {packed}\ndigest as read back   {read}  equal")
 
 
 def _read_back(plan: Plan, shards: Sequence[Shard], num_jobs: int, out: Console) -> Digest:
@@ -327,15 +316,11 @@ def _read_back(plan: Plan, shards: Sequence[Shard], num_jobs: int, out: Console)
         raise FaultError(f"{form.dest} has {len(packed):,} samples where {total:,} were written")
     items, first = [], 0
     for shard in shards:
-        items.append((first, shard.digest, str(form.content(shard.number))))
+        items.append((first, shard.digest, form.content(shard.number)))
         first += shard.samples
     with jobs.progress_bar(f"checking {form.split}", total, out) as tick:
-        read = dict(jobs.each(check_shard, packed, items, jobs=num_jobs, tick=tick))
-    return reduce(add, (read[start] for start in sorted(read)), Digest())
-
-
-def _say(message: str, out: Console) -> None:
-    out.print(Text(message))
+        digests = jobs.each(check_shard, packed, items, jobs=num_jobs, tick=tick)
+        return sum(digests, Digest())
 
 
 if __name__ == "__main__":

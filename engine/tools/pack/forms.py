@@ -1,7 +1,5 @@
 """The two forms that samples are packed into, tar shards and the CSV folder form."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io
@@ -26,12 +24,11 @@ COLUMNS = (
     "answer_type", "source",
 )  # fmt: skip
 _LIST_MARK = "|"
-_MODE = 0o644
 csv.field_size_limit(1 << 30)  # captions may be longer than the module expects
 
-Add = Callable[[bytes, str, Sequence[Row]], None]
-"""Takes a shard's samples in order: an image, its ending, and the rows that show it. Without an
-image b"" and an empty ending."""
+Add = Callable[[str, bytes, str, Sequence[Row]], None]
+"""Takes a shard's samples in order: a key, an image, its ending, and the rows that show it. Without
+an image b"" and an empty ending."""
 
 
 class Form(ABC):
@@ -57,15 +54,15 @@ class Form(ABC):
     def writing(self, shard: int) -> AbstractContextManager[Add]:
         """Gives the shard its name when it is left without an error."""
 
-    @abstractmethod
-    def together(self, first: Row, record: Row) -> bool:
+    def together(self, first: Row, row: Row) -> bool:
         """Whether two rows of the same image are written with it once."""
+        return True
 
-    def keep(self, record: Row) -> Row:
+    def keep(self, row: Row) -> Row:
         """What this form can hold of a row."""
-        return record
+        return row
 
-    def columns(self, record: Row) -> Sequence[str]:
+    def columns(self, row: Row) -> Sequence[str]:
         """Those that a row has values in."""
         return ()
 
@@ -82,9 +79,8 @@ class Form(ABC):
         try:
             for path in self._files(shard):
                 with path.open("rb") as file:
-                    while data := file.read(1 << 20):
-                        total.update(data)
-                        size += len(data)
+                    hashlib.file_digest(file, lambda: total)
+                    size += file.tell()
         except OSError:
             return None
         return size, total.hexdigest()
@@ -104,33 +100,25 @@ class TarShards(Form):
 
     @contextmanager
     def writing(self, shard: int) -> Iterator[Add]:
-        number = 0
         with (
             writing_whole(self.content(shard), "wb") as file,
             tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
         ):
 
-            def member(name: str, content: bytes) -> None:
-                info = tarfile.TarInfo(name)
-                info.size, info.mode = len(content), _MODE
-                tar.addfile(info, io.BytesIO(content))
-
-            def add(image: bytes, ending: str, records: Sequence[Row]) -> None:
-                nonlocal number
-                text, fields = members(records)
-                key = self.key(shard, number)
-                number += 1
-                if ending:
-                    member(f"{key}.{ending}", image)
-                member(f"{key}.json", fields.encode())
-                member(f"{key}.txt", text.encode())
+            def add(key: str, image: bytes, ending: str, rows: Sequence[Row]) -> None:
+                text, fields = _members(rows)
+                for kind, content in ((ending, image), ("json", fields), ("txt", text)):
+                    if kind:
+                        info = tarfile.TarInfo(f"{key}.{kind}")
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
 
             yield add
 
-    def together(self, first: Row, record: Row) -> bool:
+    def together(self, first: Row, row: Row) -> bool:
         """One sample with several captions, where the rows differ in these alone."""
         same = ("image_id", "label", "turns", "answers", "labels", "question_type", "answer_type")
-        return bool(record.images) and all(getattr(first, n) == getattr(record, n) for n in same)
+        return bool(row.images) and all(getattr(first, n) == getattr(row, n) for n in same)
 
     def _files(self, shard: int) -> Iterator[Path]:
         yield self.content(shard)
@@ -156,50 +144,44 @@ class CsvFolder(Form):
 
     @contextmanager
     def writing(self, shard: int) -> Iterator[Add]:
-        target, number = self.content(shard), 0
+        target = self.content(shard)
         temporary = target.with_name(f".{target.name}.making")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        with writing_whole(self.rows(shard), "w", newline="") as file:
+        with writing_whole(self.rows(shard), "w", encoding="utf8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
 
-            def add(image: bytes, ending: str, records: Sequence[Row]) -> None:
-                nonlocal number
-                name = f"{self.key(shard, number)}.{ending}"
-                number += 1
+            def add(key: str, image: bytes, ending: str, rows: Sequence[Row]) -> None:
+                name = f"{key}.{ending}"
                 (temporary / name).write_bytes(image)
-                writer.writerows(csv_row(f"{target.name}/{name}", record) for record in records)
+                writer.writerows(_csv_row(f"{target.name}/{name}", row) for row in rows)
 
             yield add
             shutil.rmtree(target, ignore_errors=True)  # of a finished part that was damaged
             temporary.rename(target)
 
-    def together(self, first: Row, record: Row) -> bool:
-        """One image file, whatever its rows are."""
-        return True
-
-    def keep(self, record: Row) -> Row:
+    def keep(self, row: Row) -> Row:
         """The row without what a CSV has no place for: a conversation of other turns than one
         question and its most common answer, names with the mark that joins lists, a class's
         number."""
-        answers, turns = record.answers, record.turns
+        answers, turns = row.answers, row.turns
         asked = _question(turns)
         answered = (("human", asked), ("gpt", most_common(answers)))
         usual = (answered if answers else answered[:1]) if asked else ()
         if turns != usual or any(_LIST_MARK in answer for answer in answers):
             answers, turns = (), ()
-        labels = tuple(label for label in record.labels if _LIST_MARK not in label)
-        return replace(record, turns=turns, answers=answers, labels=labels, label=None)
+        labels = tuple(label for label in row.labels if _LIST_MARK not in label)
+        return replace(row, turns=turns, answers=answers, labels=labels, label=None)
 
-    def columns(self, record: Row) -> Sequence[str]:
-        values = zip(COLUMNS, csv_row("image", record), strict=True)
+    def columns(self, row: Row) -> Sequence[str]:
+        values = zip(COLUMNS, _csv_row("image", row), strict=True)
         return [n for n, v in values if v or n in ("image_id", "caption", "caption_id")]
 
     def finish(self, columns: Sequence[str], shards: range) -> None:
         """Join the parts into the CSV of the whole split."""
         places = [COLUMNS.index(column) for column in columns]
         path = self.dest / f"{self.split}_anno.csv"
-        with writing_whole(path, "w", newline="") as file:
+        with writing_whole(path, "w", encoding="utf8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             for shard in shards:
@@ -218,48 +200,39 @@ class CsvFolder(Form):
 FORMS: dict[str, type[Form]] = {form.name: form for form in (TarShards, CsvFolder)}
 
 
-def members(records: Sequence[Row]) -> tuple[str, str]:
+def _members(rows: Sequence[Row]) -> tuple[bytes, bytes]:
     """The text and the JSON of a tar sample, whose rows differ in their captions alone.
 
     The text holds all captions, a line each; the JSON all that a row holds, so that nothing is
     lost. ``source`` is the name that the sample had.
     """
-    first = records[0]
+    first, text = rows[0], rows[0].caption
     fields: dict[str, Any] = {"source": first.key, "image_id": first.image_id}
-    if len(records) == 1:
+    if len(rows) == 1:
         fields |= {"caption_id": first.caption_id, "caption": first.caption}
     else:
-        fields["caption_ids"] = [record.caption_id for record in records]
-        fields["captions"] = [record.caption for record in records]
+        fields["caption_ids"] = [row.caption_id for row in rows]
+        fields["captions"] = [row.caption for row in rows]
+        text = "\n".join(" ".join(row.caption.splitlines()) for row in rows)
     if first.turns:
-        fields["conversations"] = [{"from": who, "value": text} for who, text in first.turns]
+        fields["conversations"] = [{"from": who, "value": said} for who, said in first.turns]
     if first.answers:
         fields |= {"question": _question(first.turns), "answers": first.answers}
-    for kind in ("question_type", "answer_type", "labels"):
-        if getattr(first, kind):
-            fields[kind] = getattr(first, kind)
-    if first.label is not None:
-        fields["label"] = first.label
-    text = first.caption
-    if len(records) > 1:
-        text = "\n".join(" ".join(record.caption.splitlines()) for record in records)
-    return text, json.dumps(fields, ensure_ascii=False)
+    more = {
+        "question_type": first.question_type or None,
+        "answer_type": first.answer_type or None,
+        "labels": first.labels or None,
+        "label": first.label,
+    }
+    fields |= {name: value for name, value in more.items() if value is not None}
+    return text.encode(), json.dumps(fields, ensure_ascii=False).encode()
 
 
-def csv_row(image: str, record: Row) -> tuple[str, ...]:
+def _csv_row(image: str, row: Row) -> tuple[str, ...]:
     """Values of ``COLUMNS`` of what ``CsvFolder.keep`` returned."""
-    return (
-        image,
-        record.image_id,
-        record.caption,
-        record.caption_id,
-        _question(record.turns),
-        _LIST_MARK.join(record.answers),
-        _LIST_MARK.join(record.labels),
-        record.question_type,
-        record.answer_type,
-        record.key,
-    )
+    answers, labels = _LIST_MARK.join(row.answers), _LIST_MARK.join(row.labels)
+    texts = row.image_id, row.caption, row.caption_id, _question(row.turns), answers, labels
+    return image, *texts, row.question_type, row.answer_type, row.key
 
 
 def _question(turns: Sequence[Turn]) -> str:
@@ -270,8 +243,6 @@ def _question(turns: Sequence[Turn]) -> str:
 def writing_whole(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
     """A file that gets its name, and is on disk, when it is left without an error."""
     temporary = path.with_name(f".{path.name}.making")
-    if "b" not in mode:
-        options = {"encoding": "utf8", **options}
     with temporary.open(mode, **options) as file:
         yield file
         file.flush()

@@ -1,7 +1,5 @@
 """A shard: read from the source, written, read back, and marked as finished."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time
@@ -17,9 +15,8 @@ from engine.errors import FaultError
 from engine.logs.samples import write_whole
 from engine.tools.jobs import Tick
 from engine.tools.pack.forms import COLUMNS, Form
-from engine.types import BadSample, EncodedImage, Row, Source
+from engine.types import BadSample, Row, Source
 
-Unit = tuple[bytes, str, list[Row]]  # an image, its ending, and rows that show it
 _NUM_DETAIL = 300  # characters of a bad sample's detail
 _PRIME = (1 << 127) - 1
 _BASE = 0x2545F4914F6CDD1D9E3779B97F4A7C15
@@ -36,7 +33,7 @@ class Digest:
     length: int = 0
     value: int = 0
 
-    def __add__(self, other: Digest) -> Digest:
+    def __add__(self, other: "Digest") -> "Digest":
         """That of these samples followed by the other ones."""
         moved = self.value * pow(_BASE, other.length, _PRIME)
         return Digest(self.length + other.length, (moved + other.value) % _PRIME)
@@ -50,24 +47,18 @@ def image_digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def sample_digest(record: Row, image: bytes) -> Digest:
+def sample_digest(row: Row, image: bytes) -> Digest:
     """Of one sample, its image given by ``image_digest``, or by b"" where it has none.
 
     Spaces around a caption do not count, since readers of shards take them off. The key does not
     count, since files get new names.
     """
-    content = (
-        image,
-        record.caption.strip(),
-        record.image_id,
-        record.caption_id,
-        record.turns,
-        record.answers,
-        record.labels,
-        record.label,
-        *((record.question_type,) if record.question_type or record.answer_type else ()),
-        *((record.answer_type,) if record.answer_type else ()),
-    )
+    texts = row.caption.strip(), row.image_id, row.caption_id, row.turns, row.answers
+    # Kinds came later: digests of rows without any are what they were.
+    kinds = (row.question_type, row.answer_type)[
+        : 2 if row.answer_type else bool(row.question_type)
+    ]
+    content = (image, *texts, row.labels, row.label, *kinds)
     hashed = hashlib.blake2b(repr(content).encode(errors="surrogatepass"), digest_size=15)
     return Digest(1, int.from_bytes(hashed.digest(), "big"))
 
@@ -118,82 +109,71 @@ class Shard:
 def pack_shard(plan: Plan, number: int, tick: Tick) -> Shard:
     """Keep the shard if it is finished and undamaged, else make it. Raises FaultError where what
     was written cannot be read back."""
-    known = read_stats(plan.form.stats(number), number)
-    if known is not None and plan.form.checksum(number) == (known.bytes, known.sha256):
+    form, stats, started = plan.form, plan.form.stats(number), time.time()
+    known = _read_stats(stats, number)
+    if known is not None and form.checksum(number) == (known.bytes, known.sha256):
         tick(sum(map(len, plan.units(number))))
-        known.how = "kept"
         return known
-    plan.form.stats(number).unlink(missing_ok=True)
-    made = _make(plan, number, tick)
-    made.how = "packed" if known is None else "repaired"
-    return made
-
-
-def _make(plan: Plan, number: int, tick: Tick) -> Shard:
-    shard, form, started = Shard(number), plan.form, time.time()
+    stats.unlink(missing_ok=True)
+    shard = Shard(number, how="packed" if known is None else "repaired")
     columns: set[str] = set()
     with form.writing(number) as add:
-        for image, ending, records in _units(plan, shard, tick):
+        for place, (image, ending, rows) in enumerate(_units(plan, shard, tick)):
             image_hash = image_digest(image) if ending else b""
             shard.images += bool(ending)
-            shard.samples += len(records)
-            for record in records:
-                shard.digest += sample_digest(record, image_hash)
-                columns.update(form.columns(record))
-            add(image, ending, records)
-    shard.columns = [column for column in COLUMNS if column in columns]
-    found = form.checksum(number)
-    if found is None:
+            shard.samples += len(rows)
+            for row in rows:
+                shard.digest += sample_digest(row, image_hash)
+                columns.update(form.columns(row))
+            add(form.key(number, place), image, ending, rows)
+    shard.columns = sorted(columns, key=COLUMNS.index)
+    written = form.checksum(number)
+    if written is None:
         raise FaultError(f"{form.content(number)} cannot be read back after it was written")
-    shard.bytes, shard.sha256 = found
-    _write_stats(form.stats(number), shard, started)
+    shard.bytes, shard.sha256 = written
+    _write_stats(stats, shard, started)
     return shard
 
 
-def _units(plan: Plan, shard: Shard, tick: Tick) -> Iterator[Unit]:
-    """The shard's samples in order; those that cannot be used go to ``shard.bad``."""
+def _units(plan: Plan, shard: Shard, tick: Tick) -> Iterator[tuple[bytes, str, list[Row]]]:
+    """The shard's images in order, each with its ending and rows that show it; rows that cannot be
+    used go to ``shard.bad``."""
     form = plan.form
-    for rows in plan.units(shard.number):
-        unit: Unit | None = None
-        shown: EncodedImage | None = None
-        for row in rows:
-            key = f"row {row + 1}"
+    for numbers in plan.units(shard.number):
+        image, ending, rows, shown = b"", "", list[Row](), None
+        for number in numbers:
+            key = f"row {number + 1}"
             try:
-                record = plan.source[row]
-                key = record.key
-                own = record.images[0] if record.images else b""
-                if unit and isinstance(own, Path) and own == shown:
-                    image, ending = unit[:2]
-                else:
-                    image, ending = _image(record, form)
-                    shown = own
+                row = plan.source[number]
+                key = row.key
+                same = bool(rows and row.images) and row.images == shown
+                data, kind = (image, ending) if same else _image(row, form)
             except BadSample as bad:
-                shard.bad.append(
-                    BadRecord(None, plan.source.name, row, key, bad.cause, bad.detail[:_NUM_DETAIL])
-                )
+                detail = bad.detail[:_NUM_DETAIL]
+                record = BadRecord(None, plan.source.name, number, key, bad.cause, detail)
+                shard.bad.append(record)
                 continue
-            kept = form.keep(record)
-            shard.shortened += kept != record
-            if unit and unit[0] == image and form.together(unit[2][0], kept):
-                unit[2].append(kept)
-                continue
-            if unit:
-                yield unit
-            unit = image, ending, [kept]
-        if unit:
-            yield unit
-        tick(len(rows))
+            shown, kept = row.images, form.keep(row)
+            shard.shortened += kept != row
+            if rows and not (data == image and form.together(rows[0], kept)):
+                yield image, ending, rows
+                rows = []
+            image, ending = data, kind
+            rows.append(kept)
+        if rows:
+            yield image, ending, rows
+        tick(len(numbers))
 
 
-def _image(record: Row, form: Form) -> tuple[bytes, str]:
-    if len(record.images) > 1:
-        raise BadSample("several images", f"{len(record.images)}; a packed sample has one at most")
-    if not record.images:
-        if not (form.holds_text_alone and record.turns):
+def _image(row: Row, form: Form) -> tuple[bytes, str]:
+    if len(row.images) > 1:
+        raise BadSample("several images", f"{len(row.images)}; a packed sample has one at most")
+    if not row.images:
+        if not (form.holds_text_alone and row.turns):
             why = "" if form.holds_text_alone else ", which CSV cannot hold"
             raise BadSample("no image", f"text alone{why}")
         return b"", ""
-    data = read_bytes(record.images[0])
+    data = read_bytes(row.images[0])
     if len(data) > MAX_IMAGE_BYTES:
         raise BadSample(
             "too large", f"{len(data)} bytes; no shard may hold more than {MAX_IMAGE_BYTES}"
@@ -201,13 +181,13 @@ def _image(record: Row, form: Form) -> tuple[bytes, str]:
     return data, ending_of(data)
 
 
-def read_stats(path: Path, number: int) -> Shard | None:
+def _read_stats(path: Path, number: int) -> Shard | None:
     """A finished shard by its statistics file; None for one that is not finished."""
     try:
         stored = json.loads(path.read_bytes())["packed"]
         bad = [BadRecord(**each) for each in stored.pop("bad")]
         digest = Digest(stored["samples"], int(stored.pop("digest"), 16))
-        return Shard(**{**stored, "number": number, "digest": digest, "bad": bad})
+        return Shard(number=number, digest=digest, bad=bad, how="kept", **stored)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
@@ -231,26 +211,25 @@ def _write_stats(path: Path, shard: Shard, started: float) -> None:
     write_whole(path, json.dumps(stats, ensure_ascii=False, indent=1))
 
 
-def check_shard(packed: Source, item: tuple[int, Digest, str], tick: Tick) -> tuple[int, Digest]:
+def check_shard(packed: Source, item: tuple[int, Digest, Path], tick: Tick) -> Digest:
     """The digest of a shard's samples, read as a run reads them from row ``item[0]`` on.
 
     Raises FaultError, naming the shard, where it is not the one expected.
     """
     first, expected, named = item
     digest = Digest()
-    for row in range(first, first + expected.length):
+    for number in range(first, first + expected.length):
         try:
-            record = packed[row]
-            image = image_digest(read_bytes(record.images[0])) if record.images else b""
+            row = packed[number]
+            image = image_digest(read_bytes(row.images[0])) if row.images else b""
         except BadSample as bad:
-            raise FaultError(
-                f"{named}: sample {row - first + 1} cannot be read back: {bad}"
-            ) from None
-        digest += sample_digest(record, image)
+            place = number - first + 1
+            raise FaultError(f"{named}: sample {place} cannot be read back: {bad}") from None
+        digest += sample_digest(row, image)
         tick(1)
     if digest != expected:
         raise FaultError(
             f"{named} does not hold what was read from the source: digest {digest}, expected "
             f"{expected}; remove it and pack again"
         )
-    return first, digest
+    return digest
