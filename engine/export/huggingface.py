@@ -34,7 +34,6 @@ from engine.export.folder import described, new_folder, tokenizer_of, write_mani
 from engine.export.images import image_section
 from engine.generate.labels import label_room
 from engine.models import pretrained
-from engine.models.connectors import Positions
 from engine.models.decoders.language_model import Decoder
 from engine.models.decoders.prefix import PrefixDecoder
 from engine.models.decoders.t5 import T5Decoder
@@ -43,7 +42,7 @@ from engine.models.dual_encoder import DualEncoder
 from engine.models.image.huggingface import HuggingfaceImageEncoder
 from engine.models.image.timm import TimmImageEncoder
 from engine.models.parameters import TokenRows
-from engine.models.vision_language import VisionLanguage
+from engine.models.vision_language import Positions, VisionLanguage
 from engine.run import Run
 from engine.tasks.language import LanguageTask
 from engine.tasks.recognize import RecognizeTask

@@ -13,8 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine.models.towers import modes_restored
 from engine.types import Batch
 
-_STATES = 2  # tensors that an optimizer keeps for each trained one, as AdamW
-
 
 def estimate_memory(
     model: nn.Module,
@@ -46,7 +44,7 @@ def estimate_memory(
     return {
         "weights": sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())),
         "gradients": trained,
-        "optimizer": _STATES * trained,
+        "optimizer": 2 * trained,  # as AdamW
         "activations": fixed + sample * rows,
         "loss": 4 * (4 * everywhere * dim + 2 * min(tile, everywhere) ** 2),
     }

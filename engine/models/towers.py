@@ -13,12 +13,8 @@ from engine.errors import UserError
 
 
 class Tower(nn.Module):
-    """An encoder, trained or frozen: a frozen one stays in evaluation mode, so that there is no
-    dropout and batch statistics do not move.
-
-    Args:
-        width: of its pooled features.
-    """
+    """An encoder of features ``width`` wide. A frozen one stays in evaluation mode: there is no
+    dropout, and batch statistics do not move."""
 
     def __init__(self, model: Any, width: int, trainable: bool) -> None:
         super().__init__()
@@ -46,6 +42,7 @@ class ImageTower(Tower):
 
     token_width: int
     num_prefix_tokens: int
+    size: tuple[int, ...] | None = None  # of the images that its positions were made for
 
     def tokens(self, image_BCHW: Tensor, layer: int = -1) -> Tensor:
         """All positions [B, N, D] of normalised images.
@@ -55,25 +52,20 @@ class ImageTower(Tower):
         """
         raise NotImplementedError
 
-    @staticmethod
-    def check_size(image_BCHW: Tensor, size: Sequence[int]) -> None:
+    def check_size(self, image_BCHW: Tensor) -> None:
         """Raises UserError for images of another size than positions were made for."""
-        height, width = image_BCHW.shape[2:]
-        if (height, width) != tuple(size):
+        if self.size and image_BCHW.shape[2:] != self.size:
+            given, taken = (" × ".join(map(str, s)) for s in (image_BCHW.shape[2:], self.size))
             raise UserError(
-                f"the transforms put out images of {height} × {width} pixels, but the image "
-                f"encoder takes {size[0]} × {size[1]}; let train and valid transforms put out one "
-                "size, and leave image_size out or set it to that",
+                f"the transforms put out images of {given} pixels, but the image encoder takes "
+                f"{taken}; let train and valid transforms put out one size, and leave image_size "
+                "out or set it to that",
                 key="model.image_encoder.image_size",
             )
 
 
 class ImageModel(nn.Module):
-    """A model of images that come as uint8.
-
-    Args:
-        mean, std: of the image channels, for values in 0…1.
-    """
+    """A model of images that come as uint8; ``mean`` and ``std`` are for values in 0…1."""
 
     mean_C11: Tensor
     std_C11: Tensor

@@ -18,8 +18,12 @@ from engine.data.transforms.pipeline import output_size
 from engine.dist import collectives
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
-from engine.models import connectors
-from engine.models.vision_language import VisionLanguage, freeze_unused
+from engine.models.vision_language import (
+    Positions,
+    VisionLanguage,
+    build_connector,
+    freeze_unused,
+)
 from engine.types import Batch, Features, Sample, Task
 
 Tokens = tuple[list[int], list[int]]
@@ -79,7 +83,7 @@ class LanguageTask(Task):
         self.start_id = decoder.start_id
         return self.model_class(
             image,
-            connectors.build(
+            build_connector(
                 model.connector.name, image.token_width, decoder.width, self._positions(image)
             ),
             decoder,
@@ -90,13 +94,13 @@ class LanguageTask(Task):
             std=transforms.normalize.std,
         )
 
-    def _positions(self, image: Any) -> connectors.Positions | None:
+    def _positions(self, image: Any) -> Positions | None:
         """What tells the decoder where in an image a token lies, if the configuration asks."""
         connector, (height, width) = self.config.model.connector, self.image_size
         if connector.positions is None:
             return None
         prefix = image.num_prefix_tokens if connector.keep_cls else 0
-        return connectors.Positions(height / width, prefix)
+        return Positions(height / width, prefix)
 
     @property
     def image_size(self) -> tuple[int, int]:

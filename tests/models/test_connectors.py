@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from engine.errors import UserError
-from engine.models.connectors import Positions, build
+from engine.models.vision_language import Positions, build_connector
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from engine.models.connectors import Positions, build
     ],
 )
 def test_layers(name: str, kinds: list[type]) -> None:
-    connector = build(name, 6, 10)
+    connector = build_connector(name, 6, 10)
     layers = list(connector) if isinstance(connector, nn.Sequential) else [connector]
     assert [type(layer) for layer in layers] == kinds
     assert connector(torch.zeros(2, 5, 6)).shape == (2, 5, 10)
@@ -31,21 +31,21 @@ def test_layers(name: str, kinds: list[type]) -> None:
 
 def test_identity() -> None:
     tokens = torch.randn(2, 5, 6)
-    assert build("identity", 6, 6)(tokens) is tokens
+    assert build_connector("identity", 6, 6)(tokens) is tokens
     with pytest.raises(UserError, match=r"6 wide .* takes 10; take linear"):
-        build("identity", 6, 10)
+        build_connector("identity", 6, 10)
 
 
 @pytest.mark.parametrize("name", ["lineer", "mlp0x_gelu", "mlpx_gelu", ""])
 def test_unknown(name: str) -> None:
     with pytest.raises(UserError, match="no connector is called") as error:
-        build(name, 6, 10)
+        build_connector(name, 6, 10)
     assert error.value.key == "model.connector.name"
 
 
 @pytest.mark.parametrize(("height", "width", "prefix"), [(4, 4, 0), (2, 6, 1), (3, 1, 2)])
 def test_positions_tell_row_and_column_and_nothing_else(height, width, prefix) -> None:
-    connector = build("linear_norm", 6, 18, Positions(height / width, prefix))
+    connector = build_connector("linear_norm", 6, 18, Positions(height / width, prefix))
     tokens = torch.randn(2, prefix + height * width, 6, generator=torch.manual_seed(0))
     added = connector(tokens) - connector[:-1](tokens)
     torch.testing.assert_close(added[0], added[1])

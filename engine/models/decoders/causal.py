@@ -12,5 +12,5 @@ from engine.models.decoders import prefix
 def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> prefix.PrefixDecoder:
     """The decoder that ``section`` describes. Raises UserError."""
     config = prefix.configuration(section, vocab_size, pad_id, eos_id)
-    model = lm.load(transformers.AutoModelForCausalLM, section, config)
-    return prefix.make(model, section, vocab_size, eos_id, label_mask=False)
+    model = lm.load(transformers.AutoModelForCausalLM, section, config, vocab_size)
+    return prefix.PrefixDecoder(model, eos_id)

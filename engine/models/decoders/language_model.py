@@ -84,23 +84,20 @@ def part_of(section: Section) -> Part:
     return Part("decoder", KEY, section.tag, section.config, section.pretrained)
 
 
-def load(auto: Any, section: Section, configuration: Any) -> Any:
-    """The model of ``configuration``, with the tag's weights if ``pretrained``. UserError.
-
-    GELU's approximation by tanh becomes one kernel: transformers writes out eight.
-    """
-    model, _ = part_of(section).load(auto, configuration)
+def load(
+    auto: Any, section: Section, config: Any, vocab_size: int, *, may_grow: bool = False
+) -> Any:
+    """The model of ``config``, whose table may be given one more row with ``may_grow``. Raises
+    UserError for weights that cannot be loaded and sizes that do not fit the section."""
+    part = part_of(section)
+    model, _ = part.load(auto, config)
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
+            if isinstance(child, NewGELUActivation):  # transformers writes out eight kernels
                 setattr(module, name, nn.GELU("tanh"))
-    return model
-
-
-def finish(model: Any, section: Section, vocab_size: int, blocks: Any = None) -> None:
-    """Check a loaded model's sizes, and recompute activations of ``blocks`` (default: all) in
-    backward if ``gradient_checkpointing`` asks for it. Raises UserError."""
-    part = part_of(section)
+    if may_grow and model.get_input_embeddings().num_embeddings == vocab_size - 1:
+        model.resize_token_embeddings(vocab_size, mean_resizing=False)
     part.check_sizes(model, vocab_size, section.max_length)
     if section.gradient_checkpointing:
-        part.checkpoint_activations(model if blocks is None else blocks)
+        part.checkpoint_activations(model)
+    return model

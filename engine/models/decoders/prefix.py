@@ -92,8 +92,9 @@ class PrefixDecoder(Decoder):
     Without it MPT's ALiBi counts places in a row; with it labels have positions of their own.
     """
 
-    def __init__(self, model: Any, width: int, start_id: int, label_mask: bool = False) -> None:
-        super().__init__(model, width, start_id)
+    def __init__(self, model: Any, eos_id: int, label_mask: bool = False) -> None:
+        start, width = model.config.bos_token_id, model.get_input_embeddings().embedding_dim
+        super().__init__(model, width, eos_id if start is None else start)
         self.label_mask = label_mask
         self.base = [model.get_decoder()]  # in a list: its parameters have one name
         self.positions = GivenPositions(model, self.base[0])
@@ -397,12 +398,3 @@ def configuration(section: Section, vocab_size: int, pad_id: int, eos_id: int) -
     if section.tag is None:
         config.bos_token_id = config.eos_token_id = eos_id
     return config
-
-
-def make(
-    model: Any, section: Section, vocab_size: int, eos_id: int, *, label_mask: bool
-) -> PrefixDecoder:
-    """The decoder about a model. Raises UserError for sizes that do not fit the section."""
-    lm.finish(model, section, vocab_size)
-    start, width = model.config.bos_token_id, model.get_input_embeddings().embedding_dim
-    return PrefixDecoder(model, width, eos_id if start is None else start, label_mask)

@@ -83,8 +83,7 @@ class T5Decoder(Decoder):
 def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> T5Decoder:
     """The decoder that ``section`` describes. Raises UserError."""
     config = t5_family.configuration(section, vocab_size, pad_id, eos_id)
-    model = lm.load(transformers.AutoModelForSeq2SeqLM, section, config)
-    lm.finish(model, section, vocab_size)
+    model = lm.load(transformers.AutoModelForSeq2SeqLM, section, config, vocab_size)
     return T5Decoder(model, config.d_model, config.decoder_start_token_id)
 
 

@@ -38,8 +38,7 @@ def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> T5C
     """The decoder that ``section`` describes. Raises UserError."""
     config = t5_family.configuration(section, vocab_size, pad_id, eos_id)
     config.num_layers = 0  # of the encoder
-    model = lm.load(transformers.AutoModelForSeq2SeqLM, section, config)
+    model = lm.load(transformers.AutoModelForSeq2SeqLM, section, config, vocab_size)
     # nothing runs through it; the encoder's table of tokens is the decoder's own
     model.encoder.final_layer_norm.requires_grad_(False)
-    lm.finish(model, section, vocab_size, blocks=model.decoder)
     return T5CrossDecoder(model, config.d_model, config.decoder_start_token_id)

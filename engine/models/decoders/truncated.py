@@ -26,12 +26,11 @@ def build(section: Section, *, vocab_size: int, pad_id: int, eos_id: int) -> pre
     config.num_hidden_layers = total = keep[-1] + 1
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:total]
-    model = lm.load(transformers.AutoModelForCausalLM, section, config)
-    missing = vocab_size - model.get_input_embeddings().num_embeddings
-    if section.image_token is not None and missing == 1:
-        model.resize_token_embeddings(vocab_size, mean_resizing=False)  # by the token's own row
+    may_grow = section.image_token is not None  # by the token's own row
+    auto = transformers.AutoModelForCausalLM
+    model = lm.load(auto, section, config, vocab_size, may_grow=may_grow)
     _cut(model, keep)
-    decoder = prefix.make(model, section, vocab_size, eos_id, label_mask=True)
+    decoder = prefix.PrefixDecoder(model, eos_id, label_mask=True)
     given = decoder.positions.takes_ids or decoder.positions.has_alibi
     if not given or getattr(config, "alibi", False):
         raise _unfit(section, config, "counts positions by itself, and labels need their own")

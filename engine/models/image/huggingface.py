@@ -54,7 +54,7 @@ class HuggingfaceImageEncoder(ImageTower):
         return states[1:][layer]  # the first is what goes into the first layer
 
     def _run(self, image_BCHW: Tensor, **options: Any) -> Any:
-        self.check_size(image_BCHW, self.size)
+        self.check_size(image_BCHW)
         return self.model(pixel_values=image_BCHW, **options)
 
 
@@ -64,8 +64,7 @@ def build(
     """The encoder that ``config`` describes: ``tag`` a hub id or folder, ``param`` its options.
 
     With ``param.model_type``, and not pretrained, it is built from ``param`` alone, for images of
-    ``image_size``. Raises UserError for a model that cannot be loaded, is not a vision transformer
-    or wants images of another size, and for a width other than the declared one.
+    ``image_size``. Raises UserError.
     """
     if config.patch_drop:
         raise UserError("models of transformers cannot drop patches; set patch_drop: 0",

@@ -44,18 +44,16 @@ class TimmImageEncoder(ImageTower):
         self.token_width = int(model.num_features)
         self.num_prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
         patches = getattr(model, "patch_embed", None)
-        strict = getattr(patches, "strict_img_size", False)
-        self.size = getattr(patches, "img_size", None) if strict else None
+        if getattr(patches, "strict_img_size", False):
+            self.size = patches.img_size
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Pooled features [B, width] of normalised images."""
-        if self.size:
-            self.check_size(image_BCHW, self.size)
+        self.check_size(image_BCHW)
         return self.model(image_BCHW)
 
     def tokens(self, image_BCHW: Tensor, layer: int = -1) -> Tensor:
-        if self.size:
-            self.check_size(image_BCHW, self.size)
+        self.check_size(image_BCHW)
         if layer < -1:
             patches_BTD, prefix_BPD = self.model.forward_intermediates(
                 image_BCHW, indices=-layer, norm=False, output_fmt="NLC",
@@ -70,11 +68,8 @@ class TimmImageEncoder(ImageTower):
 
 
 def build(config: schema.ImageEncoder, *, image_size: int) -> TimmImageEncoder:
-    """The encoder that ``config`` describes, for square images of ``image_size`` pixels.
-
-    Raises UserError for an unknown tag, options that the model does not take, a width other than
-    the declared one, and pretrained weights that cannot be loaded.
-    """
+    """The encoder that ``config`` describes, for square images of ``image_size`` pixels. Raises
+    UserError for what timm does not know or cannot load."""
     _check(config)
     try:
         with _complete_weights(config), warnings.catch_warnings():
@@ -87,7 +82,7 @@ def build(config: schema.ImageEncoder, *, image_size: int) -> TimmImageEncoder:
     encoder.check_width(config.embedding_dim, f"model {config.tag!r}", _KEY)
     if config.gradient_checkpointing and config.trainable:
         if not hasattr(model, "set_grad_checkpointing"):
-            raise _fault(config, "gradient_checkpointing", "has none; set it to false")
+            raise _fault(config, "gradient_checkpointing", "cannot checkpoint; set it to false")
         model.set_grad_checkpointing(True)
     return encoder
 
@@ -140,10 +135,8 @@ def _explained(error: Exception, config: schema.ImageEncoder) -> UserError:
             "pretrained: false",
             key=f"{_KEY}.pretrained" if config.pretrained else f"{_KEY}.tag",
         )
-    options = f" with {config.param}" if config.param else ""
-    return _fault(
-        config, "param" if config.param else "tag", f"cannot be built by timm{options}: {error}"
-    )
+    text = f"cannot be built by timm with {config.param or 'no param'}: {error}"
+    return _fault(config, "param" if config.param else "tag", text)
 
 
 def _options(tag: str, class_name: str) -> list[str]:

@@ -44,11 +44,7 @@ def pool_tokens(hidden_BTD: Tensor, attention_mask_BT: Tensor, how: str) -> Tens
 def build(
     config: schema.TextEncoder, *, vocab_size: int, pad_id: int | None
 ) -> HuggingfaceTextEncoder:
-    """The encoder that ``config`` describes, for a tokenizer of ``vocab_size`` ids.
-
-    Raises UserError for a model that cannot be loaded, options that it does not know, a table of
-    tokens or positions too small for the tokenizer, and a width other than the declared one.
-    """
+    """The encoder that ``config`` describes, for a tokenizer of ``vocab_size`` ids. UserError."""
     key = "model.text_encoder"
     part = Part("text encoder", key, config.tag, config.config, config.pretrained)
     found = part.configuration("bert, distilbert, t5, gpt2", vocabulary(vocab_size, pad_id))

@@ -7,8 +7,7 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithCro
 
 from engine.config.schema import Decoder, ImageEncoder
 from engine.losses.language_model import IGNORED, row_losses
-from engine.models import connectors
-from engine.models.vision_language import VisionLanguage
+from engine.models.vision_language import VisionLanguage, build_connector
 from engine.registry import find
 from tests.models.decoders.nll import nll
 from tests.models.decoders.test_decoders import FAMILIES, SIZES, VOCABULARY, WIDTH, make, make_texts
@@ -64,7 +63,7 @@ def test_a_captioner_equals_vision_encoder_decoder() -> None:
         ImageEncoder(name="huggingface", param=VIT), image_size=PIXELS
     )
     mine = VisionLanguage(
-        image, connectors.build("linear", TOWER, WIDTH), t5, layer=-1, keep_prefix=True,
+        image, build_connector("linear", TOWER, WIDTH), t5, layer=-1, keep_prefix=True,
         label_smoothing=0.0, mean=[0.5] * 3, std=[0.5] * 3,
     ).double()  # fmt: skip
     peer = transformers.VisionEncoderDecoderModel(encoder=image.model, decoder=CausalT5(t5.model))
