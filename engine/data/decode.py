@@ -1,4 +1,9 @@
-"""Encoded image → RGB, checked from its header on, every failure named by its cause."""
+"""Encoded image → RGB, checked from its header on, every failure named by its cause.
+
+Plain JPEGs are decoded by libjpeg-turbo through simplejpeg where that is installed (extra
+``fast``): it gives the very pixels that Pillow does, in two thirds of the time and without a copy.
+Whatever it has a warning about is left to Pillow, which then reports what is wrong with it.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from engine.data import jpeg
-from engine.data.image_files import read_bytes, read_file
+from engine.data.image_files import read_bytes
 from engine.types import BadSample
 
 if TYPE_CHECKING:  # exported models are run where there is no torch
     from torch import Tensor
+
+try:
+    import simplejpeg
+except ImportError:  # Pillow does it all, a little slower
+    simplejpeg = None
 
 Size = tuple[int, int]
 
@@ -48,17 +57,12 @@ def decode_by(
     ``simplejpeg`` gives plain JPEGs as uint8 CHW in memory of HWC order, ``auto`` where simplejpeg
     is installed; all else comes from Pillow. Raises BadSample.
     """
-    if decoder == "simplejpeg" or (decoder == "auto" and jpeg.simplejpeg is not None):
-        data = image if isinstance(image, bytes) else read_file(image)
-        header = jpeg.read_header(data)
-        if header is not None:
-            if bad := jpeg.too_large(header.height, header.width, max_pixels):
-                raise bad
-            pixels_CHW = jpeg.decode(data, header, target)
-            if pixels_CHW is not None:
-                return pixels_CHW
-        image = data
-    return decode(image, max_pixels=max_pixels, target=target)
+    data = read_bytes(image)
+    if decoder == "simplejpeg" or (decoder == "auto" and simplejpeg is not None):
+        pixels_CHW = _by_simplejpeg(data, max_pixels, target)
+        if pixels_CHW is not None:
+            return pixels_CHW
+    return decode(data, max_pixels=max_pixels, target=target)
 
 
 def decode(image: bytes | Path, *, max_pixels: int, target: Size | None = None) -> Image.Image:
@@ -68,54 +72,87 @@ def decode(image: bytes | Path, *, max_pixels: int, target: Size | None = None) 
     scale that still covers it. Transparency becomes white. Raises BadSample.
     """
     data = read_bytes(image)
-    with warnings.catch_warnings(), _bomb_bound(max_pixels):
-        warnings.simplefilter("ignore")  # odd metadata: the pixels decide
-        try:
-            with Image.open(io.BytesIO(data), formats=_KNOWN) as opened:
-                return _load(opened, max_pixels, target)
-        except BadSample:
-            raise
-        except Image.DecompressionBombError as error:
-            raise BadSample("too large", str(error)) from error
-        except MemoryError as error:
-            raise BadSample("too large", "not enough memory to decode it") from error
-        except Exception as error:  # Pillow's readers raise nearly any exception on damaged bytes
-            detail = f"{type(error).__name__}: {error}"
-            if isinstance(error, UnidentifiedImageError):  # it names an object in memory
-                detail = f"begins with {data[:16]!r}; formats read are {', '.join(_KNOWN)}"
-            raise BadSample(_cause(data, error), detail) from error
+    try:
+        with _opened(data) as opened:
+            return _load(opened, max_pixels, target)
+    except BadSample:
+        raise
+    except MemoryError as error:
+        raise BadSample("too large", "not enough memory to decode it") from error
+    except Exception as error:  # Pillow's readers raise nearly any exception on damaged bytes
+        detail = f"{type(error).__name__}: {error}"
+        if isinstance(error, UnidentifiedImageError):  # it names an object in memory
+            detail = f"begins with {data[:16]!r}; formats read are {', '.join(_KNOWN)}"
+        raise BadSample(_cause(data, error), detail) from error
 
 
 @contextmanager
-def _bomb_bound(max_pixels: int) -> Iterator[None]:
-    """Raise Pillow's own bound where the configuration allows more."""
-    bound = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max(bound or 0, max_pixels)
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """An image of Pillow's without its own bound: ``_check_size`` comes before any pixels."""
+    bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata: the pixels decide
+            with Image.open(io.BytesIO(data), formats=_KNOWN) as opened:
+                yield opened
     finally:
         Image.MAX_IMAGE_PIXELS = bound
 
 
+def _by_simplejpeg(data: bytes, max_pixels: int, target: Size | None) -> Tensor | None:
+    """A plain JPEG, shrunk as by Pillow's draft mode; None for all that is left to Pillow."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "RGB", "Gray"):
+            return None
+        _check_size(height, width, max_pixels)
+        orientation = 1
+        if b"Exif\0\0" in data or b"tiff:Orientation" in data:
+            with _opened(data) as opened:
+                orientation = _orientation(opened)
+        least = {}
+        if target is not None:
+            down, across = target if orientation < 5 else target[::-1]
+            most = min(height // down, width // across)
+            if most >= 2:
+                scale = 8 if most >= 8 else 4 if most >= 4 else 2
+                height, width = -(-height // scale), -(-width // scale)
+                least = {"min_height": height, "min_width": width, "min_factor": scale}
+        pixels_HWC = simplejpeg.decode_jpeg(data, "RGB", strict=True, **least)
+    except (ValueError, RuntimeError, MemoryError, OSError, SyntaxError):
+        return None
+    if pixels_HWC.shape != (height, width, 3):
+        return None
+    if orientation != 1:
+        pixels_HWC = np.array(Image.fromarray(pixels_HWC).transpose(_TURN[orientation]))
+    import torch  # here alone, so that Pillow's side of decoding runs without it
+
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+
+
+def _check_size(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        bound = f"data.max_image_pixels {max_pixels}"
+        raise BadSample("too large", f"{width}×{height} pixels, {bound}")
+
+
 def _load(image: Image.Image, max_pixels: int, target: Size | None) -> Image.Image:
     width, height = image.size
-    if bad := jpeg.too_large(height, width, max_pixels):
-        raise bad
+    _check_size(height, width, max_pixels)
     if target is not None and image.format in ("JPEG", "MPO"):
-        lying = _orientation(image) >= 5
-        image.draft(None, target if lying else (target[1], target[0]))
+        image.draft(None, target if _orientation(image) >= 5 else target[::-1])
     image.load()
-    turn = _TURN.get(_orientation(image))
+    orientation = _orientation(image)  # of a PNG this would hide an error in its pixels before
     rgb = _to_rgb(image)
-    return rgb if turn is None else rgb.transpose(turn)
+    return rgb if orientation == 1 else rgb.transpose(_TURN[orientation])
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        value = image.getexif().get(jpeg.ORIENTATION, 1)
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF does not concern the pixels
         return 1
-    return value if isinstance(value, int) else 1
+    return value if isinstance(value, int) and value in _TURN else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 
 from engine.config.schema import Transforms
-from engine.data import decode, jpeg
+from engine.data import decode
 from engine.data.transforms import pipeline
 from engine.errors import UserError
 from engine.types import BadSample
@@ -94,7 +94,7 @@ def test_sizes_that_are_no_square(how, size):
 @pytest.mark.parametrize("decoder", ["auto", "pillow", "simplejpeg"])
 @pytest.mark.parametrize("how", ["pad", "crop", "resize"])
 def test_a_large_jpeg_is_shrunk_in_decoding(how, decoder):
-    if decoder == "simplejpeg" and jpeg.simplejpeg is None:
+    if decoder == "simplejpeg" and decode.simplejpeg is None:
         pytest.skip("simplejpeg is not installed")
     image, out = photograph(480, 320), io.BytesIO()
     image.save(out, "JPEG", quality=95)
