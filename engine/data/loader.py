@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,14 @@ from engine.data.bad_samples import BadRecord, summary
 from engine.data.batch_memory import BatchBuffer
 from engine.data.permutation import Indices, hash64
 from engine.data.reader import Fetched, Limits, Reader, Transform
-from engine.data.share import rank_slice
+from engine.data.samplers.pool import Sampler
 from engine.data.workers import Item, Workers
 from engine.errors import FaultError, UserError
 from engine.types import Batch, Sample, Source
 
 Loaded = tuple[int, Batch, list[BadRecord]]
 Collate = Callable[[list[Sample]], Batch]
+Blank = Callable[[Batch], Batch | None]
 
 _FETCHED = 8  # rows read at once, whose encoded images are in memory together
 _LARGE_BATCH = 512  # rows; of larger batches each worker prepares one ahead, not two
@@ -39,59 +41,38 @@ def default_workers(world: int) -> int:
     return min(8, cores // ranks_here)
 
 
-class Sampler(Protocol):
-    """Global batches as a pure function of (epoch, step)."""
-
-    def batch(self, epoch: int, step: int) -> Indices: ...
-
-
-class TrainRows:
-    """Step of the run → (epoch, this rank's rows of it)."""
-
-    def __init__(self, sampler: Sampler, steps_per_epoch: int, rank: int, world: int) -> None:
-        self.sampler, self.steps_per_epoch = sampler, steps_per_epoch
-        self.rank, self.world = rank, world
-
-    def __call__(self, step: int) -> tuple[int, Indices]:
-        epoch, within = divmod(step, self.steps_per_epoch)
-        return epoch, rank_slice(self.sampler.batch(epoch, within), self.rank, self.world)
-
-    def others(self, step: int) -> Indices:
-        """The step's rows of all other ranks."""
-        batch = self.sampler.batch(*divmod(step, self.steps_per_epoch))
-        own = rank_slice(np.arange(len(batch)), self.rank, self.world)
-        return np.delete(batch, own, axis=0)
-
-
-class ValidRows:
-    """Batch number → (epoch 0, rows of it)."""
-
-    def __init__(self, rows: Indices, dataset: int, batch_size: int) -> None:
-        self.rows, self.dataset, self.batch_size = rows, dataset, batch_size
-
-    def __call__(self, number: int) -> tuple[int, Indices]:
-        rows = self.rows[number * self.batch_size : (number + 1) * self.batch_size]
-        return 0, np.stack((np.full_like(rows, self.dataset), rows), axis=1)
+def rank_slice(batch: Any, rank: int, world: int) -> Any:
+    """A rank's contiguous share of a sequence; the first n % world ranks get one item more."""
+    share, more = divmod(len(batch), world)
+    first = rank * share + min(rank, more)
+    return batch[first : first + share + (rank < more)]
 
 
 class _Steps(Dataset):
-    """Step number → (step, collated batch, bad records), or the error that ends the run."""
+    """Step number → (step, collated batch, bad records), or the error that ends the run.
+
+    ``batch_of`` gives a step's epoch and (dataset, row) of all ranks; see ``train_batches``.
+    """
 
     def __init__(
         self,
         reader: Reader,
         collate: Collate,
-        rows_of: Callable[[int], tuple[int, Indices]],
-        blank: Callable[[Batch], Batch | None] | None = None,
+        batch_of: Callable[[int], tuple[int, Indices]],
+        rank: int = 0,
+        world: int = 1,
+        blank: Blank | None = None,
     ) -> None:
-        self.reader, self.collate, self.rows_of, self.blank = reader, collate, rows_of, blank
+        self.reader, self.collate, self.batch_of, self.blank = reader, collate, batch_of, blank
+        self.rank, self.world = rank, world
         self.workers = Workers()
 
     def __getitem__(self, step: int) -> Loaded | Exception:
         return returning_errors(self._load, step)
 
     def _load(self, step: int) -> Loaded:
-        epoch, rows = self.rows_of(step)
+        epoch, batch = self.batch_of(step)
+        rows = rank_slice(batch, self.rank, self.world)
         samples: list[Sample] = []
         bad: list[BadRecord] = []
         size = self.reader.size
@@ -105,18 +86,20 @@ class _Steps(Dataset):
             else:
                 bad.append(read)
         if not samples:
-            return step, self._stand_in(step, epoch), bad
+            return step, self._stand_in(step, epoch, batch), bad
         return step, seeded(self.collate, samples, self.reader.seed or 0, epoch, step), bad
 
-    def _stand_in(self, step: int, epoch: int) -> Batch:
+    def _stand_in(self, step: int, epoch: int, batch: Indices) -> Batch:
         """A batch of another rank's row that teaches nothing, since all ranks wait for each other's
         passes; {} where no other has a sample, or ranks without one cannot take part."""
-        if self.blank is not None and isinstance(self.rows_of, TrainRows):
-            for dataset, row in self.rows_of.others(step).tolist():
-                read = self.reader.read(step, epoch, dataset, row)
-                if isinstance(read, Sample):
-                    place = self.reader.seed or 0, epoch, step
-                    return self.blank(seeded(self.collate, [read], *place)) or {}
+        if self.blank is None:
+            return {}
+        own = rank_slice(np.arange(len(batch)), self.rank, self.world)
+        for dataset, row in np.delete(batch, own, axis=0).tolist():
+            read = self.reader.read(step, epoch, dataset, row)
+            if isinstance(read, Sample):
+                place = self.reader.seed or 0, epoch, step
+                return self.blank(seeded(self.collate, [read], *place)) or {}
         return {}
 
     def _fetched(self, step: int, epoch: int, rows: Indices) -> Iterator[Fetched | BadRecord]:
@@ -171,11 +154,11 @@ def _unchanged(loaded: Item) -> Item:
 
 
 def _stream(
-    steps: _Steps, numbers: range, num_workers: int, prefetch: int, pin: bool
+    steps: _Steps, numbers: range, world: int, num_workers: int | None, prefetch: int, pin: bool
 ) -> Iterator[Loaded]:
     """The steps of ``numbers`` in order. Raises what a worker returned as an error."""
-    num_workers = min(num_workers, len(numbers))
-    options = loader_options(steps.workers, num_workers, prefetch, pin)
+    num_workers = default_workers(world) if num_workers is None else num_workers
+    options = loader_options(steps.workers, min(num_workers, len(numbers)), prefetch, pin)
     with steps.workers.running(DataLoader(steps, sampler=numbers, **options)) as batches:
         for loaded in batches:
             if isinstance(loaded, Exception):
@@ -198,7 +181,7 @@ def train_batches(
     num_workers: int | None = None,
     pin: bool = False,
     limits: Limits = Limits(),  # noqa: B008  frozen
-    blank: Callable[[Batch], Batch | None] | None = None,
+    blank: Blank | None = None,
 ) -> Iterator[Loaded]:
     """(step, batch, bad records) of this rank for steps ``first_step`` … ``total_steps - 1``.
 
@@ -214,19 +197,23 @@ def train_batches(
             f" set a batch of at least {2 * world}",
             key="data.batch_size",
         )
-    rows_of = TrainRows(sampler, steps_per_epoch, rank, world)
-    steps = _Steps(Reader(sources, transform, seed, limits), collate, rows_of, blank)
-    num_workers = default_workers(world) if num_workers is None else num_workers
+    batch_of = partial(_train_batch, sampler, steps_per_epoch)
+    reader = Reader(sources, transform, seed, limits)
+    steps = _Steps(reader, collate, batch_of, rank, world, blank)
     prefetch = 2 if last // world <= _LARGE_BATCH else 1
-    for step, batch, bad in _stream(
-        steps, range(first_step, total_steps), num_workers, prefetch, pin
-    ):
+    numbers = range(first_step, total_steps)
+    for step, batch, bad in _stream(steps, numbers, world, num_workers, prefetch, pin):
         if not batch:
             raise FaultError(
                 f"step {step}: none of this process's {len(bad)} samples can be used: "
                 f"{summary(bad)}; correct them or set a larger data.batch_size"
             )
         yield step, batch, bad
+
+
+def _train_batch(sampler: Sampler, steps_per_epoch: int, step: int) -> tuple[int, Indices]:
+    epoch, within = divmod(step, steps_per_epoch)
+    return epoch, sampler.batch(epoch, within)
 
 
 def valid_batches(
@@ -250,7 +237,11 @@ def valid_batches(
     """
     mine = rank_slice(np.asarray(rows, np.int64), rank, world)
     size = -(-batch_size // world)
-    rows_of = ValidRows(mine, dataset, size)
-    steps = _Steps(Reader({dataset: source}, transform, None, limits), collate, rows_of)
-    num_workers = default_workers(world) if num_workers is None else num_workers
-    yield from _stream(steps, range(-(-len(mine) // size)), num_workers, 2, pin)
+    reader = Reader({dataset: source}, transform, None, limits)
+    steps = _Steps(reader, collate, partial(_valid_batch, mine, dataset, size))
+    yield from _stream(steps, range(-(-len(mine) // size)), world, num_workers, 2, pin)
+
+
+def _valid_batch(rows: Indices, dataset: int, size: int, number: int) -> tuple[int, Indices]:
+    rows = rows[number * size : (number + 1) * size]
+    return 0, np.stack((np.full_like(rows, dataset), rows), axis=1)

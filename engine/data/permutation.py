@@ -8,16 +8,15 @@ n, and a run resumes at any position at once.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 
-_MASK_64: Final = (1 << 64) - 1
-_ROUNDS: Final = (16, 8)  # below and from 4,096 rows: halves of a few bits mix more slowly
-_MULTIPLIERS: Final = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # splitmix64
+_MASK_64 = (1 << 64) - 1
+_ROUNDS = (16, 8)  # below and from 4,096 rows: halves of a few bits mix more slowly
 
 
 def hash64(*parts: int) -> int:
@@ -39,17 +38,10 @@ class Permutation:
             raise ValueError(f"a permutation of {n} rows is not supported")
         self.n = n
         bits = max(2, (n - 1).bit_length())
-        self._low_bits = np.uint64(bits // 2)
-        self._low_mask = np.uint64((1 << bits // 2) - 1)
-        self._high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
-        self._keys = [np.uint64(hash64(*seed, n, number)) for number in range(_ROUNDS[bits >= 12])]
-        # The same as Python's integers, which are quicker one at a time.
-        self._plain = (
-            int(self._low_bits),
-            int(self._low_mask),
-            int(self._high_mask),
-            [int(key) for key in self._keys],
-        )
+        self._low_bits = bits // 2
+        self._low_mask = (1 << bits // 2) - 1
+        self._high_mask = (1 << (bits - bits // 2)) - 1
+        self._keys = [hash64(*seed, n, number) for number in range(_ROUNDS[bits >= 12])]
 
     def __call__(self, positions: Indices) -> Indices:
         """The rows at ``positions`` (any shape). Raises IndexError for one outside ``range(n)``."""
@@ -57,11 +49,10 @@ class Permutation:
         if positions.size and (positions.min() < 0 or positions.max() >= self.n):
             raise IndexError(f"a position is outside range({self.n})")
         rows = self._encrypt(positions.astype(np.uint64).ravel())
-        limit = np.uint64(self.n)
-        outside = np.flatnonzero(rows >= limit)
+        outside = np.flatnonzero(rows >= self.n)
         while outside.size:  # at most half of the domain is outside, so this ends soon
             rows[outside] = self._encrypt(rows[outside])
-            outside = outside[rows[outside] >= limit]
+            outside = outside[rows[outside] >= self.n]
         return rows.astype(np.int64).reshape(positions.shape)
 
     def at(self, position: int) -> int:
@@ -71,36 +62,26 @@ class Permutation:
         """
         if not 0 <= position < self.n:
             raise IndexError(f"position {position} is outside range({self.n})")
-        low_bits, low_mask, high_mask, keys = self._plain
-        row = position
-        while True:
-            low, high = row & low_mask, row >> low_bits
-            for number in range(0, len(keys), 2):
-                low ^= _mix(high ^ keys[number]) & low_mask
-                high ^= _mix(low ^ keys[number + 1]) & high_mask
-            row = high << low_bits | low
-            if row < self.n:
-                return row
+        row = self._encrypt(position)
+        while row >= self.n:
+            row = self._encrypt(row)
+        return row
 
-    def _encrypt(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    def _encrypt(self, values: Any) -> Any:
+        """One walk through the network, of an integer or of many as uint64."""
         low, high = values & self._low_mask, values >> self._low_bits
         for number in range(0, len(self._keys), 2):
-            low ^= self._mix(high, self._keys[number]) & self._low_mask
-            high ^= self._mix(low, self._keys[number + 1]) & self._high_mask
-        return (high << self._low_bits) | low
-
-    @staticmethod
-    def _mix(half: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-        mixed = half ^ key  # the key reaches every bit of the product, unlike an added one
-        mixed *= _MULTIPLIERS[0]
-        mixed ^= mixed >> np.uint64(29)
-        mixed *= _MULTIPLIERS[1]
-        mixed >>= np.uint64(32)
-        return mixed
+            low ^= _mix(high ^ self._keys[number]) & self._low_mask
+            high ^= _mix(low ^ self._keys[number + 1]) & self._high_mask
+        return high << self._low_bits | low
 
 
-def _mix(value: int) -> int:
-    """``Permutation._mix`` of one value, the key already in it."""
-    value = value * int(_MULTIPLIERS[0]) & _MASK_64
-    value ^= value >> 29
-    return (value * int(_MULTIPLIERS[1]) & _MASK_64) >> 32
+def _mix(keyed: Any) -> Any:
+    """Splitmix64's mixing; a key reaches every bit of the product, unlike an added one."""
+    keyed *= 0xBF58476D1CE4E5B9
+    keyed &= _MASK_64
+    keyed ^= keyed >> 29
+    keyed *= 0x94D049BB133111EB
+    keyed &= _MASK_64
+    keyed >>= 32
+    return keyed

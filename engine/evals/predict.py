@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from engine.config.schema import Transforms
 from engine.data.bad_samples import BadRecord
-from engine.data.loader import Collate, Transform, valid_batches
+from engine.data.loader import Collate, Transform, rank_slice, valid_batches
 from engine.data.reader import Limits
-from engine.data.share import rank_slice
 from engine.data.transforms import pipeline
 from engine.dist import collectives
 from engine.run import Run

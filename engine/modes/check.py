@@ -11,6 +11,8 @@ import torch
 from engine import registry
 from engine.config.dump import resolved_yaml
 from engine.data.loader import train_batches
+from engine.data.permutation import Indices
+from engine.data.samplers.pool import Sampler
 from engine.data.stream.loader import StreamLoader
 from engine.dist import collectives
 from engine.models.memory import count_flops, estimate_memory
@@ -134,13 +136,13 @@ def streamed_batch(run: Run, plan: Plan, transform: Any, collate: _Seen) -> Batc
     return next(batch for _, batch, _ in loader)
 
 
-class _First:
+class _First(Sampler):
     """A sampler cut down to some steps, and the first few rows of each."""
 
-    def __init__(self, sampler: Any, rows: int, chosen: Sequence[int]) -> None:
+    def __init__(self, sampler: Sampler, rows: int, chosen: Sequence[int]) -> None:
         self.sampler, self.rows, self.chosen = sampler, rows, chosen
 
-    def batch(self, epoch: int, step: int) -> Any:
+    def batch(self, epoch: int, step: int) -> Indices:
         return self.sampler.batch(epoch, self.chosen[step])[: self.rows]
 
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import registry
+from engine.data.loader import rank_slice
 from engine.data.samplers import grouped, length_grouped, modality_grouped
 from engine.data.samplers.pool import SamplerInputs, TextLengths, split_pool
-from engine.data.share import rank_slice
 from engine.errors import UserError
 from tests.distributed import run
 

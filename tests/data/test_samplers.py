@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from engine import registry
 from engine.config.schema import DebiasSampling
+from engine.data.loader import rank_slice
 from engine.data.samplers import debias, sequential, shuffle
 from engine.data.samplers.pool import SamplerInputs
-from engine.data.share import rank_slice
 from engine.errors import UserError
 
 MODULES = {"shuffle": shuffle, "sequential": sequential, "debias": debias}

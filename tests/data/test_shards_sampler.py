@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import registry
+from engine.data.loader import rank_slice
 from engine.data.samplers import shards
 from engine.data.samplers.pool import SamplerInputs
-from engine.data.share import rank_slice
 from engine.errors import UserError
 
 BLOCKS = st.lists(
