@@ -47,7 +47,7 @@ class Workers:
 
         torch.set_num_threads(1)
 
-    def _leave(self, number: int, frame: Any) -> None:
+    def _leave(self, number: int, _frame: Any) -> None:
         if self.closing:
             os._exit(0)
 

@@ -136,7 +136,7 @@ class _Watch:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _pass_on(self, number: int, frame: object) -> None:
+    def _pass_on(self, number: int, _frame: object) -> None:
         hurry = self._stopping and number == signal.SIGINT
         if hurry:
             self._code = 130

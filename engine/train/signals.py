@@ -40,7 +40,7 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous = {}
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             # A forked worker inherits the handler but has no loop that polls. It must die when its
             # parent terminates it, and live through a Ctrl-C so that the parent ends its step.
