@@ -5,13 +5,12 @@ Neither torch nor ONNX is needed here: the folder is read where only its runner 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ MANIFEST = "manifest.json"
 VERSION = 1  # of the manifest's form
 
 
-@contextmanager
+@contextlib.contextmanager
 def new_folder(target: Path, key: str) -> Iterator[Path]:
     """A hidden folder beside ``target``, which takes its place at the block's end.
 
@@ -42,13 +41,11 @@ def new_folder(target: Path, key: str) -> Iterator[Path]:
         raise UserError(f"cannot write beside {target}: {error.strerror}", key=key) from error
     try:
         yield made
+        before = made.with_name(f"{made.name}.replaced")
         if target.exists():
-            before = made.with_name(f"{made.name}.replaced")
             target.rename(before)
-            made.rename(target)
-            shutil.rmtree(before)
-        else:
-            made.rename(target)
+        made.rename(target)
+        shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
@@ -58,29 +55,21 @@ def _refuse_other_content(target: Path, key: str) -> None:
         return
     if not target.is_dir():
         raise UserError(f"{target} is not a folder; name another one", key=key)
-    found = _files(target)
-    if not found:
-        return
-    try:
-        listed = json.loads((target / MANIFEST).read_text(encoding="utf8"))["files"]
-        others = sorted(found - {MANIFEST, *listed})
-    except (OSError, ValueError, KeyError, TypeError):
-        others = sorted(found)
+    others = _files(target)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        others -= {MANIFEST, *json.loads((target / MANIFEST).read_text(encoding="utf8"))["files"]}
     if others:
         raise UserError(
-            f"{target} holds what no export has written ({', '.join(others[:3])}); name another "
-            "folder, or clear this one",
+            f"{target} holds what no export has written ({', '.join(sorted(others)[:3])}); name "
+            "another folder, or clear this one",
             key=key,
         )
 
 
 def _files(folder: Path) -> set[str]:
     """Relative names of all files below, links among them."""
-    return {
-        (Path(place) / name).relative_to(folder).as_posix()
-        for place, folders, names in os.walk(folder)
-        for name in (*names, *(n for n in folders if (Path(place) / n).is_symlink()))
-    }
+    below = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in below}
 
 
 def tokenizer_of(run: Run) -> TextTokenizer:
@@ -90,19 +79,36 @@ def tokenizer_of(run: Run) -> TextTokenizer:
     return tokenizer
 
 
-def described(run: Run, form: str, **more: Any) -> dict[str, Any]:
-    """What a manifest and a README say of an export: its form, and the run that it is from."""
-    return {
+def check_task(run: Run, tasks: Iterable[str], target: str) -> None:
+    """Raises UserError for a run of a task that is not among those that ``target`` takes."""
+    if run.task_name not in tasks:
+        raise UserError(
+            f"--task={run.task_name} cannot be exported to {target}; {', '.join(tasks)} can",
+            key="export.format",
+        )
+
+
+def finish(
+    folder: Path, run: Run, form: str, readme: str = "", code: str = "",
+    parts: Mapping[str, Any] | None = None, **more: Any,
+) -> None:  # fmt: skip
+    """Write ``README.md``, the template filled with ``code`` and the manifest's values, and the
+    manifest with ``parts`` beside these values."""
+    values = {
         "format": form, "task": run.task_name, "engine": __version__, **more,
         "origin": run.origin, "step": run.step,
     }  # fmt: skip
+    if readme:
+        title = run.config.data.exp_name or run.task_name
+        text = readme.format(title=title, code=code, **values)
+        (folder / "README.md").write_text(text, encoding="utf8")
+    write_manifest(folder, values | dict(parts or {}))
 
 
-def write_readme(folder: Path, template: str, run: Run, **values: Any) -> None:
-    """``README.md``: the template with ``values`` in it, and the run's name as its title."""
-    title = run.config.data.exp_name or run.task_name
-    text = template.format(title=title, **values)
-    (folder / "README.md").write_text(text, encoding="utf8")
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file; its folder is made."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
 
 
 def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
@@ -111,8 +117,7 @@ def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
         name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
         for name in sorted(_files(folder) - {MANIFEST})
     }
-    text = json.dumps({"version": VERSION, **values, "files": files}, ensure_ascii=False, indent=1)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf8")
+    write_json(folder / MANIFEST, {"version": VERSION, **values, "files": files})
 
 
 def read_manifest(folder: Path, *, verify: bool = False) -> dict[str, Any]:

@@ -15,7 +15,6 @@ tokens see only those before them, and its connector is always an MLP.
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ import transformers  # isort: skip
 from engine.config.schema import Config, Export, ImageEncoder
 from engine.errors import UserError
 from engine.export import exported_model
-from engine.export.folder import described, new_folder, tokenizer_of, write_manifest, write_readme
+from engine.export.folder import check_task, finish, new_folder, tokenizer_of, write_json
 from engine.export.images import image_section
 from engine.generate.labels import label_room
 from engine.models import pretrained
@@ -101,31 +100,19 @@ print(texts, logits.tolist())
 def build(run: Run, folder: Path, section: Export, key: str) -> None:
     """Write ``folder``. Raises UserError: another task, parts that transformers does not have,
     other content there."""
-    if run.task_name not in _USES:
-        raise UserError(
-            f"--task={run.task_name} cannot be exported to transformers; {', '.join(_USES)} can",
-            key="export.format",
-        )
+    check_task(run, _USES, "transformers")
     processor = _processor(run.config)
     with new_folder(folder, key) as made, pretrained.only_errors():
-        _write_json(made / "image_encoder" / "preprocessor_config.json", processor)
+        write_json(made / "image_encoder" / "preprocessor_config.json", processor)
         write = _clip if isinstance(run.model, DualEncoder) else _language
-        settings = write(run, made)
-        if settings is not None:
-            _write_json(made / "exported_model.json", settings)
-            shutil.copyfile(exported_model.__file__, made / "exported_model.py")
-        code = _CODE + _USES[run.task_name]
-        if settings is None:
+        if (settings := write(run, made)) is None:
             max_length = run.config.model.text_encoder.max_length
             code = _WHOLE_CODE.format(max_length=max_length)
-        values = described(run, "huggingface")
-        write_readme(made, _README, run, code=code, **values)
-        write_manifest(made, values)
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+        else:
+            code = _CODE + _USES[run.task_name]
+            write_json(made / "exported_model.json", settings)
+            shutil.copyfile(exported_model.__file__, made / "exported_model.py")
+        finish(made, run, "huggingface", _README, code=code)
 
 
 # --- dual encoders
@@ -152,24 +139,24 @@ def _clip(run: Run, folder: Path) -> dict[str, Any] | None:
 def _joined(run: Run, folder: Path) -> bool:
     """Put both encoders into VisionTextDualEncoderModel, where its features would be ours."""
     model: Any = run.model
-    text = run.config.model.text_encoder
-    ids = tokenizer_of(run).rows(["a text"], text.max_length)[0][0]
+    text, tokenizer = run.config.model.text_encoder, tokenizer_of(run)
+    end_id = tokenizer.rows(["a text"], text.max_length)[0][0][-1]
     pooled = model.text_encoder.model.config.model_type == "clip_text_model" and text.pool == "last"
     # CLIP's pooling looks for the end of the text; a 2 means another thing there
-    ended = ids[-1] in tokenizer_of(run).special_ids and ids[-1] != 2
+    ended = end_id in tokenizer.special_ids and end_id != 2
     if not (pooled and ended and set(model.scalar_names) == {"logit_scale"}):
         return False
     image, texts = folder / "image_encoder", folder / "text_encoder"
     whole: Any = transformers.VisionTextDualEncoderModel.from_vision_text_pretrained(
         str(image), str(texts), projection_dim=run.config.model.projection.dim
     )
-    whole.config.text_config.eos_token_id = ids[-1]
+    whole.config.text_config.eos_token_id = end_id
     whole.visual_projection.load_state_dict(model.image_projection.state_dict())
     whole.text_projection.load_state_dict(model.text_projection.state_dict())
     whole.logit_scale.data = model.logit_scale.detach().reshape(())
     whole.save_pretrained(folder)
     (image / "preprocessor_config.json").rename(folder / "preprocessor_config.json")
-    tokenizer_of(run).save(folder)
+    tokenizer.save(folder)
     for part in (image, texts):
         shutil.rmtree(part)
     return True
@@ -181,11 +168,10 @@ def _check_texts(run: Run, folder: Path, settings: dict[str, Any]) -> None:
     ids_BT, mask_BT = tokenizer_of(run)(["an example", "another one"], 8)
     try:
         theirs = exported_model.TextEncoder(folder, **settings)
-        error = (theirs.pooled(ids_BT, mask_BT) - encoder(ids_BT, mask_BT)).abs().max()
+        error = float((theirs.pooled(ids_BT, mask_BT) - encoder(ids_BT, mask_BT)).abs().max())
+        why = f"its features differ by {error:.1e}"
     except (ValueError, TypeError, AttributeError, RuntimeError) as problem:
         error, why = torch.inf, str(problem).splitlines()[0]
-    else:
-        why = f"its features differ by {float(error):.1e}"
     if not error < _NEAR:
         raise UserError(
             f"AutoModel does not read a {encoder.model.config.model_type!r} text encoder back "
@@ -199,28 +185,23 @@ def _check_texts(run: Run, folder: Path, settings: dict[str, Any]) -> None:
 
 def _language(run: Run, folder: Path) -> dict[str, Any]:
     """Write all parts; returns the settings of ``exported_model``."""
-    model, task = run.model, run.task
+    model, task, config = run.model, run.task, run.config
     assert isinstance(model, VisionLanguage) and isinstance(task, LanguageTask)
-    decoder, encoder = model.decoder, model.image_encoder
+    decoder = model.decoder
     if not isinstance(decoder, PrefixDecoder | T5Decoder | T5CrossDecoder):
         raise UserError(
             f"decoder {type(decoder).__name__} cannot be exported to transformers; causal, "
             "truncated, t5 and t5_cross can",
             key="model.decoder.name",
         )
-    image = _save_image_encoder(encoder, run.config, folder / "image_encoder", layer=model.layer)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in model.connector.state_dict().items()},
-        folder / "connector.safetensors",
-    )
-    _save_positions(model, run.config, folder / "positions.safetensors")
+    image = _save_image_encoder(model.image_encoder, config, folder / "image_encoder", model.layer)
+    layers = _save_connector(model, config, folder)
     none = _save_language_model(decoder, folder / "language_model")
     tokenizer_of(run).save(folder / "language_model")
     settings: dict[str, Any] = {
         "kind": "prefix", "image": image, "num_dropped": 0 if model.keep_prefix else
-        image["num_prefix"], "connector": _layers(model.connector),
-        "prompt": _prompt(run.config, task), "start": [decoder.start_id], "end": task.eos_id,
-        "max_length": task.max_length,
+        image["num_prefix"], "connector": layers, "prompt": _prompt(config, task),
+        "start": [decoder.start_id], "end": task.eos_id, "max_length": task.max_length,
     }  # fmt: skip
     if isinstance(decoder, T5Decoder):
         ends_chunks = isinstance(task, VqaTask) and task.ends_chunks
@@ -229,20 +210,14 @@ def _language(run: Run, folder: Path) -> dict[str, Any]:
         return settings | {"kind": "cross"}
     settings |= {"none": none, "takes_positions": decoder.positions.takes_ids}
     if isinstance(task, RecognizeTask):
-        settings |= _labels(task, run.config, decoder.start_id)
-    return settings
-
-
-def _labels(task: RecognizeTask, config: Config, start_id: int) -> dict[str, Any]:
-    ids, section = task.prompt_ids().tolist(), config.generate
-    return {
-        "start": ids[: ids.index(start_id) + 1],  # the image's mark with it
-        "labels": {
+        ids, section = task.prompt_ids().tolist(), config.generate
+        settings["start"] = ids[: ids.index(decoder.start_id) + 1]  # the image's mark with it
+        settings["labels"] = {
             "separator": task.separator_id, "room": label_room(task, section),
             "num_labels": section.num_labels,
             "first_tokens": section.first_tokens or section.num_labels,
-        },
-    }  # fmt: skip
+        }  # fmt: skip
+    return settings
 
 
 def _prompt(config: Config, task: LanguageTask) -> str:
@@ -253,27 +228,26 @@ def _prompt(config: Config, task: LanguageTask) -> str:
     return task.template.alone(config.data.prompt.instruction)
 
 
-def _layers(connector: nn.Module) -> list[list[Any]]:
-    """Names and sizes of the connector's layers; positions that it adds are none."""
-    layers = list(connector) if isinstance(connector, nn.Sequential) else [connector]
+def _save_connector(model: VisionLanguage, config: Config, folder: Path) -> list[list[Any]]:
+    """Write the connector's weights, and the positions that it adds to the tokens of an image;
+    returns names and sizes of its other layers."""
+    connector = model.connector
+    weights = {name: tensor.contiguous() for name, tensor in connector.state_dict().items()}
+    save_file(weights, folder / "connector.safetensors")
     found: list[list[Any]] = []
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            found.append(["Linear", layer.in_features, layer.out_features, layer.bias is not None])
-        elif isinstance(layer, nn.LayerNorm):
-            found.append(["LayerNorm", layer.normalized_shape[0]])
-        elif not isinstance(layer, Positions):
-            found.append([type(layer).__name__])
-    return found
-
-
-def _save_positions(model: VisionLanguage, config: Config, path: Path) -> None:
-    """Write what the connector adds to the tokens of an image, if it adds anything."""
-    for layer in model.connector.children():
+    for layer in connector if isinstance(connector, nn.Sequential) else [connector]:
         if isinstance(layer, Positions):
             with torch.no_grad():
                 tokens_1ND = model.image_tokens(torch.zeros(1, 3, *image_section(config)["size"]))
-            save_file({"positions": layer(torch.zeros_like(tokens_1ND))}, path)
+            places_1ND = layer(torch.zeros_like(tokens_1ND))
+            save_file({"positions": places_1ND}, folder / "positions.safetensors")
+        elif isinstance(layer, nn.Linear):
+            found.append(["Linear", layer.in_features, layer.out_features, layer.bias is not None])
+        elif isinstance(layer, nn.LayerNorm):
+            found.append(["LayerNorm", layer.normalized_shape[0]])
+        else:
+            found.append([type(layer).__name__])
+    return found
 
 
 # --- images
@@ -295,44 +269,46 @@ def _processor(config: Config) -> dict[str, Any]:
                 "resize and center_crop, with image_aspect_ratio: pad, resize or none",
                 key="transforms.image_aspect_ratio" if how else "transforms.valid_transforms",
             )
+        size = step["size"]
+        if isinstance(size, int):
+            size = {"shortest_edge": size}
+        else:
+            size = {"height": size[0], "width": size[1]}
         if step["step"] == "center_crop":
-            settings |= {"do_center_crop": True, "crop_size": _size(step["size"])}
+            settings |= {"do_center_crop": True, "crop_size": size}
             continue
-        settings |= {"do_resize": True, "size": _size(step["size"])}
-        settings["resample"] = _PILLOWS[step["interpolation"]]
+        settings |= {"do_resize": True, "size": size, "resample": _PILLOWS[step["interpolation"]]}
         if how == "pad":
             settings |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
     return settings
 
 
-def _size(size: int | list[int]) -> dict[str, int]:
-    if isinstance(size, int):
-        return {"shortest_edge": size}
-    return {"height": size[0], "width": size[1]}
-
-
 def _save_image_encoder(
-    encoder: Any, config: Config, folder: Path, layer: int | None = None
+    encoder: nn.Module, config: Config, folder: Path, layer: int | None = None
 ) -> dict[str, Any]:
     """Write the folder; returns the settings of ``exported_model.ImageEncoder``.
 
     That gives pooled features [B, D], or with ``layer`` tokens [B, N, D]. Raises UserError where
     transformers would build another model.
     """
-    section = config.model.image_encoder
-    of_timm = isinstance(encoder, TimmImageEncoder)
-    if not (of_timm or isinstance(encoder, HuggingfaceImageEncoder)):
+    section, pool = config.model.image_encoder, None
+    pixels = torch.randn(2, 3, *image_section(config)["size"])
+    if isinstance(encoder, TimmImageEncoder):
+        theirs = _wrapped(encoder.model, section, pixels, layer is None)
+        pool = "model"
+    elif isinstance(encoder, HuggingfaceImageEncoder):
+        theirs = encoder.model
+        pool = _pooling(encoder, pixels)
+    else:
         raise UserError(
             f"transformers has no {section.name!r} image encoder; timm and huggingface can "
             "be exported",
             key=f"{_IMAGE}.name",
         )
-    pixels = torch.randn(2, 3, *image_section(config)["size"])
-    theirs = _wrapped(encoder.model, section, pixels, layer is None) if of_timm else encoder.model
     theirs.save_pretrained(folder)
     settings = {
-        "pool": _pooling(encoder, pixels) if layer is None else None,
-        "layer": layer, "num_prefix": encoder.num_prefix_tokens,
+        "pool": pool if layer is None else None, "layer": layer,
+        "num_prefix": encoder.num_prefix_tokens,
     }  # fmt: skip
     with torch.no_grad():
         ours = encoder(pixels) if layer is None else encoder.tokens(pixels, layer)
@@ -343,10 +319,8 @@ def _save_image_encoder(
     return settings
 
 
-def _pooling(encoder: TimmImageEncoder | HuggingfaceImageEncoder, pixels: Tensor) -> str:
+def _pooling(encoder: HuggingfaceImageEncoder, pixels: Tensor) -> str:
     """``model``: transformers' pooler_output; ``mean`` or ``first`` of its states."""
-    if isinstance(encoder, TimmImageEncoder):
-        return "model"
     if encoder.pool == "mean":
         return "mean"
     with torch.no_grad():  # AutoModel may add a pooling of random weights
@@ -407,29 +381,23 @@ def _save_language_model(decoder: Decoder, folder: Path) -> int | None:
     returns its number, else None.
     """
     model: Any = decoder.model
-    state = dict(model.state_dict())
-    tied, none, more = True, None, 0
+    state, config = dict(model.state_dict()), copy.deepcopy(model.config)
+    none = None
     tables = decoder.positions.tables if isinstance(decoder, PrefixDecoder) else []
     for name, module in model.named_modules():
         if isinstance(module, TokenRows):
             table = f"{name.removesuffix('.token_rows')}.weight"
             state[table] = state[table].index_copy(0, module.ids_R, state.pop(f"{name}.rows_RD"))
-            tied = False  # the output layer keeps the row that it had
+            config.tie_word_embeddings = False  # the output layer keeps the row that it had
         elif module in tables:
-            none, more, state[f"{name}.weight"] = _with_none(module)
+            weight_PD, offset = module.weight.detach().clone(), getattr(module, "offset", 0)
+            if offset:  # rows before the first, which padding alone has
+                weight_PD[offset - 1], none = 0, -1
+            else:
+                none = len(weight_PD)
+                weight_PD = torch.cat([weight_PD, torch.zeros_like(weight_PD[:1])])
+                config.max_position_embeddings += 1
+            state[f"{name}.weight"] = weight_PD
     model.save_pretrained(folder, state_dict=state)
-    config = copy.deepcopy(model.config)
-    config.tie_word_embeddings = tied and config.tie_word_embeddings
-    if more:
-        config.max_position_embeddings += more
     config.save_pretrained(folder)
     return none
-
-
-def _with_none(table: Any) -> tuple[int, int, Tensor]:
-    """The number of a position of zeros, how many rows it takes, and the table with it."""
-    weight_PD, offset = table.weight.detach().clone(), getattr(table, "offset", 0)
-    if offset:  # rows before the first, which padding alone has
-        weight_PD[offset - 1] = 0
-        return -1, 0, weight_PD
-    return len(weight_PD), 1, torch.cat([weight_PD, torch.zeros_like(weight_PD[:1])])

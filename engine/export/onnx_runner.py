@@ -6,7 +6,7 @@ paths, encoded bytes or Pillow images; one that cannot be read raises BadSample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
 from pathlib import Path
@@ -104,96 +104,6 @@ class KVState:
         return logits_BTV, KVState(self._graph, past, texts)
 
 
-# --- labels
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A label's tokens without its separator, and log p of them and the separator."""
-
-    ids: tuple[int, ...]
-    log_p: float
-
-
-def one_shot(
-    logits_BV: np.ndarray,
-    state: KVState,
-    *,
-    prompt_length: int,
-    separator_id: int,
-    num_first: int,
-    room: int,
-    rows: int,
-) -> list[list[Found]]:
-    """Labels of images in one go (NXTP, arXiv 2312.02142, section 3.4), ``rows`` of them at a time.
-
-    As ``engine.generate.label_search``: the k likeliest first tokens behind the prompt begin k
-    labels, each of which is extended, side by side with the others and unseen by them, by its
-    likeliest tokens to the separator. A label's probability is the product over its tokens, the
-    separator included. Each image's labels come in the order of their first tokens, the likelier
-    first.
-
-    ``logits_BV`` follow the prompt. A label of more than ``room`` tokens, its separator included,
-    is left out.
-    """
-    first_BV = log_softmax(logits_BV)
-    first_BV[:, separator_id] = -np.inf
-    ids_BK = np.argsort(-first_BV, axis=1, kind="stable")[:, :num_first]
-    log_p_BK = np.take_along_axis(first_BV, ids_BK, axis=1)
-    found: list[list[Found]] = [[] for _ in ids_BK]
-    for start in range(0, num_first, rows):
-        part = slice(start, start + rows)
-        complete = _finish(
-            state, ids_BK[:, part], log_p_BK[:, part],
-            start=prompt_length, separator_id=separator_id, room=room,
-        )  # fmt: skip
-        for labels, more in zip(found, complete, strict=True):
-            labels += more
-    return found
-
-
-def _finish(
-    state: KVState, first_BK: np.ndarray, log_p_BK: np.ndarray,
-    *, start: int, separator_id: int, room: int,
-) -> list[list[Found]]:  # fmt: skip
-    """Labels from their first tokens on, which stand at the position ``start``."""
-    num_images, num_labels = first_BK.shape
-    ids_BKT = np.full((num_images, num_labels, room), separator_id)
-    ids_BKT[..., 0] = first_BK
-    log_p_BK = log_p_BK.copy()
-    active_BA = np.broadcast_to(np.arange(num_labels), first_BK.shape)
-    ended_BK = np.zeros(first_BK.shape, bool)
-    for step in range(1, room):
-        last_BA = np.take_along_axis(ids_BKT[..., step - 1], active_BA, axis=1)
-        logits_BAV, state = state.extend(
-            last_BA,
-            segment_ids=active_BA + 1,
-            position_ids=np.full_like(last_BA, start + step - 1),
-        )
-        next_BAV = log_softmax(logits_BAV)
-        token_BA = next_BAV.argmax(-1)
-        more_BA = np.take_along_axis(next_BAV, token_BA[..., None], axis=2)[..., 0]
-        going_BA = ~np.take_along_axis(ended_BK, active_BA, axis=1)
-        token_BA = np.where(going_BA, token_BA, separator_id)
-        np.put_along_axis(ids_BKT[..., step], active_BA, token_BA, axis=1)
-        so_far_BA = np.take_along_axis(log_p_BK, active_BA, axis=1)
-        np.put_along_axis(log_p_BK, active_BA, so_far_BA + np.where(going_BA, more_BA, 0), axis=1)
-        np.put_along_axis(ended_BK, active_BA, token_BA == separator_id, axis=1)
-        num_active = int((~ended_BK).sum(1).max())
-        if num_active == 0:
-            break
-        # as many columns as the image with most needs, unfinished labels first
-        active_BA = np.argsort(ended_BK, axis=1, kind="stable")[:, :num_active]
-    return [
-        [
-            Found(tuple(ids[: ids.index(separator_id)]), log_p)
-            for ids, log_p, ended in zip(*rows, strict=True)
-            if ended
-        ]
-        for rows in zip(ids_BKT.tolist(), log_p_BK.tolist(), ended_BK.tolist(), strict=True)
-    ]
-
-
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """log p along the last axis."""
     shifted = logits - logits.max(-1, keepdims=True)
@@ -212,23 +122,19 @@ class OnnxFolder:
         batch_size: images or texts that are run at a time.
         verify: check every file's SHA-256 first.
 
-    Raises UserError for a folder that is none, or is another task's.
+    Raises UserError for a folder that is not an export, or is another task's.
     """
 
     task = ""
 
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        threads: int | None = None,
-        batch_size: int = 32,
-        verify: bool = False,
-    ) -> None:
+        self, folder: str | Path, *,
+        threads: int | None = None, batch_size: int = 32, verify: bool = False,
+    ) -> None:  # fmt: skip
         folder = Path(folder)
         self.manifest = read_manifest(folder, verify=verify)
-        if self.manifest.get("format") != "onnx" or self.manifest["task"] != self.task:
-            held = f"{self.manifest.get('format')} of --task={self.manifest.get('task')}"
+        held = f"{self.manifest.get('format')} of --task={self.manifest.get('task')}"
+        if held != f"onnx of --task={self.task}":
             raise UserError(f"{folder} holds {held}, not onnx of --task={self.task}")
         self.batch_size = batch_size
         self.preprocess = Preprocess(self.manifest["image"])
@@ -239,15 +145,24 @@ class OnnxFolder:
             for name, described in self.manifest["graphs"].items()
         }
 
-    def batches(self, images: Sequence[Any]) -> Iterator[np.ndarray]:
-        """Normalised ``image_BCHW``, ``batch_size`` at a time."""
-        for start in range(0, len(images), self.batch_size):
-            yield self.preprocess(images[start : start + self.batch_size])
+    def batches(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        """Items, ``batch_size`` at a time."""
+        for start in range(0, len(items), self.batch_size):
+            yield items[start : start + self.batch_size]
 
     def encode(self, image_BCHW: np.ndarray) -> Any:
         """What the image encoder's graph puts out, as onnxruntime holds it."""
         (found,) = self.graphs["image_encoder"]({"pixel_values": image_BCHW}).values()
         return found
+
+    def encode_prompt(
+        self, image_BCHW: np.ndarray, prompt_ids: list[int], **texts_P: np.ndarray
+    ) -> tuple[np.ndarray, KVState]:
+        """Logits and state of images behind one prompt, and the decoder's other inputs for it."""
+        rows, image = len(image_BCHW), self.encode(image_BCHW)
+        texts_BP = {name: np.tile(each, (rows, 1)) for name, each in texts_P.items()}
+        ids_BP = np.tile(np.array(prompt_ids, np.int64), (rows, 1))
+        return KVState.encode_prompt(self.graphs["decoder"], image, ids_BP, **texts_BP)
 
 
 class OnnxClip(OnnxFolder):
@@ -257,14 +172,14 @@ class OnnxClip(OnnxFolder):
 
     def embed_images(self, images: Sequence[Any]) -> np.ndarray:
         """float32 [N, D]."""
-        return self._joined([self.encode(batch).numpy() for batch in self.batches(images)])
+        found = [self.encode(self.preprocess(batch)).numpy() for batch in self.batches(images)]
+        return self._joined(found)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [N, D]."""
         found = []
-        for start in range(0, len(texts), self.batch_size):
-            cleaned = [clean(t) for t in texts[start : start + self.batch_size]]
-            rows = self.tokenizer.rows(cleaned, self.text["max_length"])
+        for batch in self.batches(texts):
+            rows = self.tokenizer.rows([clean(text) for text in batch], self.text["max_length"])
             ids_BT, mask_BT = (np.array(each, np.int64) for each in rows)
             graph = self.graphs["text_encoder"]
             (features,) = graph({"input_ids": ids_BT, "attention_mask": mask_BT}).values()
@@ -290,34 +205,23 @@ class OnnxCaptioner(OnnxFolder):
 
     task = "caption"
 
-    def __call__(
-        self, images: Sequence[Any], *, prompt: str | None = None, max_new_tokens: int | None = None
-    ) -> list[str]:
-        """A caption for each image; ``prompt`` replaces the run's own, its template included."""
-        found: list[str] = []
-        for image_BCHW in self.batches(images):
-            found += self.captions(image_BCHW, prompt=prompt, max_new_tokens=max_new_tokens)
-        return found
+    def __call__(self, images: Sequence[Any], **options: Any) -> list[str]:
+        """A caption for each image; ``options`` as for ``greedy``."""
+        batches = self.batches(images)
+        return [text for b in batches for text in self.captions(self.preprocess(b), **options)]
 
-    def captions(
-        self,
-        image_BCHW: np.ndarray,
-        *,
-        prompt: str | None = None,
-        max_new_tokens: int | None = None,
-    ) -> list[str]:
+    def captions(self, image_BCHW: np.ndarray, **options: Any) -> list[str]:
         """Captions of one batch of normalised images."""
-        rows = self.greedy(image_BCHW, prompt=prompt, max_new_tokens=max_new_tokens)
-        return [self.tokenizer.decode(row) for row in rows.tolist()]
+        return [self.tokenizer.decode(row) for row in self.greedy(image_BCHW, **options).tolist()]
 
     def greedy(
-        self,
-        image_BCHW: np.ndarray,
-        *,
-        prompt: str | None = None,
-        max_new_tokens: int | None = None,
-    ) -> np.ndarray:
-        """Tokens behind the prompt, int64 [B, T]; behind a text's end there is padding."""
+        self, image_BCHW: np.ndarray, *,
+        prompt: str | None = None, max_new_tokens: int | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """Tokens behind the prompt, int64 [B, T]; behind a text's end there is padding.
+
+        ``prompt`` replaces the run's own, its template included.
+        """
         text = self.text
         prompt_ids = text["prompt_ids"]
         if prompt is not None:
@@ -329,12 +233,9 @@ class OnnxCaptioner(OnnxFolder):
                 f"the prompt takes {len(prompt_ids)} of {text['max_length']} tokens and leaves "
                 "none for a caption; shorten it"
             )
-        ids_BT = np.tile(np.array(prompt_ids, np.int64), (len(image_BCHW), 1))
-        logits, state = KVState.encode_prompt(
-            self.graphs["decoder"], self.encode(image_BCHW), ids_BT,
-            attention_mask=np.ones_like(ids_BT),
-        )  # fmt: skip
-        said, going_B = [], np.ones(len(ids_BT), bool)
+        mask_P = np.ones(len(prompt_ids), np.int64)
+        logits, state = self.encode_prompt(image_BCHW, prompt_ids, attention_mask=mask_P)
+        said, going_B = [], np.ones(len(image_BCHW), bool)
         while True:
             token_B = np.where(going_B, logits[:, -1].argmax(-1), text["pad_id"])
             said.append(token_B)
@@ -354,7 +255,14 @@ class Label:
 
 
 class OnnxRecognizer(OnnxFolder):
-    """Labels of images with their probabilities, by one-shot sampling."""
+    """Labels of images with their probabilities, by one-shot sampling (NXTP, arXiv 2312.02142,
+    section 3.4), as ``engine.generate.label_search``.
+
+    The likeliest first tokens behind the prompt begin a label each, which is extended, side by side
+    with the others and unseen by them, by its likeliest tokens to the separator. A label's
+    probability is the product over its tokens, the separator included; one that has no separator
+    within the run's ``room`` is left out.
+    """
 
     task = "recognize"
 
@@ -363,59 +271,95 @@ class OnnxRecognizer(OnnxFolder):
     ) -> list[list[Label]]:
         """``top_k`` labels of each image, the likeliest first; ``options`` as for ``labels``."""
         found: list[list[Label]] = []
-        for image_BCHW in self.batches(images):
-            found += self.labels(image_BCHW, top_k, **options)
+        for batch in self.batches(images):
+            found += self.labels(self.preprocess(batch), top_k, **options)
         return found
 
     def labels(
-        self,
-        image_BCHW: np.ndarray,
-        top_k: int | None = None,
-        *,
-        first_tokens: int | None = None,
-        rows: int = 64,
-    ) -> list[list[Label]]:
+        self, image_BCHW: np.ndarray, top_k: int | None = None, *,
+        first_tokens: int | None = None, rows: int = 64,
+    ) -> list[list[Label]]:  # fmt: skip
         """Labels of one batch of normalised images.
 
         ``first_tokens`` labels are begun (default: the run's own, or ``top_k`` if that is more),
         ``rows`` of them at a time.
         """
-        text, known = self.text, self.manifest["labels"]
+        prompt_ids, known = self.text["prompt_ids"], self.manifest["labels"]
         top_k = known["num_labels"] if top_k is None else top_k
         num_first = first_tokens or max(known.get("first_tokens") or 0, top_k)
-        ids_BT = np.tile(np.array(text["prompt_ids"], np.int64), (len(image_BCHW), 1))
-        position_BT = np.tile(np.arange(ids_BT.shape[1]), (len(ids_BT), 1))
-        logits, state = KVState.encode_prompt(
-            self.graphs["decoder"], self.encode(image_BCHW), ids_BT,
-            segment_ids=np.zeros_like(ids_BT), position_ids=position_BT,
-        )  # fmt: skip
+        position_P = np.arange(len(prompt_ids))
+        logits, state = self.encode_prompt(
+            image_BCHW, prompt_ids, segment_ids=np.zeros_like(position_P), position_ids=position_P
+        )
         most = logits.shape[2] - 1  # the separator begins none
         if num_first > most:
             raise UserError(
                 f"{num_first} labels are to be begun, and only {most} tokens can begin one; take "
                 "a smaller top_k or first_tokens"
             )
-        found = one_shot(
-            logits[:, -1], state, prompt_length=ids_BT.shape[1],
-            separator_id=text["separator_id"], num_first=num_first, room=known["room"], rows=rows,
-        )  # fmt: skip
+        first_BV = log_softmax(logits[:, -1])
+        first_BV[:, self.text["separator_id"]] = -np.inf
+        ids_BK = np.argsort(-first_BV, axis=1, kind="stable")[:, :num_first]
+        log_p_BK = np.take_along_axis(first_BV, ids_BK, axis=1)
+        found: list[list[tuple[list[int], float]]] = [[] for _ in ids_BK]
+        for start in range(0, num_first, rows):
+            part = slice(start, start + rows)
+            complete = self._finish(state, ids_BK[:, part], log_p_BK[:, part], known["room"])
+            for labels, more in zip(found, complete, strict=True):
+                labels += more
         return [self._ranked(labels)[:top_k] for labels in found]
 
-    def _ranked(self, found: Sequence[Found]) -> list[Label]:
+    def _finish(
+        self, state: KVState, first_BK: np.ndarray, log_p_BK: np.ndarray, room: int
+    ) -> list[list[tuple[list[int], float]]]:
+        """Each image's labels from their first tokens on: tokens without separator, and log p."""
+        separator_id, num_labels = self.text["separator_id"], first_BK.shape[1]
+        ids_BKT = np.full((*first_BK.shape, room), separator_id)
+        ids_BKT[..., 0] = first_BK
+        log_p_BK = log_p_BK.copy()
+        active_BA = np.broadcast_to(np.arange(num_labels), first_BK.shape)
+        ended_BK = np.zeros(first_BK.shape, bool)
+        for step in range(1, room):
+            last_BA = np.take_along_axis(ids_BKT[..., step - 1], active_BA, axis=1)
+            position_BA = np.full_like(last_BA, len(self.text["prompt_ids"]) + step - 1)
+            logits_BAV, state = state.extend(
+                last_BA, segment_ids=active_BA + 1, position_ids=position_BA
+            )
+            next_BAV = log_softmax(logits_BAV)
+            going_BA = ~np.take_along_axis(ended_BK, active_BA, axis=1)
+            token_BA = np.where(going_BA, next_BAV.argmax(-1), separator_id)
+            log_p_BA = np.take_along_axis(log_p_BK, active_BA, axis=1)
+            log_p_BA += np.where(going_BA, next_BAV.max(-1), 0)
+            np.put_along_axis(ids_BKT[..., step], active_BA, token_BA, axis=1)
+            np.put_along_axis(log_p_BK, active_BA, log_p_BA, axis=1)
+            np.put_along_axis(ended_BK, active_BA, token_BA == separator_id, axis=1)
+            num_active = int((~ended_BK).sum(1).max())
+            if num_active == 0:
+                break
+            # as many columns as the image with most needs, unfinished labels first
+            active_BA = np.argsort(ended_BK, axis=1, kind="stable")[:, :num_active]
+        return [
+            [
+                (ids[: ids.index(separator_id)], log_p)
+                for ids, log_p, ended in zip(*rows, strict=True)
+                if ended
+            ]
+            for rows in zip(ids_BKT.tolist(), log_p_BK.tolist(), ended_BK.tolist(), strict=True)
+        ]
+
+    def _ranked(self, found: Sequence[tuple[list[int], float]]) -> list[Label]:
         """Labels as texts, the probabilities of equal ones summed, the likeliest first."""
         probs: dict[str, float] = {}
-        for label in sorted(found, key=lambda one: -one.log_p):
-            if spelled := self.tokenizer.decode(list(label.ids)):
-                probs[spelled] = probs.get(spelled, 0.0) + exp(label.log_p)
+        for ids, log_p in sorted(found, key=lambda one: -one[1]):
+            if spelled := self.tokenizer.decode(ids):
+                probs[spelled] = probs.get(spelled, 0.0) + exp(log_p)
         return sorted((Label(*pair) for pair in probs.items()), key=lambda label: -label.prob)
 
 
-_TASKS: dict[str, Callable[..., OnnxFolder]] = {
-    one.task: one for one in (OnnxClip, OnnxCaptioner, OnnxRecognizer)
-}
+_TASKS = {one.task: one for one in (OnnxClip, OnnxCaptioner, OnnxRecognizer)}
 
 
-def open_folder(folder: str | Path, **options: Any) -> Any:
+def open_folder(folder: str | Path, **options: Any) -> OnnxFolder:
     """The folder's model: an ``OnnxClip``, ``OnnxCaptioner`` or ``OnnxRecognizer``. UserError."""
     task = read_manifest(Path(folder)).get("task")
     if task not in _TASKS:

@@ -8,7 +8,6 @@ open_clip takes no other: where the folder is moved, change it in the JSON.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import engine.torchvision_ops  # noqa: F401  before timm, which imports torchvis
 import timm  # isort: skip
 from engine.config.schema import Config, Export
 from engine.errors import UserError
-from engine.export.folder import described, new_folder, tokenizer_of, write_manifest
+from engine.export.folder import check_task, finish, new_folder, tokenizer_of, write_json
 from engine.export.images import image_section
 from engine.models.dual_encoder import DualEncoder
 from engine.run import Run
@@ -33,30 +32,40 @@ _CONFIG, _WEIGHTS, _TEXT = "open_clip_config.json", "open_clip_model.safetensors
 
 def build(run: Run, folder: Path, section: Export, key: str) -> None:
     """Write ``folder``. UserError: another task, parts that open_clip lacks, other content."""
+    check_task(run, ("clip",), "open_clip")
     model, config = run.model, run.config
-    if run.task_name != "clip" or not isinstance(model, DualEncoder):
-        raise UserError(
-            f"--task={run.task_name} cannot be exported to open_clip; clip can",
-            key="export.format",
-        )
+    assert isinstance(model, DualEncoder)
     _check(model, config)
+    image, text = config.model.image_encoder, config.model.text_encoder
+    preprocessing, place = _preprocessing(config), folder.resolve()
+    bias = {"init_logit_bias": 0.0} if "logit_bias" in model.scalar_names else {}
     settings = {
-        "model_cfg": _model(model, config, folder.resolve()),
-        "preprocess_cfg": _preprocessing(config),
-    }
+        "model_cfg": {
+            "embed_dim": config.model.projection.dim,
+            **bias,
+            "vision_cfg": {
+                "timm_model_name": image.tag, "timm_model_pretrained": False, "timm_pool": "",
+                "timm_proj": "linear", "image_size": preprocessing["size"],
+            },
+            "text_cfg": {
+                "hf_model_name": str(place / _TEXT), "hf_tokenizer_name": str(place),
+                "hf_model_pretrained": False, "hf_proj_type": "linear",
+                "hf_pooler_type": _POOLERS[text.pool], "context_length": text.max_length,
+            },
+        },
+        "preprocess_cfg": preprocessing,
+    }  # fmt: skip
     with new_folder(folder, key) as made:
-        (made / _CONFIG).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf8")
+        write_json(made / _CONFIG, settings)
         save_file(_tensors(model), made / _WEIGHTS, metadata={"format": "pt"})
-        encoder: Any = model.text_encoder
-        encoder.model.config.save_pretrained(made / _TEXT)
+        _text_config(model).save_pretrained(made / _TEXT)
         tokenizer_of(run).save(made)  # where open_clip looks for it
-        write_manifest(made, described(run, "open_clip"))
+        finish(made, run, "open_clip")
 
 
 def _check(model: DualEncoder, config: Config) -> None:
     """Raises UserError at the first part that open_clip would build differently."""
     image, text = config.model.image_encoder, config.model.text_encoder
-    trunk: Any = getattr(model.image_encoder, "model", None)
     plain = timm.is_model(image.tag.split(".")[0]) and image.name in ("timm", "timm_modelzoo")
     if not plain or image.param or image.patch_drop:
         raise UserError(
@@ -65,9 +74,9 @@ def _check(model: DualEncoder, config: Config) -> None:
         )
     with torch.device("meta"):
         theirs: Any = timm.create_model(image.tag, num_classes=0)
-    size = getattr(getattr(theirs, "patch_embed", None), "img_size", None)
-    ours = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
-    pools = [getattr(one, "global_pool", None) for one in (trunk, theirs)]
+    trunks = (model.image_encoder.model, theirs)
+    ours, size = (getattr(getattr(t, "patch_embed", None), "img_size", None) for t in trunks)
+    pools = [getattr(trunk, "global_pool", None) for trunk in trunks]
     if size != ours or (isinstance(pools[1], str) and pools[0] != pools[1]):
         raise UserError(
             f"open_clip builds {image.tag!r} for images of {size} with pool {pools[1]!r}, and this "
@@ -86,25 +95,6 @@ def _check(model: DualEncoder, config: Config) -> None:
 def _text_config(model: DualEncoder) -> Any:
     encoder: Any = model.text_encoder
     return encoder.model.config
-
-
-def _model(model: DualEncoder, config: Config, folder: Path) -> dict[str, Any]:
-    image, text = config.model.image_encoder, config.model.text_encoder
-    size = image_section(config)["size"]
-    bias = {"init_logit_bias": 0.0} if "logit_bias" in model.scalar_names else {}
-    return {
-        "embed_dim": config.model.projection.dim,
-        **bias,
-        "vision_cfg": {
-            "timm_model_name": image.tag, "timm_model_pretrained": False, "timm_pool": "",
-            "timm_proj": "linear", "image_size": size,
-        },
-        "text_cfg": {
-            "hf_model_name": str(folder / _TEXT), "hf_tokenizer_name": str(folder),
-            "hf_model_pretrained": False, "hf_proj_type": "linear",
-            "hf_pooler_type": _POOLERS[text.pool], "context_length": text.max_length,
-        },
-    }  # fmt: skip
 
 
 def _preprocessing(config: Config) -> dict[str, Any]:

@@ -10,47 +10,30 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from engine.errors import UserError, exit_code
-from engine.export.onnx_runner import OnnxCaptioner, OnnxClip, open_folder
+from engine.export.onnx_runner import (
+    OnnxCaptioner,
+    OnnxClip,
+    OnnxFolder,
+    OnnxRecognizer,
+    open_folder,
+)
 from engine.types import BadSample
 
-_OF_TASK = {"texts": "clip", "prompt": "caption", "max_new_tokens": "caption",
-            "top_k": "recognize"}  # fmt: skip
-
-Answer = Callable[[np.ndarray], list[dict[str, Any]]]
+_OF_TASK = {
+    "texts": "clip", "prompt": "caption", "max_new_tokens": "caption", "top_k": "recognize",
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line, print a line an image; returns the exit code."""
     given = _parser().parse_args(argv)
     return exit_code(lambda: _run(given))
-
-
-def _run(given: argparse.Namespace) -> int:
-    model = open_folder(
-        given.folder, threads=given.threads, batch_size=given.batch_size, verify=given.verify
-    )
-    _check(model, given)
-    answer = _answer(model, given)
-    bad = 0
-    for start in range(0, len(given.images), given.batch_size):
-        bad += _lines(model, answer, given.images[start : start + given.batch_size])
-    return 1 if bad else 0
-
-
-def _check(model: Any, given: argparse.Namespace) -> None:
-    """Raises UserError for an option that has no effect with the folder's task."""
-    for option, task in _OF_TASK.items():
-        if getattr(given, option) is not None and model.task != task:
-            raise UserError(
-                f"--{option} is for {task}, and {given.folder} holds --task={model.task}; leave it "
-                "out"
-            )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,41 +58,55 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _answer(model: Any, given: argparse.Namespace) -> Answer:
+def _run(given: argparse.Namespace) -> int:
+    model = open_folder(
+        given.folder, threads=given.threads, batch_size=given.batch_size, verify=given.verify
+    )
+    for option, task in _OF_TASK.items():
+        if getattr(given, option) is not None and model.task != task:
+            raise UserError(
+                f"--{option} is for {task}, and {given.folder} holds --task={model.task}; leave it "
+                "out"
+            )
+    text_MD = (
+        model.embed_texts(given.texts) if isinstance(model, OnnxClip) and given.texts else None
+    )
+    bad = 0
+    for images in model.batches(given.images):
+        pixels: dict[int, np.ndarray] = {}
+        lines: dict[int, dict[str, Any]] = {}
+        for place, image in enumerate(images):
+            try:
+                pixels[place] = model.preprocess.pixels(image)
+            except BadSample as error:
+                lines[place] = {"error": str(error)}
+        bad += len(lines)
+        if pixels:
+            batch = model.preprocess.normalised(list(pixels.values()))
+            lines |= zip(pixels, _answers(model, batch, given, text_MD), strict=True)
+        for place, image in enumerate(images):
+            print(json.dumps({"image": image, **lines[place]}, ensure_ascii=False), flush=True)
+    return 1 if bad else 0
+
+
+def _answers(
+    model: OnnxFolder, image_BCHW: np.ndarray, given: argparse.Namespace, text_MD: np.ndarray | None
+) -> list[dict[str, Any]]:
     """What is printed of images, by the folder's task."""
     if isinstance(model, OnnxCaptioner):
         options = {"prompt": given.prompt, "max_new_tokens": given.max_new_tokens}
-        return lambda batch: [{"caption": text} for text in model.captions(batch, **options)]
-    if not isinstance(model, OnnxClip):
-        return lambda batch: [
+        return [{"caption": text} for text in model.captions(image_BCHW, **options)]
+    if isinstance(model, OnnxRecognizer):
+        return [
             {"labels": [{"label": label.text, "prob": label.prob} for label in labels]}
-            for labels in model.labels(batch, given.top_k)
+            for labels in model.labels(image_BCHW, given.top_k)
         ]
-    if not given.texts:
-        return lambda batch: [{"embedding": row.tolist()} for row in model.encode(batch).numpy()]
-    text_MD = model.embed_texts(given.texts)
-
-    def fitting(batch: np.ndarray) -> list[dict[str, Any]]:
-        prob_NM = model.probabilities(model.encode(batch).numpy(), text_MD)
-        return [{"probs": dict(zip(given.texts, row, strict=True))} for row in prob_NM.tolist()]
-
-    return fitting
-
-
-def _lines(model: Any, answer: Answer, images: Sequence[str]) -> int:
-    """Print a batch's lines in order; returns how many images could not be read."""
-    pixels: dict[int, np.ndarray] = {}
-    faults: dict[int, str] = {}
-    for place, image in enumerate(images):
-        try:
-            pixels[place] = model.preprocess.pixels(image)
-        except BadSample as error:
-            faults[place] = str(error)
-    found = answer(model.preprocess.normalised(list(pixels.values()))) if pixels else []
-    lines = dict(zip(pixels, found, strict=True)) | {p: {"error": f} for p, f in faults.items()}
-    for place, image in enumerate(images):
-        print(json.dumps({"image": image, **lines[place]}, ensure_ascii=False), flush=True)
-    return len(faults)
+    assert isinstance(model, OnnxClip)
+    image_BD = model.encode(image_BCHW).numpy()
+    if text_MD is None:
+        return [{"embedding": row.tolist()} for row in image_BD]
+    prob_BM = model.probabilities(image_BD, text_MD).tolist()
+    return [{"probs": dict(zip(given.texts, row, strict=True))} for row in prob_BM]
 
 
 if __name__ == "__main__":

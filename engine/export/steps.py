@@ -9,6 +9,7 @@ Logits [B, T, V] are those of the call's tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,13 +20,21 @@ import engine.torchvision_ops  # noqa: F401  before transformers, which imports 
 from transformers import DynamicCache, EncoderDecoderCache  # isort: skip
 from engine import masks
 from engine.errors import UserError
-from engine.export.graphs import Argument
 from engine.models.decoders import t5_family
 from engine.models.decoders.language_model import Decoder
 from engine.models.decoders.prefix import PrefixDecoder
 from engine.models.decoders.t5_cross import T5CrossDecoder
 
 Outputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An example of one input, and the names of those of its sizes that may change, by axis."""
+
+    name: str
+    example: Tensor
+    sizes: dict[int, str]
 
 
 class PrefixStep(nn.Module):
@@ -41,14 +50,9 @@ class PrefixStep(nn.Module):
         self.num_image = num_image
 
     def run(
-        self,
-        input_ids: Tensor,
-        image_tokens: Tensor,
-        past: Sequence[Tensor],
-        segment_BL: Tensor,
-        valid_BL: Tensor,
-        position_BS: Tensor,
-    ) -> Outputs:
+        self, input_ids: Tensor, image_tokens: Tensor, past: Sequence[Tensor],
+        segment_BL: Tensor, valid_BL: Tensor, position_BS: Tensor,
+    ) -> Outputs:  # fmt: skip
         """Logits and cache. Segments and validity are the text's, positions everything's."""
         (decoder,) = self.decoder
         embeds_BQD = torch.cat([image_tokens, self.model.get_input_embeddings()(input_ids)], dim=1)
@@ -83,11 +87,7 @@ class CausalStep(PrefixStep):
     text_inputs = ("attention_mask",)
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        image_tokens: Tensor,
-        past: list[Tensor],
+        self, input_ids: Tensor, attention_mask: Tensor, image_tokens: Tensor, past: list[Tensor]
     ) -> Outputs:
         image_BN = attention_mask.new_ones(input_ids.shape[0], self.num_image)
         counted_BS = torch.cat([image_BN, attention_mask], dim=1)
@@ -103,13 +103,9 @@ class LabelStep(PrefixStep):
     text_inputs = ("segment_ids", "position_ids")
 
     def forward(
-        self,
-        input_ids: Tensor,
-        segment_ids: Tensor,
-        position_ids: Tensor,
-        image_tokens: Tensor,
+        self, input_ids: Tensor, segment_ids: Tensor, position_ids: Tensor, image_tokens: Tensor,
         past: list[Tensor],
-    ) -> Outputs:
+    ) -> Outputs:  # fmt: skip
         image_N = torch.arange(self.num_image, device=input_ids.device)
         image_BN = image_N.expand(input_ids.shape[0], -1)
         position_BS = torch.cat([image_BN, self.num_image + position_ids], dim=1)
@@ -132,11 +128,7 @@ class T5CrossStep(nn.Module):
         self.model = decoder.model
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        image_tokens: Tensor,
-        past: list[Tensor],
+        self, input_ids: Tensor, attention_mask: Tensor, image_tokens: Tensor, past: list[Tensor]
     ) -> Outputs:
         half, rows, num_new = len(past) // 2, input_ids.shape[0], input_ids.shape[1]
         sees_BTS = masks.visible(torch.ones_like(attention_mask), last=num_new)

@@ -23,7 +23,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from pathlib import Path
 from engine.config.schema import Decoder
-from engine.export import graphs, steps
+from engine.export import onnx, steps
 from engine.models.decoders.language_model import DecoderInput
 from engine.registry import find
 
@@ -43,7 +43,7 @@ weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
 before = peak()
 step = steps.step_of(decoder, 5).eval()
 given, past, outputs = steps.arguments_of(step, 5, decoder.width)
-described = graphs.write(
+described = onnx.write_graph(
     step, given, outputs, folder / "decoder.onnx", past=past, opset=20, beside=False
 )
 print(json.dumps({"graph": described, "weights": weights, "before": before, "peak": peak()}))

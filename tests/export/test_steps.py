@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engine.config.schema import Decoder as Section
 from engine.errors import UserError
-from engine.export import graphs, steps
+from engine.export import onnx, steps
 from engine.export.onnx_runner import Graph, KVState
 from engine.models.decoders.language_model import Decoder, DecoderInput
 from engine.models.decoders.prefix import PrefixDecoder
@@ -55,7 +55,7 @@ def exported(
     decoder, folder = make(request.param), tmp_path_factory.mktemp("graph")
     step = steps.step_of(decoder, IMAGE).eval()
     given, past, outputs = steps.arguments_of(step, IMAGE, WIDTH)
-    described = graphs.write(
+    described = onnx.write_graph(
         step, given, outputs, folder / "decoder.onnx", past=past, opset=20, beside=False
     )
     assert described["inputs"]["input_ids"]["shape"] == ["batch", "length"]
@@ -155,12 +155,12 @@ def test_labels_side_by_side_do_not_see_one_another(exported: tuple[Decoder, Gra
 
 def test_weights_lie_beside_their_graph_where_they_are_asked_to(tmp_path: Path) -> None:
     part, example = nn.Linear(64, 64), torch.zeros(2, 64)
-    given = [graphs.Argument("x", example, {0: "batch"})]
+    given = [steps.Argument("x", example, {0: "batch"})]
     outputs = {}
     for beside in (False, True):
         folder = tmp_path / str(beside)
         folder.mkdir()
-        described = graphs.write(part, given, ["y"], folder / "g.onnx", opset=18, beside=beside)
+        described = onnx.write_graph(part, given, ["y"], folder / "g.onnx", opset=18, beside=beside)
         assert (folder / "g.onnx.data").exists() == beside
         assert ((folder / "g.onnx").stat().st_size < 64 * 64 * 4) == beside
         value = torch.randn(3, 64)
