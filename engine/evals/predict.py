@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.config.schema import Transforms
 from engine.data.bad_samples import BadRecord
 from engine.data.loader import Collate, Transform, rank_slice, valid_batches
 from engine.data.reader import Limits
-from engine.data.transforms import pipeline
 from engine.dist import collectives
+from engine.models.towers import modes_restored
 from engine.run import Run
 from engine.types import Batch, Sample, Source, Task
 
@@ -191,32 +190,12 @@ def gather_bad(mine: Sequence[BadRecord]) -> list[BadRecord]:
     return [BadRecord(**record) for records in gathered for record in records]
 
 
-def check_size(model: nn.Module, transforms: Transforms) -> None:
-    """Raises UserError where images of evaluations have a size that the image encoder cannot take.
-
-    It takes that of training: nothing is run where both are the same.
-    """
-    train, valid = (
-        pipeline.output_size(names, transforms)
-        for names in (transforms.train_transforms, transforms.valid_transforms)
-    )
-    tower = dict(model.named_children()).get("image_encoder")
-    if tower is not None and train != valid:
-        weight = next(tower.parameters())
-        with torch.no_grad(), evaluating(tower):
-            tower(torch.zeros(1, 3, *valid, device=weight.device, dtype=weight.dtype))
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode within the block; then each module's own mode again (frozen parts stay in eval)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with modes_restored(model):
+        model.eval()
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 class _WithRows:

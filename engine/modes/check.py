@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from engine import registry
 from engine.config.dump import resolved_yaml
@@ -21,6 +22,7 @@ from engine.modes.state import build_state, check_dist
 from engine.run import Run
 from engine.train.plan import Plan, make_plan
 from engine.train.precision import DTYPES
+from engine.train.state import TrainState
 from engine.types import Batch, Sample, Task
 
 _SAMPLED, _STEPS = 32, 12  # samples of each of so many steps, that the estimates are made from
@@ -34,15 +36,14 @@ def run(run: Run) -> None:
     check_dist(run)
     plan = make_plan(config, collectives.world())
     state = build_state(run, plan.total_steps, sharded=False)
-    seen = _Seen(run.task.batch)
-    batches = sample_batches(run, plan, seen)
+    batches, samples = sample_batches(run, plan)
     lines = [
         resolved_yaml(config),
         "# parameters",
         format_table(state.parameters),
         "\n# data",
         *data_plan(run, plan),
-        *described_sample(run.task, seen.samples),
+        *described_sample(run.task, samples),
         "\n# cost",
         *cost(run, plan, state, batches),
     ]
@@ -67,18 +68,6 @@ def data_plan(run: Run, plan: Plan) -> list[str]:
     ]
 
 
-class _Seen:
-    """A task's collate that remembers what it was given first."""
-
-    def __init__(self, collate: Callable[[list[Sample]], Batch]) -> None:
-        self.collate = collate
-        self.samples: list[Sample] = []
-
-    def __call__(self, samples: list[Sample]) -> Batch:
-        self.samples = self.samples or samples
-        return self.collate(samples)
-
-
 def described_sample(task: Task, samples: Sequence[Sample]) -> list[str]:
     """A sample's prompt and target, where the task has them: the first one with an image if there
     is one."""
@@ -91,49 +80,34 @@ def described_sample(task: Task, samples: Sequence[Sample]) -> list[str]:
     return [f"\n# a sample, with {images} image(s)", f"prompt: {prompt!r}", f"target: {target!r}"]
 
 
-def sample_batches(run: Run, plan: Plan, collate: _Seen) -> list[Batch]:
-    """The first few samples of some steps all over the first epoch, as batches on the CPU.
+def sample_batches(run: Run, plan: Plan) -> tuple[list[Batch], list[Sample]]:
+    """The first few samples of some steps all over the first epoch, as batches on the CPU, and
+    those of the first step; of streams, what comes first.
 
     Steps differ, where datasets with texts of other lengths are mixed or take turns.
     """
-    transform = run.transform("train")
-    if plan.streamed:
-        return [streamed_batch(run, plan, transform, collate)]
-    number = min(_STEPS, plan.steps_per_epoch)
-    steps = [plan.steps_per_epoch * place // number for place in range(number)]
-    found = train_batches(
-        plan.sources,
-        _First(plan.sampler, _SAMPLED, steps),
-        transform,
-        collate,
-        first_step=0,
-        total_steps=number,
-        steps_per_epoch=number,
-        rank=0,
-        world=1,
-        seed=run.config.runner.seed,
-        num_workers=0,
-        limits=run.train_limits,
-    )
-    return [batch for _, batch, _ in found]
+    first: list[Sample] = []
 
+    def collate(samples: list[Sample]) -> Batch:
+        first.extend(() if first else samples)
+        return run.task.batch(samples)
 
-def streamed_batch(run: Run, plan: Plan, transform: Any, collate: _Seen) -> Batch:
-    """A few samples that are not waited for until a whole shuffle window has come."""
-    loader = StreamLoader(
-        [replace(stream, window=_SAMPLED) for stream in plan.streamed],
-        transform,
-        collate,
-        batch_size=_SAMPLED,
-        first_step=0,
-        total_steps=1,
-        rank=0,
-        world=1,
-        seed=run.config.runner.seed,
-        limits=run.train_limits,
-        num_workers=0,
-    )
-    return next(batch for _, batch, _ in loader)
+    transform, number = run.transform("train"), min(_STEPS, plan.steps_per_epoch)
+    options: dict[str, Any] = {
+        "first_step": 0, "rank": 0, "world": 1, "seed": run.config.runner.seed,
+        "num_workers": 0, "limits": run.train_limits,
+    }  # fmt: skip
+    found: Iterable[Any]
+    if plan.streamed:  # a whole shuffle window is not waited for
+        streams = [replace(stream, window=_SAMPLED) for stream in plan.streamed]
+        options |= {"batch_size": _SAMPLED, "total_steps": 1}
+        found = StreamLoader(streams, transform, collate, **options)
+    else:
+        steps = [plan.steps_per_epoch * place // number for place in range(number)]
+        sampler = _First(plan.sampler, _SAMPLED, steps)
+        options |= {"total_steps": number, "steps_per_epoch": number}
+        found = train_batches(plan.sources, sampler, transform, collate, **options)
+    return [batch for _, batch, _ in found], first
 
 
 class _First(Sampler):
@@ -146,22 +120,24 @@ class _First(Sampler):
         return self.sampler.batch(epoch, self.chosen[step])[: self.rows]
 
 
-def cost(run: Run, plan: Plan, state: Any, batches: Sequence[Batch]) -> list[str]:
+def cost(run: Run, plan: Plan, state: TrainState, batches: Sequence[Batch]) -> list[str]:
     """Floating-point operations of the run, and bytes of a step on one device."""
-    data, world = run.config.data, collectives.world()
-    module = state.module.cpu()
-    rows = -(-(data.batch_size_train or data.batch_size) // world)
+    config, world, precision = run.config, collectives.world(), run.precision.name
+    module, data = state.module.cpu(), config.data
     pair = mean_flops(module, batches)
     samples = min(sum(map(len, plan.datasets)), plan.steps_per_epoch * data.batch_size)
     memory = estimate_memory(
         module,
         batches[0],
-        rows,
-        dtype=DTYPES.get(run.precision.name, torch.float32),
+        -(-(data.batch_size_train or data.batch_size) // world),
+        dtype=DTYPES.get(precision, torch.float32),
         global_rows=data.batch_size,
-        dim=run.config.model.projection.dim,
+        dim=config.model.projection.dim,
     )
-    memory = sharded(run, memory)
+    # dist.name may divide these among the ranks
+    whole = {name: memory[name] for name in ("weights", "gradients", "optimizer")}
+    part = registry.find("dist", config.dist.name, key="dist.name")
+    memory |= part.device_bytes(config, precision, world, whole)
     parts = ", ".join(f"{part} {size / _GIB:.2f}" for part, size in memory.items())
     return [
         f"training compute: {pair / 1e6:.1f} MFLOP a pair (forward and backward), "
@@ -170,7 +146,7 @@ def cost(run: Run, plan: Plan, state: Any, batches: Sequence[Batch]) -> list[str
     ]
 
 
-def mean_flops(module: Any, batches: Sequence[Batch]) -> float:
+def mean_flops(module: nn.Module, batches: Sequence[Batch]) -> float:
     """FLOPs of a sample, forward and backward, over as many batches as can soon be counted."""
     counts: list[int] = []
     for batch in batches:
@@ -178,12 +154,3 @@ def mean_flops(module: Any, batches: Sequence[Batch]) -> float:
             break
         counts.append(count_flops(module, batch))
     return sum(counts) / sum(len(batch["index_B"]) for batch in batches[: len(counts)])
-
-
-def sharded(run: Run, memory: dict[str, int]) -> dict[str, int]:
-    """The share of ``memory`` that one device holds where ``dist.name`` divides it among ranks."""
-    dist = run.config.dist
-    part = registry.find("dist", dist.name, key="dist.name")
-    whole = {name: memory[name] for name in ("weights", "gradients", "optimizer")}
-    world, precision = collectives.world(), run.precision.name
-    return memory | part.device_bytes(run.config, precision, world, whole)

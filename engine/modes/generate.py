@@ -16,7 +16,7 @@ once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,8 @@ def run(run: Run) -> None:
     output = Output(run, generation.name, len(source), generation.unit)
     module = run.model
     output.prepare()
-    if collectives.rank() == 0:
-        for closed in source.closed:
-            run.warn(f"left out: {closed}")
+    for closed in source.closed if collectives.rank() == 0 else ():
+        run.warn(f"left out: {closed}")
     model = replace(Predictor.of_run(run, module), stopped=output.after_batch)
     found, bad = generation.predict(model, source, np.arange(len(source)))
     nothing = f"none of the {len(source)} {generation.unit}s of {source.origin} can be used"
@@ -63,7 +62,7 @@ def run(run: Run) -> None:
     if folder is None:
         return
     files = write(folder, generation, source, found)
-    if not output.stopped:
+    if not run.stop.requested:
         files += generation.more_files(folder, model, source, found)
     number = counted(found, generation.unit)
     Progress().message(f"{generation.title} {number}: {files}")
@@ -90,31 +89,20 @@ class Output:
             in the run's.
         total: number of inputs.
         what: one of them: ``image``.
-        clock: seconds.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        name: str,
-        total: int,
-        what: str,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, run: Run, name: str, total: int, what: str) -> None:
         self.run, self.name, self.total, self.what = run, name, total, what
         given = run.config.generate.output
         self.folder = Path(given) if given else run.run_dir / name
-        self._clock, self._batches = clock, 0
-        self._began = self._reported = clock()
+        self._batches = 0
 
     def prepare(self) -> None:
         """Make the folder, before hours of work are done for it. Raises UserError."""
-        self._began = self._reported = self._clock()
-        if collectives.rank() != 0:
-            return
+        self._began = self._reported = time.monotonic()
         try:
-            make_writable(self.folder)
+            if collectives.rank() == 0:
+                make_writable(self.folder)
         except OSError as error:
             raise UserError(
                 f"no {self.name} can be written to {self.folder}: {error.strerror}; name another "
@@ -122,16 +110,11 @@ class Output:
                 key="generate.output",
             ) from error
 
-    @property
-    def stopped(self) -> bool:
-        """Whether this process was asked to end."""
-        return self.run.stop.requested
-
     def after_batch(self) -> bool:
         """Report progress every few seconds; returns whether this process was asked to end."""
         self._batches += 1
         done = min(self.total, self._batches * self.run.config.generate.batch_size)
-        now = self._clock()
+        now = time.monotonic()
         due = now - self._reported >= _REPORT_SECONDS and done < self.total
         if due and collectives.rank() == 0:
             self._reported = now
@@ -140,22 +123,22 @@ class Output:
                 f"{self.name}: {done:,} of {self.total:,} {self.what}s  {rate:.1f}/s  "
                 f"ETA {duration((self.total - done) / rate)}"
             )
-        return self.stopped
+        return self.run.stop.requested
 
     def settle(self, done: Sequence[Any], bad: Sequence[BadRecord], nothing: str) -> Path | None:
         """The folder to write ``done`` to; None where this process has nothing to write.
 
         Reports which inputs were left out. Raises UserError ``nothing`` where none was of use.
         """
-        stopped = collectives.any_true(self.stopped)
+        stop, folder = self.run.stop, self.folder
+        stopped = collectives.any_true(stop.requested)
         if not done and not stopped:
             raise UserError(f"{nothing}: {summary(bad)}", key="generate.input")
         if collectives.rank() != 0:
             return None
-        folder = self.folder
         if stopped:
             number = f"{len(done):,} of {self.total:,} {self.what}s done"
-            self.run.warn(f"{self.run.stop.name or 'stopped'}: {number}; the rest is left out")
+            self.run.warn(f"{stop.name or 'stopped'}: {number}; the rest is left out")
             if not done:
                 return None
             folder = folder / PARTIAL
