@@ -50,22 +50,15 @@ def build(
     precision: str,
 ) -> Replicas:
     """``module`` on ``device``, wrapped where there is more than one rank."""
-    module = module.to(device)
-    scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
+    wrapped = module.to(device)
     param = validated(Param, config.dist.param, "dist.param")
-    return Replicas(module, optimizer, _wrapped(module, param), scaler)
-
-
-def _wrapped(module: nn.Module, param: Param) -> nn.Module:
-    if collectives.world() == 1 or not any(p.requires_grad for p in module.parameters()):
-        return module
-    running = any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.modules())
-    return DistributedDataParallel(
-        module,
+    if collectives.world() > 1 and any(p.requires_grad for p in module.parameters()):
         # Without running statistics no buffer ever changes: do not send them every step
-        forward_sync_buffers=running,
-        **param.model_dump(exclude_none=True),
-    )
+        running = any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.modules())
+        options = param.model_dump(exclude_none=True)
+        wrapped = DistributedDataParallel(module, forward_sync_buffers=running, **options)
+    scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
+    return Replicas(module, optimizer, wrapped, scaler)
 
 
 class Replicas(Parallel):
@@ -83,7 +76,6 @@ class Replicas(Parallel):
         super().__init__()
         self.module, self.optimizer, self.scaler = module, optimizer, scaler
         self.wrapped = module if wrapped is None else wrapped
-        self.forward = self.wrapped.__call__
         self.scales_loss = scaler is not None
         self.trained = [p for p in module.parameters() if p.requires_grad]
 
@@ -151,9 +143,8 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> floa
 
     Waits for the device. ``None`` only measures; a norm that is not finite leaves them as they are.
     """
-    having = [parameter for parameter in parameters if parameter.grad is not None]
-    gradients = [parameter.grad for parameter in having if parameter.grad is not None]
-    norm = float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    having = list(parameters)
+    norm = float(nn.utils.get_total_norm([p.grad for p in having if p.grad is not None]))
     if max_norm is not None and max_norm < norm < float("inf"):
         nn.utils.clip_grads_with_norm_(having, max_norm, torch.tensor(norm))
     return norm

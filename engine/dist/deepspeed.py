@@ -7,6 +7,7 @@ the schedule and the checkpoints are the engine's own at every stage.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import warnings
@@ -26,13 +27,20 @@ from engine import registry
 from engine.config.schema import Config, Dist
 from engine.dist import collectives
 from engine.dist.launch import join_alone
-from engine.dist.parallel import Parallel, constrain, refuse_batch_norm, whole_weights
+from engine.dist.parallel import (
+    Parallel,
+    Sharded,
+    at_rank_0,
+    constrain,
+    refuse_batch_norm,
+    refuse_offload,
+)
 from engine.dist.zero_settings import KEY, Settings
 from engine.errors import UserError
 
 SHARDS = True
 _RELEASE = "0.19."  # internal parts of it are called
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check(config: Config, device: torch.device, precision: str) -> None:
@@ -44,11 +52,7 @@ def check(config: Config, device: torch.device, precision: str) -> None:
             key="dist.name",
         )
     settings = Settings(config, collectives.world(), precision)
-    if settings.offloads and device.type == "cpu":
-        raise UserError(
-            "offload moves memory from GPUs to the host, and this run is on the CPU: leave it out",
-            key="dist.param.offload",
-        )
+    refuse_offload(settings.offloads, device)
     if not (found := version("deepspeed")).startswith(_RELEASE):
         raise UserError(f"DeepSpeed {found} is installed, and this is written for {_RELEASE}x: "
                         "pip install -e '.[deepspeed]'", key="dist.name")  # fmt: skip
@@ -123,11 +127,11 @@ class _Cast(nn.Module):
             return self.module(*args, **kwargs)
 
 
-class ZeRO(Parallel):
+class ZeRO(Sharded):
     """A model and its optimizer in DeepSpeed's hands, stages 1 to 3.
 
-    ``zero`` is DeepSpeed's optimizer. The groups of torch's optimizer within it hold flat shards in
-    place of parameters.
+    ``wrapped`` is DeepSpeed's engine, ``zero`` its optimizer. The groups of torch's optimizer
+    within that hold flat shards in place of parameters.
     """
 
     def __init__(
@@ -157,35 +161,32 @@ class ZeRO(Parallel):
             dist.get_backend(), auto_mpi_discovery=False, verbose=False, dist_init_required=False
         )
         if self.stage == 3:  # tensor by tensor: all of them might not fit
-            low = _DTYPES.get(settings.weights, torch.float32)
+            low = DTYPES.get(settings.weights, torch.float32)
             for parameter in module.parameters():
                 parameter.data = parameter.data.to(low)
             deepspeed.zero.Init(module, config_dict_or_path=config)
             module.to(device)  # buffers
-        self.engine = deepspeed.initialize(
-            model=_Cast(module, device.type, _DTYPES.get(settings.precision)),
+        self.wrapped: Any = deepspeed.initialize(
+            model=_Cast(module, device.type, DTYPES.get(settings.precision)),
             optimizer=optimizer,
             config=config,
             dist_init_required=False,
         )[0]
-        self.optimizer = self.engine.basic_optimizer
-        self.zero: Any = self.engine.optimizer
-        self.utils, self.gathered = deepspeed.utils, deepspeed.zero.GatheredParameters
+        self.optimizer = self.wrapped.basic_optimizer
+        self.zero: Any = self.wrapped.optimizer
+        self.utils, self.gather = deepspeed.utils, deepspeed.zero.GatheredParameters
 
     @property
     def module(self) -> nn.Module:  # type: ignore[override]
         """The model as it was built."""
-        return self.engine.module.module
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.engine(*args, **kwargs)
+        return self.wrapped.module.module
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.zero.zero_grad(set_to_none)
 
     def hold(self) -> AbstractContextManager[None]:
         """Gradients stay whole on every rank within it, also where ZeRO would shard them."""
-        return self.engine.coalesce_grad_reduction()
+        return self.wrapped.coalesce_grad_reduction()
 
     def backward(
         self, outputs: Sequence[Tensor], gradients: Sequence[Tensor] | None = None
@@ -194,7 +195,7 @@ class ZeRO(Parallel):
         if gradients is not None:  # DeepSpeed takes a scalar; the gradient of Σ⟨z, g⟩ at z is g
             pairs = zip(outputs, gradients, strict=True)
             loss = torch.stack([(z * g).sum() for z, g in pairs]).sum()
-        self.engine.backward(loss)
+        self.wrapped.backward(loss)
 
     def clip(self, max_norm: float | None) -> float:
         """The norm; ``update`` clips by the bound that DeepSpeed was set up with."""
@@ -207,9 +208,9 @@ class ZeRO(Parallel):
         return norm / self.zero.loss_scale if norm >= 0 else float("inf")  # -1: not finite
 
     def update(self) -> None:
-        self.engine.step()
+        self.wrapped.step()
         if self.scalars:  # clamp them, and take the result into what is kept in fp32
-            with self.gathered(self.scalars, modifier_rank=0):
+            with self.gather(self.scalars, modifier_rank=0):
                 constrain(self.module)
                 values = [scalar.detach().clone() for scalar in self.scalars]
             for scalar, value in zip(self.scalars, values, strict=True):
@@ -223,25 +224,20 @@ class ZeRO(Parallel):
         for parts in self.zero.averaged_gradients.values():
             for part in parts or ():
                 part.fill_(torch.nan)
-        self.engine.step()
+        self.wrapped.step()
 
-    def weights(self) -> dict[str, Tensor]:
+    def gathered(self, tensor: Tensor) -> Tensor:
         """What is frozen is as exact as the passes have it: nothing else is kept of it."""
-        found = whole_weights(self.module, self._weight)
-        return found if collectives.rank() == 0 else {}
-
-    def _weight(self, tensor: Tensor) -> Tensor:
         if tensor.requires_grad:
-            return _kept(self.utils.safe_get_full_fp32_param(tensor))
-        with self.gathered([tensor]):
-            copy = tensor.detach().clone()
-            return _kept(copy.float() if copy.dtype in _DTYPES.values() else copy)
+            return at_rank_0(self.utils.safe_get_full_fp32_param(tensor))
+        with self.gather([tensor]):
+            return at_rank_0(tensor.float() if tensor.dtype in DTYPES.values() else tensor)
 
     def optimizer_state(self) -> dict[str, Any]:
         flat, values = self._example()
         state = {
             number: {
-                key: _kept(self.utils.safe_get_full_optimizer_state(parameter, key))
+                key: at_rank_0(self.utils.safe_get_full_optimizer_state(parameter, key))
                 if _alike(value, flat)
                 else value.detach().clone()
                 if isinstance(value, Tensor)
@@ -250,10 +246,11 @@ class ZeRO(Parallel):
             }
             for number, parameter in enumerate(self.trained if values else [])
         }
-        groups, start = [], 0
-        for size, group in zip(self.sizes, self.optimizer.param_groups, strict=True):
-            groups.append({**group, "params": list(range(start, start + size))})
-            start += size
+        numbers = iter(range(len(self.trained)))
+        groups = [
+            {**group, "params": list(itertools.islice(numbers, size))}
+            for size, group in zip(self.sizes, self.optimizer.param_groups, strict=True)
+        ]
         return {"state": state, "param_groups": groups} if collectives.rank() == 0 else {}
 
     def scaler_state(self) -> dict[str, Any] | None:
@@ -308,11 +305,11 @@ class ZeRO(Parallel):
             size = parameter.ds_tensor.numel()
             padded = F.pad(value.flatten(), (0, size * collectives.world() - value.numel()))
             value = padded[size * collectives.rank() :][:size]
-        kind = "local" if self.stage == 3 else "full"
+        put = f"safe_set_{'local' if self.stage == 3 else 'full'}_"
         if key is None:
-            getattr(self.utils, f"safe_set_{kind}_fp32_param")(parameter, value)
+            getattr(self.utils, f"{put}fp32_param")(parameter, value)
         else:
-            getattr(self.utils, f"safe_set_{kind}_optimizer_state")(parameter, value, key)
+            getattr(self.utils, f"{put}optimizer_state")(parameter, value, key)
 
     def _example(self) -> tuple[Tensor, dict[str, Any]]:
         """A flat shard and its state, whose keys and counts all shards have; {} before a step."""
@@ -351,14 +348,9 @@ class ZeRO(Parallel):
         for hook in (*hooks.forward_hooks, *hooks.backward_hooks):
             hook.remove()  # else each layer would release its weights again
         hooks.forward_hooks, hooks.backward_hooks = [], []
-        with self.gathered(self.module.parameters()):
+        with self.gather(self.module.parameters()):
             yield
         hooks._register_deepspeed_module(hooks.module)
-
-
-def _kept(tensor: Tensor) -> Tensor:
-    """On the CPU, at rank 0; the others only helped to gather it."""
-    return tensor.detach().cpu() if collectives.rank() == 0 else torch.empty(0)
 
 
 def _alike(value: Any, flat: Tensor) -> bool:

@@ -7,7 +7,7 @@ is run and released afterwards; what is outside of stacks stays gathered for the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -15,13 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-)
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy as Mixed
 from torch.distributed.tensor import DTensor
 
 from engine.config.explain import validated
@@ -29,7 +24,13 @@ from engine.config.schema import Config
 from engine.config.section import Section
 from engine.dist import collectives
 from engine.dist.launch import join_alone
-from engine.dist.parallel import Parallel, constrain, refuse_batch_norm, whole_weights
+from engine.dist.parallel import (
+    Sharded,
+    at_rank_0,
+    constrain,
+    refuse_batch_norm,
+    refuse_offload,
+)
 from engine.errors import UserError
 
 SHARDS = True
@@ -58,11 +59,7 @@ def check(config: Config, device: torch.device, precision: str) -> None:
     if param.weights not in ("fp32", precision):
         raise UserError(f"weights in bf16 go with dist.precision: bf16, which is {precision}",
                         key="dist.param.weights")  # fmt: skip
-    if param.offload and device.type == "cpu":
-        raise UserError(
-            "offload moves memory from GPUs to the host, and this run is on the CPU: leave it out",
-            key="dist.param.offload",
-        )
+    refuse_offload(param.offload is not None, device)
     if _WHOLE.search(config.optim.name.rpartition(".")[2].lower()):
         raise UserError(
             f"{config.optim.name} computes with whole parameters, of which each rank has a shard; "
@@ -92,7 +89,7 @@ def build(
     return FullySharded(module, optimizer, param, device)
 
 
-class FullySharded(Parallel):
+class FullySharded(Sharded):
     """A model whose parameters are DTensors, split along their first dimension.
 
     The ranks communicate on the devices of the mesh, wherever the shards are: a group cannot send
@@ -111,29 +108,24 @@ class FullySharded(Parallel):
         super().__init__()
         join_alone(device)
         names = {id(parameter): name for name, parameter in module.named_parameters()}
-        low = torch.bfloat16 if param.weights == "bf16" else None
+        mixed = (torch.bfloat16, torch.float32) if param.weights == "bf16" else ()
+        offload = CPUOffloadPolicy(device.type == "cuda") if param.offload else OffloadPolicy()
         settings: dict[str, Any] = {
             "mesh": init_device_mesh(device.type, (collectives.world(),)),
-            "mp_policy": MixedPrecisionPolicy(
-                low, torch.float32 if low else None, cast_forward_inputs=False
-            ),
-            "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda")
-            if param.offload
-            else OffloadPolicy(),
+            "mp_policy": Mixed(*mixed, cast_forward_inputs=False),
+            "offload_policy": offload,
         }
         self.reshard = param.reshard_after_forward
         for block in blocks(module):
             fully_shard(block, reshard_after_forward=self.reshard, **settings)
         fully_shard(module, reshard_after_forward=False, **settings)
-        self.module, self.optimizer, self.device = module, optimizer, device
+        self.module = self.wrapped = module
+        self.optimizer, self.device = optimizer, device
         self.parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
         sharded = dict(module.named_parameters())
         for group in optimizer.param_groups:
             group["params"] = [sharded[names[id(whole)]] for whole in group["params"]]
         self.trained = [parameter for parameter in sharded.values() if parameter.requires_grad]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module(*args, **kwargs)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -166,34 +158,24 @@ class FullySharded(Parallel):
         self.skip()
         constrain(self.module)
 
-    def weights(self) -> dict[str, Tensor]:
-        found = whole_weights(self.module, self._gathered)
-        return found if collectives.rank() == 0 else {}
-
     def optimizer_state(self) -> dict[str, Any]:
         saved = self.optimizer.state_dict()
         state = {
             number: {
-                key: self._gathered(value) if isinstance(value, Tensor) else value
+                key: self.gathered(value) if isinstance(value, Tensor) else value
                 for key, value in values.items()
             }
             for number, values in saved["state"].items()
         }
         return {**saved, "state": state} if collectives.rank() == 0 else {}
 
-    def _gathered(self, tensor: Tensor) -> Tensor:
-        """Whole and on the CPU, at rank 0; the others only help to gather it."""
+    def gathered(self, tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
         if isinstance(tensor, DTensor):
             tensor = _like(tensor, tensor.to_local().to(self.device)).full_tensor()
-        return tensor.cpu().clone() if collectives.rank() == 0 else torch.empty(0)
+        return at_rank_0(tensor)
 
-    def load(
-        self,
-        optimizer: Mapping[str, Any],
-        scaler: Mapping[str, Any] | None,
-        weights: Callable[[], Mapping[str, Tensor]],
-    ) -> None:
+    def load(self, optimizer: Mapping[str, Any], *_: Any) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state = {
             number: {key: _shard(value, parameters[number]) for key, value in values.items()}
@@ -242,11 +224,7 @@ def _shard(value: Any, parameter: DTensor) -> Any:
 
 
 def _like(other: DTensor, local: Tensor) -> DTensor:
+    mesh, shape, stride = other.device_mesh, other.shape, other.stride()
     return DTensor.from_local(
-        local,
-        other.device_mesh,
-        other.placements,
-        run_check=False,
-        shape=other.shape,
-        stride=other.stride(),
+        local, mesh, other.placements, run_check=False, shape=shape, stride=stride
     )

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
+import torch
+import torch.distributed as group
+
+from engine.config.schema import Dist
 from engine.errors import FaultError, UserError
-
-if TYPE_CHECKING:
-    import torch
-
-    from engine.config.schema import Dist
 
 
 def init_process_group(dist: Dist) -> torch.device:
@@ -20,23 +18,19 @@ def init_process_group(dist: Dist) -> torch.device:
     Returns this process's device. Raises UserError for devices that are not there, FaultError where
     the other processes cannot be reached.
     """
-    import torch
-    import torch.distributed
-
     if dist.num_threads:
         torch.set_num_threads(dist.num_threads)
     device = _device(dist)
-    backend = _backend(dist, device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
             raise UserError(
                 "WORLD_SIZE is set but not MASTER_ADDR and MASTER_PORT; start the run with "
                 "launch.py --nproc_per_node=N, or with torchrun"
             )
-        timeout = timedelta(seconds=dist.timeout_seconds)
+        backend = _backend(device) if dist.backend == "auto" else dist.backend
         try:
-            torch.distributed.init_process_group(backend, timeout=timeout)
-        except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
+            group.init_process_group(backend, timeout=timedelta(seconds=dist.timeout_seconds))
+        except (group.DistNetworkError, group.DistStoreError) as error:
             meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise FaultError(
                 f"rank {os.environ.get('RANK')} could not meet the other processes at {meeting} "
@@ -48,29 +42,24 @@ def init_process_group(dist: Dist) -> torch.device:
 
 def join_alone(device: torch.device) -> None:
     """A process group of this process, for a library that asks for one; where there is none yet."""
-    import torch.distributed
-
-    group = torch.distributed
     if not group.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        group.init_process_group(backend, store=group.HashStore(), rank=0, world_size=1)
+        group.init_process_group(_backend(device), store=group.HashStore(), rank=0, world_size=1)
 
 
 def shutdown() -> None:
     """Leave the process group, where there is one."""
-    import torch.distributed
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if group.is_initialized():
+        group.destroy_process_group()
 
 
 def _device(dist: Dist) -> torch.device:
-    import torch
-
     kind = dist.device
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cpu":
+        if dist.backend == "nccl":
+            raise UserError("nccl needs GPUs, and this run is on the CPU; set dist.backend: auto",
+                            key="dist.backend")  # fmt: skip
         return torch.device("cpu")
     local_rank, available = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local_rank >= available:
@@ -84,12 +73,5 @@ def _device(dist: Dist) -> torch.device:
     return device
 
 
-def _backend(dist: Dist, device: torch.device) -> str:
-    if dist.backend == "auto":
-        return "nccl" if device.type == "cuda" else "gloo"
-    if dist.backend == "nccl" and device.type == "cpu":
-        raise UserError(
-            "nccl needs GPUs, and this run is on the CPU; set dist.backend: auto",
-            key="dist.backend",
-        )
-    return dist.backend
+def _backend(device: torch.device) -> str:
+    return "nccl" if device.type == "cuda" else "gloo"

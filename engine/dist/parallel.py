@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from engine.dist import collectives
 from engine.errors import UserError
 
 
@@ -35,10 +36,14 @@ class Parallel(nn.Module, ABC):
     """
 
     module: nn.Module  # the model as the task built it
+    wrapped: nn.Module  # what runs it: itself, or what a library has put around it
     optimizer: torch.optim.Optimizer  # its groups carry the learning rates
     lockstep = False  # a forward pass waits for the other ranks, so that none may repeat it alone
     scales_loss = False  # fp16: overflows are expected, and lower the scale
     copies = True  # ``weights`` and ``optimizer_state`` share no memory with what trains
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.wrapped(*args, **kwargs)
 
     def hold(self) -> AbstractContextManager[None]:
         """Within the block gradients add up on each rank.
@@ -108,15 +113,36 @@ def constrain(module: nn.Module) -> None:
         clamp()
 
 
-def whole_weights(module: nn.Module, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The state dict of a sharded module, each tensor gathered once, however many names it has."""
-    found: dict[str, Tensor] = {}
-    known: dict[int, Tensor] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) not in known:
-            known[id(tensor)] = gather(tensor)
-        found[name] = known[id(tensor)]
-    return found
+class Sharded(Parallel):
+    """Whose ranks have shards of the weights, the gradients or the optimizer's state."""
+
+    @abstractmethod
+    def gathered(self, tensor: Tensor) -> Tensor:
+        """A parameter or buffer, whole and on the CPU, at rank 0; others only help to gather it."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Each tensor is gathered once, however many names it has."""
+        named = self.module.state_dict(keep_vars=True)
+        known = {id(tensor): tensor for tensor in named.values()}
+        whole = {number: self.gathered(tensor) for number, tensor in known.items()}
+        if collectives.rank() != 0:
+            return {}
+        return {name: whole[id(tensor)] for name, tensor in named.items()}
+
+
+def at_rank_0(tensor: Tensor) -> Tensor:
+    """A copy on the CPU at rank 0, nothing elsewhere."""
+    copied = collectives.rank() == 0
+    return tensor.detach().to("cpu", copy=True) if copied else torch.empty(0)
+
+
+def refuse_offload(offloads: bool, device: torch.device) -> None:
+    """Raises UserError on a CPU."""
+    if offloads and device.type == "cpu":
+        raise UserError(
+            "offload moves memory from GPUs to the host, and this run is on the CPU: leave it out",
+            key="dist.param.offload",
+        )
 
 
 def refuse_batch_norm(module: nn.Module, weights: str) -> None:

@@ -7,15 +7,16 @@ as under torchrun.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.flags import Arguments
@@ -26,12 +27,12 @@ HURRY_SECONDS = 10.0  # after a second Ctrl-C
 _POLL_SECONDS = 0.1
 _REPORT, _REPORTED = "ENGINE_REPORT_DIR", "reported"
 _LIFELINE = "ENGINE_LIFELINE_FD"
-_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+Worker = subprocess.Popen[bytes]
 
 
-def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
+def is_worker() -> bool:
     """Whether this process was started by us or by torchrun as one of several."""
-    return "LOCAL_RANK" in environment
+    return "LOCAL_RANK" in os.environ
 
 
 def first_to_report(code: int) -> bool:
@@ -41,11 +42,10 @@ def first_to_report(code: int) -> bool:
     What goes wrong in one worker ends the others with errors of their own, which may well end
     before it, and all of them meet an error in the configuration.
     """
-    folder = os.environ.get(_REPORT)
-    if folder is None:
+    if _REPORT not in os.environ:
         return True
     try:
-        with (Path(folder) / _REPORTED).open("x", encoding="utf8") as file:
+        with (Path(os.environ[_REPORT]) / _REPORTED).open("x", encoding="utf8") as file:
             file.write(str(code))
     except OSError:
         return False
@@ -59,9 +59,15 @@ def run_workers(script: Path, argv: Sequence[str], arguments: Arguments) -> int:
     reported what was wrong: 2 for a user error, 130 after a second Ctrl-C, 128 + signal for a
     worker that had nothing to save when it was stopped, and 1.
     """
-    with _meeting_port(arguments) as port, tempfile.TemporaryDirectory() as reports:
-        alive, lifeline = os.pipe()
-        workers = []
+    alive, lifeline = os.pipe()
+    workers: list[Worker] = []
+    with tempfile.TemporaryDirectory() as reports, socket.socket() as held:
+        if (port := arguments.master_port) is None:
+            # A free one, held so that no other process is given it. Rank 0 may still listen there:
+            # both sockets allow reuse and this one never listens.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(("", 0))
+            port = held.getsockname()[1]
         try:
             for local_rank in range(arguments.nproc_per_node):
                 environment = _environment(arguments, local_rank, port)
@@ -73,7 +79,7 @@ def run_workers(script: Path, argv: Sequence[str], arguments: Arguments) -> int:
                         command, env=environment, start_new_session=True, pass_fds=(alive,)
                     )
                 )
-            return _Watch(workers, arguments, Path(reports)).wait()
+            return _Watch(workers, arguments, Path(reports) / _REPORTED).wait()
         finally:
             _kill(workers)
             os.close(alive)
@@ -96,45 +102,37 @@ def _environment(arguments: Arguments, local_rank: int, port: int) -> dict[str, 
     }
 
 
-@contextmanager
-def _meeting_port(arguments: Arguments) -> Iterator[int]:
-    """The port that was given, or a free one, held so that no other process is given it."""
-    if arguments.master_port is not None:
-        yield arguments.master_port
-        return
-    with socket.socket() as held:
-        # rank 0 may still listen here: both sockets allow reuse and this one never listens
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("", 0))
-        yield held.getsockname()[1]
-
-
 class _Watch:
     """Waits for the workers, passing on signals, and determines the exit code."""
 
-    def __init__(
-        self, workers: Sequence[subprocess.Popen[bytes]], arguments: Arguments, reports: Path
-    ) -> None:
-        self._workers, self._reports = workers, reports
+    def __init__(self, workers: Sequence[Worker], arguments: Arguments, report: Path) -> None:
+        self._workers, self._report = workers, report
         self._first_rank = arguments.node_rank * arguments.nproc_per_node
         self._code: int | None = None  # of the first worker that failed
         self._stopping = False
         self._deadline = float("inf")
 
     def wait(self) -> int:
-        before = {number: signal.signal(number, self._pass_on) for number in _PASSED_ON}
+        watched = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        before = {number: signal.signal(number, self._pass_on) for number in watched}
         try:
-            while running := [worker for worker in self._workers if worker.poll() is None]:
+            while running := self._running():
                 self._settle()
                 if time.monotonic() > self._deadline:
                     _say(f"{len(running)} processes did not end in time and were killed")
                     _kill(running)
                 time.sleep(_POLL_SECONDS)
             self._settle()
-            return self._reported() if self._code == 1 else self._code or 0
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if self._code == 1:  # that of the worker whose message was printed, where one had any
+            with contextlib.suppress(OSError, ValueError):
+                return int(self._report.read_text(encoding="utf8"))
+        return self._code or 0
+
+    def _running(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.poll() is None]
 
     def _pass_on(self, number: int, _frame: object) -> None:
         hurry = self._stopping and number == signal.SIGINT
@@ -144,22 +142,17 @@ class _Watch:
             return
         self._stopping = True
         self._end_within(HURRY_SECONDS if hurry else SAVE_SECONDS)
-        for worker in self._workers:
-            if worker.poll() is None:
-                worker.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        for worker in self._running():
+            worker.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
     def _settle(self) -> None:
         """Take the code of a worker that failed, and ask the others to end with it."""
-        if self._code is not None:
-            return
         for rank, worker in enumerate(self._workers, start=self._first_rank):
-            if worker.returncode:
+            if self._code is None and worker.returncode:
                 self._code = self._meaning(rank, worker.returncode)
                 self._end_within(PEER_SECONDS)
-                for other in self._workers:
-                    if other.poll() is None:
-                        other.terminate()
-                return
+                for other in self._running():
+                    other.terminate()
 
     def _meaning(self, rank: int, code: int) -> int:
         if code < 0 and self._stopping:
@@ -170,21 +163,12 @@ class _Watch:
             _say(f"the process of rank {rank} was killed by {name}{hint}")
         return code if code in (2, 130) else 1
 
-    def _reported(self) -> int:
-        """The code of the worker whose message was printed; 1 where none had one."""
-        try:
-            return int((self._reports / _REPORTED).read_text(encoding="utf8"))
-        except (OSError, ValueError):
-            return 1
-
     def _end_within(self, seconds: float) -> None:
         self._deadline = min(self._deadline, time.monotonic() + seconds)
 
 
 def end_with_launcher() -> None:
     """In a worker: ask this process to save and end should the launcher vanish (kill -9)."""
-    import threading
-
     descriptor = os.environ.pop(_LIFELINE, None)
     if descriptor is None:
         return
@@ -196,7 +180,7 @@ def end_with_launcher() -> None:
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
-def _kill(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+def _kill(workers: Sequence[Worker]) -> None:
     for worker in workers:
         if worker.poll() is None:
             worker.kill()

@@ -7,7 +7,8 @@ value they must agree. Nothing here imports deepspeed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +21,6 @@ from engine.registry import nearest
 KEY = "dist.param.config"
 _ELEMENTWISE = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD", "Adadelta")
 _BUCKET = 50_000_000  # elements; a tenth of DeepSpeed's, of which a step would hold 2 GB
-_OFFLOADS = ("offload_optimizer", "offload_param")
-_SECTIONS = ("optimizer", "scheduler", "bf16", "fp16", "zero_optimization")
-_SHARED = (  # what the YAML says as well
-    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
-    *("gradient_clipping", *_SECTIONS),
-)
 _PASSED = (  # what DeepSpeed alone knows; it would ignore any other name silently
     *("communication_data_type", "prescale_gradients", "gradient_predivide_factor"),
     *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state"),
@@ -36,6 +31,8 @@ _REFUSED = (  # within zero_optimization: other kinds of shards, and names of ea
     *("mics_shard_size", "mics_hierarchical_params_gather", "zenflow"),
     *("cpu_offload", "cpu_offload_params", "cpu_offload_use_pin_memory"),
 )
+_OFFLOADS = ("offload_optimizer", "offload_param")
+_PARTLY = ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler")
 _SCHEDULES = {  # DeepSpeed's name: ours
     "WarmupLR": "constant_schedule_with_warmup",
     "WarmupDecayLR": "linear_schedule_with_warmup",
@@ -58,26 +55,16 @@ class Settings:
     def __init__(self, config: Config, world: int, precision: str) -> None:
         self.config, self.world, self.precision = config, world, precision
         self.param = validated(Param, config.dist.param, "dist.param")
-        self.json = _read(self.param.config)
+        self.raw = _read(self.param.config)
+        self.json = _given(self.raw)
         self._compare()
+        self.zero: dict[str, Any] = self.json.get("zero_optimization", {})
         stage = self.param.zero_stage
-        self.stage: int = self._zero().get("stage", 2) if stage is None else stage
+        self.stage: int = self.zero.get("stage", 2) if stage is None else stage
         self.weights = self._weights()
-        self._check_optimizer()
-        if self.stage == 3 and config.runner.compile:
-            raise UserError(
-                "ZeRO-3 fetches weights between layers, which a compiled model leaves no room "
-                "for; set runner.compile: false, or zero_stage: 2",
-                key="runner.compile",
-            )
-        if self.stage == 0:
-            self._check_stage_0()
-
-    @property
-    def offloads(self) -> bool:
-        """Whether anything is kept in the host's memory."""
-        places = (self._zero().get(name, {}) for name in _OFFLOADS)
-        return self.param.offload is not None or any(p.get("device") == "cpu" for p in places)
+        places = [self.zero.get(name, {}).get("device") for name in _OFFLOADS]
+        self.offloads = self.param.offload is not None or "cpu" in places
+        self._check()
 
     def resolved(self, trained: int, hidden: int) -> dict[str, Any]:
         """What deepspeed.initialize is given.
@@ -86,32 +73,38 @@ class Settings:
             trained: elements of all trained parameters.
             hidden: the model's width, for the sizes that are ``"auto"``.
         """
-        config, batch = self.config, self.config.data.batch_size
-        given = _without_auto(self.json)
+        batch = self.config.data.batch_size
+        automatic = {  # as transformers fills them in
+            "reduce_bucket_size": hidden * hidden,
+            "stage3_prefetch_bucket_size": int(0.9 * hidden * hidden),
+            "stage3_param_persistence_threshold": 10 * hidden,
+        }
+        given = self.raw.get("zero_optimization") or {}
         zero: dict[str, Any] = {
             "memory_efficient_linear": False,  # else torch's own linear is replaced, for good
             "reduce_bucket_size": min(_BUCKET, max(trained, 2)),  # allocated whole
-            **self._zero(),
-            **self._automatic_sizes(hidden),
+            **self.zero,
+            **{name: size for name, size in automatic.items() if given.get(name) == "auto"},
             "stage": self.stage,
         }
         if self.param.offload:
             place = {"device": self.param.offload, "pin_memory": True}
             for name in _OFFLOADS[: 2 if self.stage == 3 else 1]:
-                zero[name] = {**place, **self._zero().get(name, {})}
+                zero[name] = {**place, **self.zero.get(name, {})}
+        low = {
+            name: {**self.json.get(name, {}), "enabled": self.weights == name}
+            for name in ("bf16", "fp16")
+        }
         return {
             "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW needs no compiler
-            **{name: value for name, value in given.items() if name in _PASSED},
+            **{name: value for name, value in self.json.items() if name in _PASSED},
             "zero_allow_untested_optimizer": True,  # which ones will do is checked here
             "zero_optimization": zero,
             "train_batch_size": batch,
             "train_micro_batch_size_per_gpu": batch // self.world,
             "gradient_accumulation_steps": 1,  # sub-batches are the step's own affair
-            "gradient_clipping": config.optim.grad_clip or 0.0,
-            **{
-                name: {**given.get(name, {}), "enabled": self.weights == name}
-                for name in ("bf16", "fp16")
-            },
+            "gradient_clipping": self.config.optim.grad_clip or 0.0,
+            **low,
         }
 
     def device_bytes(self, whole: Mapping[str, int]) -> dict[str, int]:
@@ -127,83 +120,60 @@ class Settings:
         for name in list(found)[: self.stage]:
             found[name] //= self.world
         zero = self.resolved(1, 1)["zero_optimization"]
-        for name, place in (("optimizer", "offload_optimizer"), ("weights", "offload_param")):
+        for name, place in zip(("optimizer", "weights"), _OFFLOADS, strict=True):
             if zero.get(place, {}).get("device") == "cpu":
                 found[name] = 0
         return found
-
-    def _zero(self) -> dict[str, Any]:
-        return _without_auto(self.json.get("zero_optimization", {}))
-
-    def _automatic_sizes(self, hidden: int) -> dict[str, int]:
-        """As transformers fills them in from the model's width."""
-        sizes = {
-            "reduce_bucket_size": hidden * hidden,
-            "stage3_prefetch_bucket_size": int(0.9 * hidden * hidden),
-            "stage3_param_persistence_threshold": 10 * hidden,
-        }
-        given = self.json.get("zero_optimization", {})
-        return {name: size for name, size in sizes.items() if given.get(name) == "auto"}
 
     def _compare(self) -> None:
         """Every value of the file against the YAML's: equal where both name it."""
         ours = self._named_by_both()
         for name, theirs in _leaves(self.json):
-            section, _, last = name.rpartition(".")
-            meant = _SCHEDULES.get(theirs, theirs) if name == "scheduler.type" else theirs
+            place, says = name.split("."), f"says {name}: {json.dumps(theirs)}"
             if name in ours:
                 key, value = ours[name]
+                meant = _SCHEDULES.get(theirs, theirs) if name == "scheduler.type" else theirs
                 if value is not None and not _equal(meant, value):
-                    raise self._fault(f"says {name}: {json.dumps(theirs)}, and {key} is {value}: "
-                                      'write "auto" there, or make them equal')  # fmt: skip
-            elif section == "optimizer.params":
-                raise self._fault(f": {name} has no counterpart in optim.param; remove it")
-            elif section == "scheduler.params" and (last, theirs) != ("warmup_type", "linear"):
-                raise self._fault(f"says {name}: {theirs}; the schedule is that of optim.lr, over "
-                                  'epoch.total epochs: write "auto" there')  # fmt: skip
-            if name in ours and last == "device" and theirs not in (None, "none", "cpu"):
-                raise self._fault(f"offloads to {theirs}; only cpu is supported")
+                    raise self._fault(f'{says}, and {key} is {value}: write "auto" there, or make '
+                                      "them equal")  # fmt: skip
+                if place[-1] == "device" and theirs not in ("none", "cpu"):
+                    raise self._fault(f"offloads to {theirs}; only cpu is supported")
+            elif not _usable(*place, empty=theirs == {}):
+                hint = nearest(name, [*ours, *_PASSED, *_PARTLY])
+                raise self._fault(f"{says}, which cannot be used here; remove it, or {hint}")
 
     def _named_by_both(self) -> dict[str, tuple[str, Any]]:
         """Name in the file: the YAML's key, and its value (None: the file's is taken)."""
         data, optim, lr = self.config.data, self.config.optim, self.config.optim.lr
-        kind, param = optim.name.removeprefix("torch.optim."), self.param
+        kind, offload = optim.name.removeprefix("torch.optim."), self.param.offload
         parts = 1
         if self.config.runner.name in ("dga", "clip_bsgs") and data.batch_size_train:
             parts = -(-data.batch_size // data.batch_size_train)
         share = f"data.batch_size by {self.world} processes"
+        share += f" and {parts} sub-batches" if parts > 1 else ""
         warmup = f"{lr.warmup_proportion:g} of all" if lr.warmup_proportion else lr.warmup_steps
-        params = {
-            "weight_decay": 0.01 if kind == "AdamW" else 0.0,
-            "betas": (0.9, 0.999),
-            "eps": 1e-8,
-            "momentum": 0.0,
-            **optim.param,
-        }
+        params: dict[str, Any] = {"eps": 1e-8, "betas": (0.9, 0.999), "momentum": 0.0}
+        params = {"weight_decay": 0.01 if kind == "AdamW" else 0.0, **params, **optim.param}
+        params["betas"] = list(params["betas"])
+        precision, low = self.precision, ("bf16.enabled", "fp16.enabled")
+        enabled = [name for name, value in _leaves(self.json) if name in low and value]
         return {
             "train_batch_size": ("data.batch_size", data.batch_size),
             "gradient_accumulation_steps": ("data.batch_size by data.batch_size_train", parts),
-            "train_micro_batch_size_per_gpu": (
-                f"{share} and {parts} sub-batches" if parts > 1 else share,
-                data.batch_size // (self.world * parts),
-            ),
+            "train_micro_batch_size_per_gpu": (share, data.batch_size // (self.world * parts)),
             "gradient_clipping": ("optim.grad_clip", optim.grad_clip or 0.0),
-            "zero_optimization.stage": ("dist.param.zero_stage", param.zero_stage),
-            "zero_optimization.offload_optimizer.device": ("dist.param.offload", param.offload),
-            "zero_optimization.offload_param.device": ("dist.param.offload", param.offload),
+            "zero_optimization.stage": ("dist.param.zero_stage", self.param.zero_stage),
+            "zero_optimization.offload_optimizer.device": ("dist.param.offload", offload),
+            "zero_optimization.offload_param.device": ("dist.param.offload", offload),
             "optimizer.type": ("optim.name", kind),
             "optimizer.params.lr": ("optim.lr.init", lr.init),
-            **{
-                f"optimizer.params.{name}": (
-                    f"optim.param.{name}",
-                    list(params[name]) if name == "betas" else params[name],
-                )
-                for name in ("weight_decay", "betas", "eps", "momentum")
-            },
+            **{f"optimizer.params.{n}": (f"optim.param.{n}", v) for n, v in params.items()},
             "scheduler.type": ("optim.lr.name", lr.name),
             "scheduler.params.warmup_min_lr": ("warm-up in optim.lr", 0.0),
             "scheduler.params.warmup_max_lr": ("optim.lr.init", lr.init),
             "scheduler.params.warmup_num_steps": ("warm-up in optim.lr", warmup or 0),
+            "scheduler.params.warmup_type": ("warm-up in optim.lr", "linear"),
+            **{n: ("dist.precision", n.startswith(precision) or precision) for n in enabled},
         }
 
     def _weights(self) -> str:
@@ -212,37 +182,18 @@ class Settings:
         if precision == "fp64":
             raise UserError("DeepSpeed keeps weights in fp32 at best; take bf16 or fp32",
                             key="dist.precision")  # fmt: skip
-        wanted = None
-        for name in ("bf16", "fp16"):
-            enabled = self.json.get(name, {}).get("enabled")
-            if enabled not in (None, False, "auto") and precision != name:
-                raise self._fault(f"says {name}.enabled: true, and dist.precision is {precision}: "
-                                  'write "auto" there, or make them equal')  # fmt: skip
-            if enabled and precision == name:
-                wanted = name
+        wanted = precision if (self.raw.get(precision) or {}).get("enabled") else None
         found: str = self.param.weights or wanted or ("fp16" if precision == "fp16" else "fp32")
         if wanted not in (None, found):
             raise self._fault(f"says {wanted}.enabled, and dist.param.weights is {found}: leave "
                               "one of them out")  # fmt: skip
         if found not in ("fp32", precision) or (precision == "fp16" and found == "fp32"):
             # of fp16 weights alone DeepSpeed scales the loss
-            raise UserError(
-                f"weights in {found} cannot be combined with dist.precision {precision}; leave "
-                "the key out",
-                key="dist.param.weights",
-            )
+            message = f"weights in {found} cannot be combined with dist.precision {precision}"
+            raise UserError(f"{message}; leave the key out", key="dist.param.weights")
         return found
 
-    def _check_stage_0(self) -> None:
-        """Stage 0 is torch's DDP, which keeps weights in fp32 where they are."""
-        remedy = "stage 0 shards nothing, and nothing can be {}; take zero_stage: 1, 2 or 3"
-        if self.offloads:
-            raise UserError(remedy.format("offloaded"), key="dist.param.zero_stage")
-        if self.param.weights not in (None, "fp32"):
-            raise UserError(remedy.format(f"kept in {self.param.weights} beside fp32"),
-                            key="dist.param.weights")  # fmt: skip
-
-    def _check_optimizer(self) -> None:
+    def _check(self) -> None:
         name = self.config.optim.name.removeprefix("torch.optim.")
         if name not in _ELEMENTWISE and not self.json.get("zero_allow_untested_optimizer"):
             raise UserError(
@@ -250,14 +201,25 @@ class Settings:
                 f"itself, which {name} is not known to; take one of {', '.join(_ELEMENTWISE)}",
                 key="optim.name",
             )
+        if self.stage == 3 and self.config.runner.compile:
+            raise UserError(
+                "ZeRO-3 fetches weights between layers, which a compiled model leaves no room "
+                "for; set runner.compile: false, or zero_stage: 2",
+                key="runner.compile",
+            )
+        if self.stage == 0:  # torch's DDP, which keeps weights in fp32 where they are
+            remedy = "stage 0 shards nothing, and nothing can be {}; take zero_stage: 1, 2 or 3"
+            if self.offloads:
+                raise UserError(remedy.format("offloaded"), key="dist.param.zero_stage")
+            if self.param.weights not in (None, "fp32"):
+                raise UserError(remedy.format(f"kept in {self.param.weights} beside fp32"),
+                                key="dist.param.weights")  # fmt: skip
 
     def _fault(self, message: str) -> UserError:
-        space = "" if message.startswith(":") else " "
-        return UserError(f"{self.param.config}{space}{message}", key=KEY)
+        return UserError(f"{self.param.config} {message}", key=KEY)
 
 
 def _read(path: Path | None) -> dict[str, Any]:
-    """Raises UserError for a file that is not DeepSpeed's, and for settings that are not usable."""
     if path is None:
         return {}
     try:
@@ -268,58 +230,43 @@ def _read(path: Path | None) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON: {error}", key=KEY) from error
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no object of DeepSpeed settings", key=KEY)
-    known = [*_SHARED, *_PASSED]
-    for name in found:
-        if name not in known:
-            hint = nearest(name, known)
-            raise UserError(f"{path}: {name} cannot be used here; remove it, or {hint}", key=KEY)
-    _require_objects(found, _SECTIONS, path)
-    zero = found.get("zero_optimization", {})
-    _require_objects(zero, _OFFLOADS, path, "zero_optimization.")
-    for name in zero:
-        if name in _REFUSED:
-            raise UserError(
-                f"{path}: zero_optimization.{name} cannot be used here; remove it", key=KEY
-            )
     return found
 
 
-def _require_objects(
-    values: dict[str, Any], names: Sequence[str], path: Path, prefix: str = ""
-) -> None:
-    """Those of ``names`` that are there are objects; null is as good as an empty one."""
-    for name in names:
-        if name in values and not isinstance(values[name] or {}, dict):
-            raise UserError(
-                f"{path}: {prefix}{name} must be an object, not {values[name]!r}", key=KEY
-            )
-        if name in values:
-            values[name] = values[name] or {}
-
-
-def _without_auto(values: Mapping[str, Any]) -> dict[str, Any]:
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested objects without what is ``"auto"`` or null."""
     return {
-        name: _without_auto(value) if isinstance(value, dict) else value
+        name: _given(value) if isinstance(value, dict) else value
         for name, value in values.items()
-        if value != "auto"
+        if value is not None and value != "auto"
     }
 
 
+def _usable(top: str, *inside: str, empty: bool) -> bool:
+    """Whether DeepSpeed may be given what the file alone names."""
+    if top not in _PARTLY:
+        return top in _PASSED
+    if not inside:
+        return empty  # a section is an object
+    wrong = inside[0] in _REFUSED or (inside[0] in _OFFLOADS and not (inside[1:] or empty))
+    return empty or not (wrong or top in ("optimizer", "scheduler"))
+
+
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested objects by its dotted name, without what is ``"auto"``."""
-    for name, value in _without_auto(values).items():
-        if isinstance(value, dict):
+    """Every value of nested objects by its dotted name; an empty one is its own."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
 def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, list) and isinstance(other, list):
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_equal, one, other))
     if isinstance(one, str) and isinstance(other, str):
         return one.lower() == other.lower()
     try:
-        return abs(float(one) - float(other)) <= 1e-12 * max(abs(float(one)), abs(float(other)))
+        return math.isclose(float(one), float(other), rel_tol=1e-12)
     except (TypeError, ValueError):
         return bool(one == other)

@@ -155,13 +155,8 @@ class Snapshot:
         copy: bool,
     ) -> None:
         self.step, self.config_text, self.metric = step, config_text, metric
-        self.model, self.tied = serial.untie(model)
-        self.tensors, self.skeleton = serial.flatten(state)
-        if copy:
-            self.model, self.tensors = (
-                {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
-                for tensors in (self.model, self.tensors)
-            )
+        self.model, self.tied = serial.untie(model, copy=copy)
+        self.tensors, self.skeleton = serial.flatten(state, copy=copy)
 
     def write(self, folder: Path) -> None:
         """Writes all files into an existing folder; when it returns they are on the disk."""

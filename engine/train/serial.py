@@ -28,62 +28,60 @@ _NATIVE = {  # what every release of safetensors stores; any other dtype goes as
 
 
 class _Pool:
-    """Tensors under unique names, each memory once: safetensors refuses shared memory."""
+    """Tensors under unique names, the very same one once, whichever views of it there are.
 
-    def __init__(self) -> None:
+    Copies are on the CPU. Without them no two may overlap: safetensors refuses shared memory.
+    """
+
+    def __init__(self, copy: bool) -> None:
+        self.copy = copy
         self.tensors: dict[str, Tensor] = {}
         self._names: dict[tuple[Any, ...], str] = {}
-        self._memories: set[tuple[Any, ...]] = set()
 
-    def add(self, name: str, tensor: Tensor) -> str:
-        """Stores ``tensor`` unless the very same one is here already; the name that it is under."""
-        plain = _dense(name, tensor)
-        view = (plain.storage_offset(), plain.shape, plain.stride(), plain.dtype)
-        identity = (*_memory(plain), *view, plain.is_conj(), plain.is_neg())
-        if identity in self._names and plain.numel():
-            return self._names[identity]
-        plain = plain.resolve_conj().resolve_neg().contiguous()
-        # Views of one memory that differ become tensors of their own, whichever comes first
-        if plain.nbytes < plain.untyped_storage().nbytes() or _memory(plain) in self._memories:
-            plain = plain.clone()
+    def add(self, name: str, tensor: Tensor, *, as_bytes: bool = False) -> str:
+        """Stores ``tensor`` unless it is here already; the name that it is under."""
+        if hasattr(tensor, "full_tensor"):
+            raise TypeError(f"{name} is a sharded tensor: gather it before it is saved")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = f"{tensor.layout}, {tensor.device}"
+            raise TypeError(f"{name} is not a plain dense tensor ({kind})")
+        place = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset())
+        view = (tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
+        if (place, view) in self._names and tensor.numel():
+            return self._names[place, view]
+        plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+        if self.copy:
+            plain = plain.to("cpu", copy=True)
         unique, count = name, 1
         while unique in self.tensors or unique == "__metadata__":  # a word that the format reserves
             count += 1
             unique = f"{name}#{count}"
-        self._memories.add(_memory(plain))
-        self._names[identity] = unique
-        self.tensors[unique] = plain
+        self._names[place, view] = unique
+        self.tensors[unique] = plain.reshape(-1).view(torch.uint8) if as_bytes else plain
         return unique
 
 
-def _memory(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.device, tensor.untyped_storage().data_ptr()
-
-
-def _dense(name: str, tensor: Tensor) -> Tensor:
-    if hasattr(tensor, "full_tensor"):
-        raise TypeError(f"{name} is a sharded tensor: gather it before it is saved")
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise TypeError(f"{name} is not a plain dense tensor ({tensor.layout}, {tensor.device})")
-    return tensor.detach()
-
-
-def flatten(value: Any) -> tuple[dict[str, Tensor], Any]:
-    """The tensors of a structure by name, and its JSON skeleton.
+def flatten(value: Any, *, copy: bool = True) -> tuple[dict[str, Tensor], Any]:
+    """The tensors of a structure by name, copied to the CPU, and its JSON skeleton.
 
     Takes None, bool, int, float, str, lists, tuples, dicts with scalar keys, and dense tensors of
     any dtype; a tensor met twice is stored once and is one tensor again when read. Strides are not
-    kept. Raises TypeError naming the place of anything else.
+    kept. Without ``copy`` tensors may not overlap. Raises TypeError naming the place of anything
+    else.
     """
-    pool = _Pool()
+    pool = _Pool(copy)
     return pool.tensors, _take_apart(value, "", pool)
 
 
 def _take_apart(value: Any, path: str, pool: _Pool) -> Any:
     """The node of ``value`` at ``path``, which is its keys with a dot before each."""
-    place = path[1:] or "value"
+    # For people, and clean UTF-8: keys may hold anything
+    place = path[1:].encode("ascii", "backslashreplace").decode() or "value"
     if isinstance(value, Tensor):
-        return _tensor_node(value, place, pool)
+        if value.dtype in _NATIVE:
+            return {_MARK: "tensor", "name": pool.add(place, value)}
+        kind = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+        return {_MARK: "tensor", **kind, "name": pool.add(place, value, as_bytes=True)}
     if isinstance(value, float):
         if math.isfinite(value):
             return float(value)
@@ -105,17 +103,6 @@ def _take_apart(value: Any, path: str, pool: _Pool) -> Any:
         f"{place} is of type {type(value).__name__}, which a checkpoint does not hold: "
         "tensors, None, bool, int, float, str, lists, tuples and dicts only"
     )
-
-
-def _tensor_node(tensor: Tensor, place: str, pool: _Pool) -> dict[str, Any]:
-    node: dict[str, Any] = {_MARK: "tensor"}
-    if tensor.dtype not in _NATIVE:
-        node |= {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
-        plain = _dense(place, tensor).resolve_conj().resolve_neg().contiguous()
-        tensor = plain.reshape(-1).view(torch.uint8)
-    # Names are for people and must be clean UTF-8: keys may hold anything
-    name = place.encode("ascii", "backslashreplace").decode()
-    return node | {"name": pool.add(name, tensor)}
 
 
 def unflatten(tensors: Mapping[str, Tensor], skeleton: Any) -> Any:
@@ -140,9 +127,12 @@ def unflatten(tensors: Mapping[str, Tensor], skeleton: Any) -> Any:
     raise ValueError(f"not part of a skeleton: {str(skeleton)[:80]}")
 
 
-def untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Each memory once by its first name, and {left-out name: stored name} of the tied ones."""
-    pool = _Pool()
+def untie(
+    tensors: Mapping[str, Tensor], *, copy: bool = True
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tensor once by its first name, as ``flatten`` has it, and {left-out name: stored name}
+    of the tied ones."""
+    pool = _Pool(copy)
     stored = {name: pool.add(name, tensor) for name, tensor in tensors.items()}
     return pool.tensors, {name: kept for name, kept in stored.items() if name != kept}
 
