@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from engine.errors import UserError
 
@@ -36,9 +36,10 @@ class BadRecord:
 def summary(records: Iterable[BadRecord]) -> str:
     """``3 missing, 1 truncated (coco a.jpg, coco b.jpg, …)``: counts by cause, first names."""
     records = list(records)
+    named = [f"{record.dataset} {record.key}" for record in records[:_NUM_NAMED]]
+    more = ["…"] if len(records) > _NUM_NAMED else []
     counts = Counter(record.cause for record in records)
-    named = ", ".join(f"{record.dataset} {record.key}" for record in records[:_NUM_NAMED])
-    return f"{_by_cause(counts)} ({named}{', …' if len(records) > _NUM_NAMED else ''})"
+    return f"{_by_cause(counts)} ({', '.join(named + more)})"
 
 
 def _by_cause(counts: Counter[str]) -> str:
@@ -59,7 +60,9 @@ class BadSamples:
         self.seen = 0
         self._first: list[BadRecord] = []
         self._write = write
-        self._known = self._read_known() if write else set()
+        self._known: set[tuple[str, int, str]] = set()
+        if write and self.path.exists():
+            self._read_known()
 
     @property
     def total(self) -> int:
@@ -81,24 +84,17 @@ class BadSamples:
         """
         found = [BadRecord(**r) if isinstance(r, dict) else r for r in records]
         self.seen += seen
-        if found:
-            self.counts.update(record.cause for record in found)
-            self._first += found[: _NUM_NAMED - len(self._first)]
+        self.counts.update(record.cause for record in found)
+        self._first += found[: _NUM_NAMED - len(self._first)]
+        if self._write:
             self._append(found)
-        self._check(epoch_end)
-
-    def finish(self) -> None:
-        """The check of an epoch's end, for the end of a run. Raises UserError."""
-        self._check(epoch_end=True)
-
-    def _check(self, epoch_end: bool) -> None:
         allowed = self.max_fraction * self.seen
         if not epoch_end:
-            if self.seen < _MIN_SEEN:
-                return
             allowed += 3 * allowed**0.5
-        if self.total <= allowed:
-            return
+        if self.total > allowed and (epoch_end or self.seen >= _MIN_SEEN):
+            self._stop()
+
+    def _stop(self) -> NoReturn:
         named = "\n".join(
             f"  {r.dataset} {r.key} (row {r.index}): {r.cause}{': ' if r.detail else ''}{r.detail}"
             for r in self._first
@@ -106,7 +102,7 @@ class BadSamples:
         raise UserError(
             f"{self.total} of {self.seen} samples read cannot be used ({_by_cause(self.counts)}), "
             f"more than data.max_bad_fraction {self.max_fraction:g} allows; the first:\n{named}\n"
-            f"All are listed in {self.path}. Repair or remove them, or raise data.max_bad_fraction",
+            f"All are listed in {self.path}. Mend or remove them, or raise data.max_bad_fraction",
             key="data.max_bad_fraction",
         )
 
@@ -118,8 +114,6 @@ class BadSamples:
         )
 
     def _append(self, records: list[BadRecord]) -> None:
-        if not self._write:
-            return
         lines = []
         for record in records:
             identity = (record.dataset, record.index, record.cause)
@@ -132,18 +126,14 @@ class BadSamples:
             with self.path.open("a", encoding="utf8", errors="backslashreplace") as file:
                 file.writelines(lines)
 
-    def _read_known(self) -> set[tuple[str, int, str]]:
-        known: set[tuple[str, int, str]] = set()
-        if not self.path.exists():
-            return known
+    def _read_known(self) -> None:
         text = self.path.read_text(encoding="utf8", errors="replace")
         for line in text.splitlines():
             try:
                 row = json.loads(line)
-                known.add((row["dataset"], row["index"], row["cause"]))
+                self._known.add((row["dataset"], row["index"], row["cause"]))
             except (ValueError, KeyError, TypeError):
                 continue  # torn by a kill while it was written
         if text and not text.endswith("\n"):
             with self.path.open("a", encoding="utf8") as file:
                 file.write("\n")
-        return known

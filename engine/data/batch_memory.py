@@ -82,11 +82,11 @@ def stack_images(samples: Sequence[Sample]) -> Tensor:
     Images that are adjacent in memory, as the loader writes them, are not copied.
     """
     images = [sample.images[0] for sample in samples if sample.images]
-    together = _side_by_side(images)
-    if together is not None:
-        return together
-    stacked = allocate((len(images), *images[0].shape), images[0].dtype)
-    return torch.stack(images, out=stacked)
+    image_BCHW = _side_by_side(images)
+    if image_BCHW is None:
+        memory = allocate((len(images), *images[0].shape), images[0].dtype)
+        image_BCHW = torch.stack(images, out=memory)
+    return image_BCHW
 
 
 def stack_several(samples: Sequence[Sample]) -> tuple[Tensor | None, Tensor]:
@@ -95,26 +95,23 @@ def stack_several(samples: Sequence[Sample]) -> tuple[Tensor | None, Tensor]:
     K is the most that a sample has, and no images (None) where that is 0; places that a row does
     not fill are black. Images that are adjacent in memory are not copied where all rows have K.
     """
-    rows = [sample.images for sample in samples]
-    counts = [len(row) for row in rows]
-    most = max(counts)
+    num_images_B = torch.tensor([len(sample.images) for sample in samples])
+    most = int(num_images_B.max())
     if not most:
-        return None, torch.tensor(counts)
-    images = [image for row in rows for image in row]
-    shape, dtype = images[0].shape, images[0].dtype
-    together = _side_by_side(images) if min(counts) == most else None
-    if together is not None:
-        return together.unflatten(0, (len(rows), most)), torch.tensor(counts)
-    channels, height, width = shape
-    image_BKHWC = allocate((len(rows), most, height, width, channels), dtype)
-    image_BKCHW = image_BKHWC.permute(0, 1, 4, 2, 3)
-    for number, row in enumerate(rows):
-        for place, image_CHW in enumerate(row):
-            if image_CHW.shape != shape:  # else a smaller one might be stretched
-                raise RuntimeError(f"images of {tuple(shape)} and {tuple(image_CHW.shape)}")
-            image_BKCHW[number, place] = image_CHW
-        image_BKHWC[number, len(row) :] = 0
-    return image_BKCHW, torch.tensor(counts)
+        return None, num_images_B
+    first = next(image for sample in samples for image in sample.images)
+    black = torch.zeros_like(first)
+    images = [
+        image
+        for sample in samples
+        for image in (*sample.images, *[black] * (most - len(sample.images)))
+    ]
+    image_NCHW = _side_by_side(images)
+    if image_NCHW is None:
+        channels, *sides = first.shape
+        image_NHWC = allocate((len(images), *sides, channels), first.dtype)
+        image_NCHW = torch.stack(images, out=image_NHWC.permute(0, 3, 1, 2))
+    return image_NCHW.unflatten(0, (len(samples), most)), num_images_B
 
 
 def _side_by_side(images: Sequence[Tensor]) -> Tensor | None:
@@ -122,7 +119,8 @@ def _side_by_side(images: Sequence[Tensor]) -> Tensor | None:
     first, last = images[0], images[-1]
     size = first.numel() * first.element_size()
     form = first.shape, first.stride(), first.dtype
-    beside = _is_dense(first) and all(
+    dense = first.is_contiguous() or first.permute(1, 2, 0).is_contiguous()
+    beside = dense and all(
         image.data_ptr() == first.data_ptr() + i * size
         and (image.shape, image.stride(), image.dtype) == form
         for i, image in enumerate(images)
@@ -131,8 +129,3 @@ def _side_by_side(images: Sequence[Tensor]) -> Tensor | None:
     if beside and first.untyped_storage().data_ptr() == last.untyped_storage().data_ptr():
         return first.as_strided((len(images), *first.shape), (first.numel(), *first.stride()))
     return None
-
-
-def _is_dense(image_CHW: Tensor) -> bool:
-    """Whether its memory is without gaps, in either order."""
-    return image_CHW.is_contiguous() or image_CHW.permute(1, 2, 0).is_contiguous()

@@ -87,29 +87,24 @@ def _read_place(place: Place) -> bytes:
 class _File:
     """An open file; closed when the last user lets go of it."""
 
-    def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
 
     def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+        os.close(self.descriptor)
 
 
 @lru_cache(_OPEN_FILES)
 def _opened(path: str, state: tuple[int, int] | None) -> _File:
-    file = _File(path)
-    if state is not None:
-        found = os.fstat(file.descriptor)
-        if (found.st_size, found.st_mtime_ns) != state:
-            raise BadSample("changed file", f"{path} is not what was indexed; start again")
+    file = _File(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    found = os.fstat(file.descriptor)
+    if state not in (None, (found.st_size, found.st_mtime_ns)):
+        raise BadSample("changed file", f"{path} is not what was indexed; start again")
     return file
 
 
 def decode_base64(text: bytes) -> bytes:
-    """The bytes of a base64 text, or of a ``data:`` address; BadSample for any other text.
-
-    The text may be as a JSON file spells it.
-    """
+    """The bytes of a base64 text or ``data:`` address, also as JSON spells it. Raises BadSample."""
     try:
         if b"\\" in text:
             text = json.loads(b'"' + text + b'"').encode(errors="replace")
@@ -121,10 +116,7 @@ def decode_base64(text: bytes) -> bytes:
 
 
 def ending_of(data: bytes) -> str:
-    """``jpg``, ``png``, … by the bytes that a file of that kind begins with.
-
-    Raises BadSample, not an image, for bytes that begin as none does.
-    """
+    """``jpg``, ``png``, … by the bytes that such a file begins with. Raises BadSample."""
     for magic, ending in _MAGIC:
         if data.startswith(magic):
             return ending
