@@ -19,15 +19,14 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)  # lists are indented below their key
 
 
-def _sequence(dumper: yaml.SafeDumper, tag: str, items: list[Any] | tuple[Any, ...]) -> yaml.Node:
+def _sequence(dumper: yaml.SafeDumper, items: list[Any] | tuple[Any, ...]) -> yaml.Node:
+    tag = TUPLE_TAG if isinstance(items, tuple) else "tag:yaml.org,2002:seq"
     flow = not any(isinstance(item, dict | list | tuple) and item for item in items)
     return dumper.represent_sequence(tag, items, flow_style=flow)
 
 
-_Dumper.add_representer(
-    list, lambda dumper, items: _sequence(dumper, "tag:yaml.org,2002:seq", items)
-)
-_Dumper.add_representer(tuple, lambda dumper, items: _sequence(dumper, TUPLE_TAG, items))
+_Dumper.add_representer(list, _sequence)
+_Dumper.add_representer(tuple, _sequence)
 # text such as 1e-4, which other readers take as text, must be quoted for ours
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
 
@@ -37,20 +36,12 @@ def resolved_yaml(config: Config) -> str:
     return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _plain(section: Section) -> dict[str, Any]:
+def _plain(value: Any, typed: bool = False) -> Any:
     """Typed pairs become lists, which their type turns back; tuples in free options stay."""
-    found = {}
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        found[name] = list(value) if isinstance(value, tuple) else _inner(value)
-    return found
-
-
-def _inner(value: Any) -> Any:
     if isinstance(value, Section):
-        return _plain(value)
+        return {name: _plain(item, typed=True) for name, item in value}
     if isinstance(value, dict):
-        return {key: _inner(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_inner(item) for item in value]
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list) or (typed and isinstance(value, tuple)):
+        return [_plain(item) for item in value]
     return value

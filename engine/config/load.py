@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from engine.config.dump import resolved_yaml as resolved_yaml
-from engine.config.explain import explain
+from engine.config.explain import validate
 from engine.config.options import override_path, with_options
 from engine.config.rules import violations
 from engine.config.schema import Config
@@ -35,7 +34,7 @@ class Loaded:
 
         A key that was set by an override is at "command line".
         """
-        return _where(key, self.places, str(self.path))
+        return _where(key, self.places, self.path)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -55,72 +54,58 @@ def load_with_places(
     ``section.key=value`` with a YAML value. Raises UserError with all faults, a line each:
     ``file:line: dotted.key: message; remedy``.
     """
-    faults: list[Fault] = []
-    tree = _read_file(Path(path), "", (), faults)
+    path, faults = Path(path), list[Fault]()
+    tree = _read_file(path, "", (), faults)
     for override in sorted(overrides, key=lambda text: text.startswith("options.")):
         tree = _apply(tree, override, faults, named or ())  # options last: parts are known by then
-    known_places = places(tree)
-    if "input" in known_places:  # the short form
-        known_places["generate.input"] = known_places["input"]
+    known = places(tree)
+    if "input" in known:  # the short form
+        known["generate.input"] = known["input"]
+
+    def add(message: str, *keys: str) -> None:
+        """A fault at the first of the keys, or in the line of the first one that is written."""
+        place = _where(next((key for key in keys if key in known), keys[0]), known, path)
+        faults.append(Fault(place, keys[0], message))
+
     raw = plain(tree)
-    config, wrong = _validate(raw)
-    faults += [
-        Fault(_where(".".join(keys), known_places, str(path)), ".".join(keys), message)
-        for keys, message in wrong.items()
-    ]
+    config, wrong = validate(Config, raw)
+    for keys, message in wrong.items():
+        add(message, ".".join(keys))
     faulty = [fault.path for fault in faults]
-    if config is None:
-        config = _validate(_without(raw, wrong))[0]
+    if config is None:  # the rules are applied to what is left
+        config, _ = validate(Config, _without(raw, wrong))
     if config is not None:
         config, of_options = with_options(config, named)
-        faults += [
-            Fault(_where(key, known_places, str(path)), key, message)
-            for key, message in of_options.items()
-        ]
-    for violation in violations(config) if config else ():
-        if not any(_touches(key, fault) for key in violation.keys for fault in faulty):
-            key = violation.keys[0]
-            written = next((name for name in violation.keys if name in known_places), key)
-            place = _where(written, known_places, str(path))
-            faults.append(Fault(place, key, violation.message))
+        for key, message in of_options.items():
+            add(message, key)
+        for message, *names in violations(config):
+            if not any(_touches(key, fault) for key in names for fault in faulty):
+                add(message, *names)
     if faults:
         raise UserError("\n".join(str(fault) for fault in sorted(faults, key=_reading_order)))
     assert config is not None
-    return Loaded(config, Path(path), known_places)
+    return Loaded(config, path, known)
 
 
-def _validate(raw: Any) -> tuple[Config | None, dict[tuple[str, ...], str]]:
-    try:
-        return Config.model_validate(raw), {}
-    except ValidationError as error:
-        return None, explain(error.errors(include_url=False), raw)
-
-
-def _without(raw: Any, paths: Iterable[tuple[str, ...]]) -> Any:
-    """``raw`` less the faulty keys, so that the rules can be applied to the others."""
+def _without(raw: Any, paths: Iterable[Sequence[str]]) -> Any:
+    """``raw`` less the faulty keys."""
     raw = copy.deepcopy(raw)
     for path in paths:
-        _drop(raw, path)
+        inside, (head, *rest) = raw, path
+        while rest and isinstance(inside.get(head), dict) and rest[0] in inside[head]:
+            inside, (head, *rest) = inside[head], rest
+        inside.pop(head, None)
     return raw
-
-
-def _drop(mapping: dict[str, Any], path: Sequence[str]) -> None:
-    head, *rest = path
-    inside = mapping.get(head)
-    if rest and isinstance(inside, dict) and rest[0] in inside:
-        _drop(inside, rest)
-    else:
-        mapping.pop(head, None)
 
 
 def _touches(key: str, other: str) -> bool:
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
-def _where(key: str, known: Mapping[str, str], otherwise: str) -> str:
+def _where(key: str, known: Mapping[str, str], otherwise: Path) -> str:
     while key and key not in known:
         key = key.rpartition(".")[0]
-    return known.get(key, otherwise)
+    return known.get(key, str(otherwise))
 
 
 def _reading_order(fault: Fault) -> tuple[str, int]:
@@ -168,9 +153,7 @@ def _text(path: Path, prefix: str) -> str:
         raise UserError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from error
 
 
-def _apply(
-    tree: Located, override: str, faults: list[Fault], named: Sequence[str]
-) -> Located:
+def _apply(tree: Located, override: str, faults: list[Fault], named: Sequence[str]) -> Located:
     """``tree`` with ``a.b=value`` set; a list's item is named by its index."""
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
@@ -185,33 +168,20 @@ def _apply(
         return tree
     value = value or Located(None, COMMAND_LINE)
     if path[0] == "options" and len(path) > 1:
-        known = {word for word in (*named, *_words(plain(tree))) if "." in word}
+        known = re.findall(r"\w+(?:\.\w+)+", str([*named, plain(tree)]))
         path = tuple(override_path(path, known, isinstance(value.value, dict)))
     return _set(tree, path, value)
-
-
-def _words(value: Any) -> Iterator[str]:
-    """Every text and key in a value: modules are named by either."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from value
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _words(item)
 
 
 def _set(tree: Located | None, path: Sequence[str], new: Located) -> Located:
     if not path:
         return merge(tree, new) if tree else new
     head, *rest = path
-    if tree and isinstance(tree.value, list | tuple) and head.isdecimal():
-        index = int(head)
-        if index < len(tree.value):
-            items = list(tree.value)
-            items[index] = _set(items[index], rest, new)
-            return Located(type(tree.value)(items), tree.place)
-    inside = dict(tree.value) if tree and isinstance(tree.value, dict) else {}
-    inside[head] = _set(inside.get(head), rest, new)
-    return Located(inside, tree.place if tree and isinstance(tree.value, dict) else COMMAND_LINE)
+    held, place = (tree.value, tree.place) if tree else (None, COMMAND_LINE)
+    if isinstance(held, list | tuple) and head.isdecimal() and int(head) < len(held):
+        items = list(held)
+        items[int(head)] = _set(items[int(head)], rest, new)
+        return Located(type(held)(items), place)
+    if not isinstance(held, dict):
+        held, place = {}, COMMAND_LINE
+    return Located({**held, head: _set(held.get(head), rest, new)}, place)

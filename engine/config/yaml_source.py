@@ -20,9 +20,6 @@ MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
 MAX_DEPTH = 50
 
-_TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep; flatten it"
-_TOO_MANY = f"more than {MAX_VALUES:,} values once aliases are filled in; write fewer aliases"
-
 _YAML = "tag:yaml.org,2002:"
 TUPLE_TAG = _YAML + "python/tuple"
 NUMBER = re.compile(
@@ -32,6 +29,14 @@ NUMBER = re.compile(
 _INTEGER = re.compile(r"^[-+]?[0-9]+$|^0o[0-7]+$|^0x[0-9a-fA-F]+$")
 _TRUTH = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    # JSON's escapes write a character beyond 16 bits as a pair; half of one is not text
+    "str": lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16"),
+    "int": lambda text: int(text, 0 if text[:2] in ("0o", "0x") else 10),
+    "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "null": lambda text: None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +76,22 @@ def parse(text: str, name: str, faults: list[Fault], key: tuple[str, ...] = ()) 
     UserError where the text is not YAML at all; lesser faults are added to ``faults``.
     """
     reader = _Reader(name, faults, key)
-    whole = reader.within(name)
     if len(text.encode("utf8", "surrogatepass")) > MAX_BYTES:
-        raise UserError(f"{whole}: larger than {MAX_BYTES:,} bytes; a configuration is small text")
+        message = f"larger than {MAX_BYTES:,} bytes; a configuration is small text"
+        raise reader.error(None, message)
     try:
         node = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = " ".join(filter(None, (error.problem, error.context)))
         remedy = "indent with spaces" if "\\t" in what else "correct the line or the one above it"
-        where = reader.within(reader.place(mark.line)) if mark else whole
-        raise UserError(f"{where}: not valid YAML: {what}; {remedy}") from error
+        line = mark.line if mark else None
+        raise reader.error(line, f"not valid YAML: {what}; {remedy}") from error
     except yaml.reader.ReaderError as error:
-        where = reader.within(reader.place(text.count("\n", 0, error.position)))
-        raise UserError(f"{where}: not text: {error.reason}; remove the character") from error
+        line = text.count("\n", 0, error.position)
+        raise reader.error(line, f"not text: {error.reason}; remove the character") from error
     except RecursionError as error:
-        raise UserError(f"{whole}: {_TOO_DEEP}") from error
+        raise reader.too_deep(None) from error
     return None if node is None else reader.value(node, key, 0)
 
 
@@ -103,27 +108,29 @@ class _Reader:
         """The place of a line, counted from 0."""
         return self.name if self.key else f"{self.name}:{line + 1}"
 
-    def within(self, place: str) -> str:
-        return f"{place}: {'.'.join(self.key)}" if self.key else place
+    def error(self, line: int | None, message: str) -> UserError:
+        place = self.name if line is None else self.place(line)
+        return UserError(str(Fault(place, ".".join(self.key), message)))
+
+    def too_deep(self, line: int | None) -> UserError:
+        return self.error(line, f"nested more than {MAX_DEPTH} levels deep; flatten it")
 
     def value(self, node: yaml.Node, path: tuple[str, ...], depth: int) -> Located | None:
         """The node's value; None where it is refused (a fault says why)."""
         self.count += 1 + (len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 0)
-        place = self.place(node.start_mark.line)
-        if depth > MAX_DEPTH or self.count > MAX_VALUES:
-            raise UserError(
-                f"{self.within(place)}: {_TOO_DEEP if depth > MAX_DEPTH else _TOO_MANY}"
-            )
-        kind = node.tag.removeprefix(_YAML)
+        if depth > MAX_DEPTH:
+            raise self.too_deep(node.start_mark.line)
+        if self.count > MAX_VALUES:
+            message = f"more than {MAX_VALUES:,} values once aliases are filled in"
+            raise self.error(node.start_mark.line, message + "; write fewer aliases")
+        place, kind = self.place(node.start_mark.line), node.tag.removeprefix(_YAML)
         if isinstance(node, yaml.MappingNode) and kind == "map":
             return Located(self._mapping(node, path, depth), place)
         if isinstance(node, yaml.SequenceNode) and (kind == "seq" or node.tag == TUPLE_TAG):
-            items = [
-                item
-                for index, child in enumerate(node.value)
-                if (item := self.value(child, (*path, str(index)), depth + 1)) is not None
-            ]
-            return Located(items if kind == "seq" else tuple(items), place)
+            children = enumerate(node.value)
+            items = [self.value(child, (*path, str(i)), depth + 1) for i, child in children]
+            kept = [item for item in items if item is not None]
+            return Located(kept if kind == "seq" else tuple(kept), place)
         if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
             try:
                 return Located(_SCALARS[kind](node.value), place)
@@ -144,7 +151,7 @@ class _Reader:
             if not isinstance(key_node, yaml.ScalarNode):
                 self._fault(place, path, "a list or mapping cannot be a key; write a plain name")
                 continue
-            key = _repaired(key_node.value)
+            key = key_node.value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             inner = (*path, key)
             if key == "<<":
                 self._fault(place, inner, "merge keys are not read; use base: other.yaml")
@@ -157,34 +164,6 @@ class _Reader:
 
     def _fault(self, place: str, path: tuple[str, ...], message: str) -> None:
         self.faults.append(Fault(place, ".".join(path), message))
-
-
-def _text(text: str) -> str:
-    """JSON's escapes write a character beyond 16 bits as a pair; half of one is not text."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16")
-
-
-def _repaired(text: str) -> str:
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _integer(text: str) -> int:
-    if text[:2] in ("0o", "0x"):
-        return int(text, 0)
-    return int(text)
-
-
-def _float(text: str) -> float:
-    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-
-
-_SCALARS: dict[str, Callable[[str], Any]] = {
-    "str": _text,
-    "int": _integer,
-    "float": _float,
-    "bool": lambda text: {"true": True, "false": False}[text.lower()],
-    "null": lambda text: None,
-}
 
 
 def plain(located: Located) -> Any:

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import PositiveInt, ValidationError
+from pydantic import PositiveInt
 
 from engine import registry
 from engine.config import schema
-from engine.config.explain import explain
+from engine.config.explain import Form, validate
 from engine.config.section import NonNegativeInt
 from engine.data.cache import cache_folder
 from engine.data.groups import group_rows
@@ -31,7 +31,6 @@ BUILT_IN: dict[str, dict[str, Any]] = {
 
 
 Split = Literal["train", "valid"]
-Form = TypeVar("Form", bound=schema.Section)
 
 
 class RowOptions(schema.Section):
@@ -226,13 +225,13 @@ def _validated(
 
 
 def _section(form: type[Form], values: dict[str, Any], name: str) -> Form:
-    try:
-        return form.model_validate(values)
-    except ValidationError as error:
-        path, message = next(iter(explain(error.errors(include_url=False), values, form).items()))
+    found, wrong = validate(form, values)
+    if found is None:
+        path, message = next(iter(wrong.items()))
         option = ".".join(path)
         key = f"data.datasets.{name}.{option}"
-        raise UserError(f"dataset {name!r}: {option}: {message}", key=key) from error
+        raise UserError(f"dataset {name!r}: {option}: {message}", key=key)
+    return found
 
 
 def _unknown(name: str, data: schema.Data) -> str:

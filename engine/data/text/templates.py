@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import PrivateAttr, ValidationError
+from pydantic import PrivateAttr
 
-from engine.config.explain import explain
+from engine.config.explain import validate
 from engine.config.section import Section
 from engine.config.yaml_source import Fault, parse, plain
 from engine.data.permutation import hash64
@@ -190,12 +190,10 @@ def templates(path: Path, key: str) -> dict[str, Template]:
 
 def _made(what: str, values: dict[str, Any], key: str) -> Template:
     """Raises UserError for a wrong key, value or field."""
-    try:
-        found = Template.model_validate(values)
-    except ValidationError as error:
-        wrong = explain(error.errors(include_url=False), values, Template)
+    found, wrong = validate(Template, values)
+    if found is None:
         listed = "; ".join(f"{'.'.join(path)}: {message}" for path, message in wrong.items())
-        raise UserError(f"{what}: {listed}", key=key) from error
+        raise UserError(f"{what}: {listed}", key=key)
     for where, text in found:
         known = _FIELDS.get(where)
         for field in re.findall(r"\{([^{}]*)\}" if known else r"\{(\w*)\}", text):
