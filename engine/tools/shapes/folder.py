@@ -12,13 +12,11 @@
 and the same of ``valid``. Labels and questions are written where the options ask for them.
 """
 
-from __future__ import annotations
-
 import csv
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,14 @@ from engine.tools.shapes.scenes import (
 
 OPTIONS_FILE = "shapes.json"
 _ANNOTATORS = 10  # of a question, all of one opinion: the accuracy of VQA v2 asks for as many
-Asked = tuple[str, list[Question]]  # an image's name and what is asked about it
+_ASKED = ("image", "image_id", "question_id", "question", "answer_type", "question_type", "answers")
+_COLUMNS = {
+    "anno": ("image", "image_id", "caption", "caption_id"),
+    "labels": ("image", "labels"),
+    "pairs": ("image", "caption", "negative_caption", "kind"),
+    "questions": _ASKED,
+    "matches": _ASKED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,31 +72,36 @@ def write(folder: Path, options: Options) -> None:
     """Draw both splits into the empty ``folder``: images, texts, and the options used."""
     for number, (split, scenes) in enumerate((("train", _training), ("valid", _held_out))):
         (folder / split).mkdir()
-        rows: list[tuple[str, int, str, int]] = []
-        asked: list[Asked] = []
-        pairs: list[tuple[str, str, str, str]] = []
-        labels: list[tuple[str, str]] = []
-        for i, (scene, phrasing) in enumerate(scenes(options)):
-            name = f"{i:06d}.jpg"
-            rng = np.random.default_rng([*_key(options, number), 1 + i])
+        key = [options.seed, list(PHRASINGS).index(options.style), number]
+        tables: dict[str, list[tuple[object, ...]]] = {name: [] for name in _COLUMNS}
+        talks: list[dict[str, Any]] = []
+        for i, (scene, phrasing) in enumerate(scenes(options, np.random.default_rng(key))):
+            name, text = f"{i:06d}.jpg", caption(scene, options.style, phrasing)
+            rng = np.random.default_rng([*key, 1 + i])
             image = draw(scene, options.style, options.image_size, rng)
             # Without chroma subsampling: at 64 pixels it would blend neighbouring colours.
             image.save(folder / split / name, quality=90, subsampling=0)
-            rows.append((name, i, caption(scene, options.style, phrasing), i))
+            tables["anno"].append((name, i, text, i))
             if options.labels:
-                labels.append((name, "|".join(shown_objects(scene))))
+                shown = (f"{group.colour} {group.shape}" for group in (scene.first, scene.second))
+                tables["labels"].append((name, "|".join(dict.fromkeys(shown))))
             if options.questions:
-                rng = np.random.default_rng([*_key(options, number), 1 + i, 1])
-                asked.append((name, ask(scene, options.style, rng)))
-                pairs.append((name, rows[-1][2], *one_word_changed(rows[-1][2], rng)))
-        columns = ("image", "image_id", "caption", "caption_id")
-        _write_csv(folder / f"{split}_anno.csv", columns, rows)
-        if options.labels:
-            _write_csv(folder / f"{split}_labels.csv", ("image", "labels"), labels)
-        if options.questions:
-            columns = ("image", "caption", "negative_caption", "kind")
-            _write_csv(folder / f"{split}_pairs.csv", columns, pairs)
-            _write_questions(folder, split, asked)
+                rng = np.random.default_rng([*key, 1 + i, 1])
+                asked = ask(scene, options.style, rng)
+                tables["pairs"].append((name, text, *one_word_changed(text, rng)))
+                matches = [each for each in asked if each.kind == "match"]
+                others = [each for each in asked if each.kind != "match"]
+                tables["matches"] += _rows(name, i, matches)
+                tables["questions"] += _rows(name, i, others)
+                talks.append({"id": f"{i:06d}", "image": name, "conversations": _talk(others)})
+        for table, rows in tables.items():
+            if rows:
+                _write_csv(folder / f"{split}_{table}.csv", _COLUMNS[table], rows)
+        if talks:
+            _write_json(folder / f"{split}_conversations.json", talks)
+            _write_vqa(
+                folder, split, [dict(zip(_ASKED, row, strict=True)) for row in tables["questions"]]
+            )
     used = asdict(options)
     for extra in ("questions", "labels"):
         if not used[extra]:
@@ -99,101 +109,59 @@ def write(folder: Path, options: Options) -> None:
     _write_json(folder / OPTIONS_FILE, used)
 
 
-def shown_objects(scene: Scene) -> list[str]:
-    """Colour and shape of each kind of object, once: 'red circle', 'blue star'."""
-    named = (f"{group.colour} {group.shape}" for group in (scene.first, scene.second))
-    return list(dict.fromkeys(named))
-
-
-def _key(options: Options, split: int) -> list[int]:
-    return [options.seed, list(PHRASINGS).index(options.style), split]
-
-
-def _training(options: Options) -> Iterator[tuple[Scene, int]]:
-    rng = np.random.default_rng(_key(options, 0))
-    for scene in itertools.islice(training_scenes(rng), options.num_train):
+def _training(options: Options, rng: np.random.Generator) -> Iterator[tuple[Scene, int]]:
+    for scene in islice(training_scenes(rng), options.num_train):
         yield scene, int(rng.integers(num_phrasings(options.style)))
 
 
-def _held_out(options: Options) -> Iterator[tuple[Scene, int]]:
+def _held_out(options: Options, rng: np.random.Generator) -> Iterator[tuple[Scene, int]]:
     """Whole families, each in one phrasing, so that words alone do not tell its scenes apart."""
-    rng = np.random.default_rng(_key(options, 1))
-    families = held_out_families(rng)[: -(-options.num_valid // FAMILY_SIZE)]
-    phrased = [
-        (scene, phrasing)
-        for family in families
-        for phrasing in (int(rng.integers(num_phrasings(options.style))),)
-        for scene in family
-    ]
-    yield from phrased[: options.num_valid]
+    left = options.num_valid
+    for family in held_out_families(rng)[: -(-options.num_valid // FAMILY_SIZE)]:
+        phrasing = int(rng.integers(num_phrasings(options.style)))
+        yield from ((scene, phrasing) for scene in family[:left])
+        left -= FAMILY_SIZE
 
 
-def _write_questions(folder: Path, split: str, images: Sequence[Asked]) -> None:
-    """All files of a split's questions; an image's number is its ``image_id``."""
-    matches = [(name, [q for q in asked if q.kind == "match"]) for name, asked in images]
-    _write_question_table(folder / f"{split}_matches.csv", matches)
-    images = [(name, [q for q in asked if q.kind != "match"]) for name, asked in images]
-    _write_question_table(folder / f"{split}_questions.csv", images)
-    _write_json(folder / f"{split}_questions.json", {
-        "task_type": "Open-Ended",
-        "questions": [
-            {"image_id": image, "question": asked.text, "question_id": number}
-            for image, number, _, asked in _numbered(images)
-        ],
-    })  # fmt: skip
-    _write_json(folder / f"{split}_annotations.json", {
-        "annotations": [
-            {
-                "question_id": number,
-                "image_id": image,
-                "question_type": asked.kind,
-                "answer_type": asked.answer_type,
-                "multiple_choice_answer": asked.answer,
-                "answers": [
-                    {"answer": asked.answer, "answer_confidence": "yes", "answer_id": annotator}
-                    for annotator in range(1, _ANNOTATORS + 1)
-                ],
-            }
-            for image, number, _, asked in _numbered(images)
-        ],
-    })  # fmt: skip
-    _write_json(folder / f"{split}_conversations.json", [
-        {"id": Path(name).stem, "image": name, "conversations": _conversation(questions)}
-        for name, questions in images
-    ])  # fmt: skip
+def _rows(name: str, image: int, asked: list[Question]) -> Iterator[tuple[object, ...]]:
+    for place, each in enumerate(asked):
+        answers = "|".join([each.answer] * _ANNOTATORS)
+        yield name, image, 10 * image + place, each.text, each.answer_type, each.kind, answers
 
 
-def _numbered(images: Sequence[Asked]) -> Iterator[tuple[int, int, str, Question]]:
-    """Image id, question id, the image's name, the question."""
-    for image, (name, questions) in enumerate(images):
-        for place, asked in enumerate(questions):
-            yield image, 10 * image + place, name, asked
-
-
-def _write_question_table(path: Path, images: Sequence[Asked]) -> None:
-    columns = ("image", "image_id", "question_id", "question", "answer_type", "question_type",
-               "answers")  # fmt: skip
-    rows = (
-        (name, image, number, asked.text, asked.answer_type, asked.kind,
-         "|".join([asked.answer] * _ANNOTATORS))
-        for image, number, name, asked in _numbered(images)
-    )  # fmt: skip
-    _write_csv(path, columns, rows)
-
-
-def _conversation(questions: Sequence[Question]) -> list[dict[str, str]]:
+def _talk(asked: list[Question]) -> list[dict[str, str]]:
     turns = []
-    for place, asked in enumerate(questions):
-        text = asked.text if place else f"<image>\n{asked.text}"
-        turns += [{"from": "human", "value": text}, {"from": "gpt", "value": asked.answer}]
+    for place, each in enumerate(asked):
+        text = each.text if place else f"<image>\n{each.text}"
+        turns += [{"from": "human", "value": text}, {"from": "gpt", "value": each.answer}]
     return turns
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def _write_vqa(folder: Path, split: str, rows: list[dict[str, Any]]) -> None:
+    """The two files of VQA v2."""
+    questions, annotations = [], []
+    for row in rows:
+        questions.append({key: row[key] for key in ("image_id", "question", "question_id")})
+        answers = row["answers"].split("|")
+        annotations.append({
+            "question_id": row["question_id"],
+            "image_id": row["image_id"],
+            "question_type": row["question_type"],
+            "answer_type": row["answer_type"],
+            "multiple_choice_answer": answers[0],
+            "answers": [
+                {"answer": answer, "answer_confidence": "yes", "answer_id": annotator}
+                for annotator, answer in enumerate(answers, 1)
+            ],
+        })  # fmt: skip
+    questions_file = {"task_type": "Open-Ended", "questions": questions}
+    _write_json(folder / f"{split}_questions.json", questions_file)
+    _write_json(folder / f"{split}_annotations.json", {"annotations": annotations})
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
     with path.open("w", newline="", encoding="utf8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
 
 def _write_json(path: Path, value: Any) -> None:

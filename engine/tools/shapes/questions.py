@@ -12,12 +12,10 @@ A question is asked only where what it names is one group alone, so that it has 
 no are equally likely; what is false differs in one word from what is true.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
+from numpy.random import Generator
 
 from engine.tools.shapes.scenes import (
     COLOURS,
@@ -33,9 +31,7 @@ from engine.tools.shapes.scenes import (
     one_word_changed,
 )
 
-MATCH = 'Does this figure show "{caption}"? Please answer yes or no.'
 _SIDES = {"left": ("left of", "right of"), "above": ("above", "below")}
-_PLACES = {"left": ("left", "right"), "above": ("above", "below")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +48,22 @@ class Question:
         return {"yes/no": "yes/no", "match": "yes/no", "count": "number"}.get(self.kind, "other")
 
 
-def ask(scene: Scene, style: str, rng: np.random.Generator) -> list[Question]:
+_Asked = tuple[str, str] | None  # a question and its answer, where there is one
+
+
+def ask(scene: Scene, style: str, rng: Generator) -> list[Question]:
     """One question of each kind that the scene allows, in a random order: all but colour always."""
     asked = []
     for kind, make in _KINDS.items():
-        if found := make(scene, style, rng):
+        pair = scene.first, scene.second
+        if kind != "match" and not rng.integers(2):
+            pair = pair[::-1]
+        if found := make(scene, *pair, style, rng):
             asked.append(Question(kind, *found))
     return [asked[place] for place in rng.permutation(len(asked))]
 
 
-_Asked = tuple[str, str] | None  # a question and its answer, where there is one
-
-
-def _colour(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
-    group, other = _either(scene, rng)
+def _colour(scene: Scene, group: Group, other: Group, style: str, rng: Generator) -> _Asked:
     words = [noun(group)]
     if group.shape == other.shape:
         if group.size == other.size:
@@ -74,53 +72,47 @@ def _colour(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
     return f"What colour {_be(group)} the {' '.join(words)}?", group.colour
 
 
-def _count(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
-    group, _ = _either(scene, rng)
+def _count(scene: Scene, group: Group, other: Group, style: str, rng: Generator) -> _Asked:
     if rng.random() < 2 / 3:
-        named, same = PLURALS[group.shape], "shape"
+        named, same = PLURALS[group.shape], group.shape == other.shape
     else:
-        named, same = f"{group.colour} shapes", "colour"
-    counted = [g for g in (scene.first, scene.second) if getattr(g, same) == getattr(group, same)]
-    return f"How many {named} are there?", str(sum(g.count for g in counted))
+        named, same = f"{group.colour} shapes", group.colour == other.colour
+    return f"How many {named} are there?", str(group.count + same * other.count)
 
 
-def _shape(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
-    group, other = _either(scene, rng)
+def _shape(scene: Scene, group: Group, other: Group, style: str, rng: Generator) -> _Asked:
     if group.colour != other.colour and rng.random() < 0.5:
         return f"What shape is {group.colour}?", group.shape
     side = _SIDES[scene.relation][group is scene.second]
     return f"Which shape is {side} the {other.colour} {noun(other)}?", group.shape
 
 
-def _relation(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
-    group, other = _either(scene, rng)
+def _relation(scene: Scene, group: Group, other: Group, style: str, rng: Generator) -> _Asked:
     one, another = _names(group, other)
-    place = _PLACES[scene.relation][group is scene.second]
+    place = _SIDES[scene.relation][group is scene.second].removesuffix(" of")
     return f"Where {_be(group)} the {one}, seen from the {another}?", place
 
 
-def _yes_no(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
-    group, other = _either(scene, rng)
+def _yes_no(scene: Scene, group: Group, other: Group, style: str, rng: Generator) -> _Asked:
     answer = ("no", "yes")[rng.integers(2)]
     if rng.random() < 0.5:
         one, another = _names(group, other)
-        sides = _SIDES[scene.relation]
-        side = sides[(group is scene.second) == (answer == "yes")]
+        side = _SIDES[scene.relation][(group is scene.second) == (answer == "yes")]
         return f"{_be(group).capitalize()} the {one} {side} the {another}?", answer
     named = group if answer == "yes" else _absent(scene, group, rng)
     size = SIZE_WORDS[style][named.size]
     return f"Is there a {size} {named.colour} {named.shape}?", answer
 
 
-def _match(scene: Scene, style: str, rng: np.random.Generator) -> _Asked:
+def _match(scene: Scene, group: Group, other: Group, style: str, rng: Generator) -> _Asked:
     text = caption(scene, style, int(rng.integers(num_phrasings(style))))
     answer = ("no", "yes")[rng.integers(2)]
     if answer == "no":
         text, _ = one_word_changed(text, rng)
-    return MATCH.format(caption=text), answer
+    return f'Does this figure show "{text}"? Please answer yes or no.', answer
 
 
-_KINDS: dict[str, Callable[[Scene, str, np.random.Generator], _Asked]] = {
+_KINDS: dict[str, Callable[[Scene, Group, Group, str, Generator], _Asked]] = {
     "colour": _colour,
     "count": _count,
     "shape": _shape,
@@ -128,12 +120,6 @@ _KINDS: dict[str, Callable[[Scene, str, np.random.Generator], _Asked]] = {
     "yes/no": _yes_no,
     "match": _match,
 }
-
-
-def _either(scene: Scene, rng: np.random.Generator) -> tuple[Group, Group]:
-    """One group and the other."""
-    pair = scene.first, scene.second
-    return pair if rng.integers(2) else pair[::-1]
 
 
 def _be(group: Group) -> str:
@@ -147,17 +133,13 @@ def _names(group: Group, other: Group) -> tuple[str, str]:
     return f"{group.colour} {noun(group)}", f"{other.colour} {noun(other)}"
 
 
-def _absent(scene: Scene, group: Group, rng: np.random.Generator) -> Group:
+def _absent(scene: Scene, group: Group, rng: Generator) -> Group:
     """A group with one attribute changed, such that the scene has none like it."""
-    there = {(g.size, g.colour, g.shape) for g in (scene.first, scene.second)}
-    changes = [
-        [replace(group, size=size) for size in SIZES],
-        [replace(group, colour=colour) for colour in COLOURS],
-        [replace(group, shape=shape) for shape in SHAPES],
-    ]
-    possible = [
-        [g for g in changed if (g.size, g.colour, g.shape) not in there] for changed in changes
-    ]
-    possible = [changed for changed in possible if changed]
+    there = [replace(each, count=group.count) for each in (scene.first, scene.second)]
+    possible = []
+    for part, values in (("size", SIZES), ("colour", COLOURS), ("shape", SHAPES)):
+        changed = [replace(group, **{part: value}) for value in values]
+        if others := [each for each in changed if each not in there]:
+            possible.append(others)
     changed = possible[rng.integers(len(possible))]
     return changed[rng.integers(len(changed))]

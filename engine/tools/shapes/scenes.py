@@ -52,21 +52,22 @@ class Scene:
     second: Group
     relation: str
 
+    def pair(self, part: str) -> tuple[Any, Any]:
+        """An attribute of both groups."""
+        return getattr(self.first, part), getattr(self.second, part)
+
     def swapped(self, what: Swap) -> Scene:
         """The scene with one attribute exchanged between the groups, or their places."""
-        a, b = self.first, self.second
         if what == "place":
-            return Scene(b, a, self.relation)
-        old = {what: getattr(b, what)}, {what: getattr(a, what)}
-        return Scene(replace(a, **old[0]), replace(b, **old[1]), self.relation)
+            return Scene(self.second, self.first, self.relation)
+        one, other = self.pair(what)
+        first, second = replace(self.first, **{what: other}), replace(self.second, **{what: one})
+        return Scene(first, second, self.relation)
 
 
 def is_held_out(scene: Scene) -> bool:
     """Whether the scene's whole family is kept from training."""
-    pairs = [
-        sorted(str(getattr(group, part)) for group in (scene.first, scene.second))
-        for part in ("count", "size", "colour", "shape")
-    ]
+    pairs = [sorted(map(str, scene.pair(part))) for part in ("count", "size", "colour", "shape")]
     digest = hashlib.blake2b(repr((scene.relation, pairs)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") % HELD_OUT_SHARE == 0
 
@@ -119,10 +120,7 @@ def _held_out_seeds() -> Iterator[Scene]:
 
 
 def _random_group(rng: np.random.Generator) -> Group:
-    count, size, colour, shape = (
-        rng.integers(len(values)) for values in (COUNTS, SIZES, COLOURS, SHAPES)
-    )
-    return Group(COUNTS[count], SIZES[size], COLOURS[colour], SHAPES[shape])
+    return Group(*(v[rng.integers(len(v))] for v in (COUNTS, SIZES, COLOURS, SHAPES)))
 
 
 NUMBERS = {1: "one", 2: "two", 3: "three"}
@@ -272,11 +270,7 @@ def content_scores(captions: Sequence[str], references: Sequence[str]) -> dict[s
         return {}
     known = [(said, true) for said, true in pairs if said is not None and true is not None]
     right = {
-        part: [
-            getattr(said.first, part) == getattr(true.first, part)
-            and getattr(said.second, part) == getattr(true.second, part)
-            for said, true in known
-        ]
+        part: [said.pair(part) == true.pair(part) for said, true in known]
         for part in ("colour", "shape", "count", "size")
     }
     right["relation"] = [said.relation == true.relation for said, true in known]
