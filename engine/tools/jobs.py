@@ -70,7 +70,6 @@ def each(
     work: Callable[[Any, Item, Tick], Result],
     shared: Any,
     items: Sequence[Item],
-    *,
     jobs: int,
     tick: Tick,
 ) -> Iterator[Result]:

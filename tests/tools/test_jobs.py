@@ -24,7 +24,7 @@ def work(shared, item, tick):
 
 def _each(items, number):
     told = []
-    results = list(jobs.each(work, {"offset": 5}, items, jobs=number, tick=told.append))
+    results = list(jobs.each(work, {"offset": 5}, items, number, told.append))
     return sorted(value for value, _ in results), sum(told), {pid for _, pid in results}
 
 

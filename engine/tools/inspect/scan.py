@@ -157,7 +157,7 @@ def scan(work: Work, max_tokens: int, num_jobs: int, console: Console, output: P
         jobs.progress_bar("inspecting", total, console) as tick,
     ):
         pictures = np.memmap(Path(scratch, "pictures"), _PICTURE, "w+", shape=max(total, 1))
-        chunks = jobs.each(read_chunk, work, items, jobs=num_jobs, tick=tick)
+        chunks = jobs.each(read_chunk, work, items, num_jobs, tick)
         for (number, *_), chunk in zip(items, chunks, strict=True):
             found = findings.parts[number]
             found.counts += chunk.counts

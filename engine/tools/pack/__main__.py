@@ -34,11 +34,7 @@ from engine.logs.samples import write_whole
 from engine.tools import jobs
 from engine.tools.pack.forms import COLUMNS, FOLDER, FORMS, Form
 from engine.tools.pack.shards import Digest, Plan, Shard, check_shard, pack_shard
-from engine.types import Source
 
-SHARD_SIZE = 10_000  # images; img2dataset's default
-BAD_FILE = "bad_samples.jsonl"
-CAPTIONS = ("all", "joined", "first")
 FORM = 2  # of what is written; raised when the same samples would be written otherwise
 _LOOKED_AT = 1000  # files of a folder whose format is not named
 
@@ -46,7 +42,8 @@ _LOOKED_AT = 1000  # files of a folder whose format is not named
 def main(argv: Sequence[str]) -> int:
     """Pack; returns the exit code. Raises UserError and FaultError."""
     arguments = _parse(argv)
-    for split in arguments.splits:
+    both = arguments.split is None and arguments.valid_share
+    for split in ("train", "valid") if both else (arguments.split or "train",):
         with tempfile.TemporaryDirectory(prefix="pack-") as scratch:
             _pack_split(arguments, split, Path(scratch))
     return 0
@@ -58,53 +55,53 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "Pack a dataset of any format into tar shards or the CSV folder form.",
         "train",
     )
-    parser.add_argument("source", metavar="SOURCE", help="a folder; with --cfg a dataset's name")
-    parser.add_argument("dest", metavar="DEST", type=Path, help="a new folder, or one begun before")
-    parser.add_argument("--to", required=True, choices=tuple(FORMS))
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="a folder; with --cfg a dataset's name")
+    add("dest", metavar="DEST", type=Path, help="a new folder, or one begun before")
+    add("--to", required=True, choices=tuple(FORMS))
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--cfg", type=Path, metavar="FILE", help="YAML with data.datasets.SOURCE")
     given.add_argument("--format", metavar="F", help="of SOURCE; default: what the folder shows")
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="K=V", help="of the format; repeatable"
-    )
-    parser.add_argument(
-        "--captions",
-        choices=CAPTIONS,
-        default="all",
-        help="of an image with several: all (default), joined into one text, or the first",
-    )
-    parser.add_argument(
-        "--valid-share",
-        type=float,
-        metavar="S",
-        help="of a folder of images with texts beside them: the share that becomes the valid split",
-    )
-    parser.add_argument("--shard-size", type=jobs.count, default=SHARD_SIZE, metavar="IMAGES")
-    arguments = parser.parse_args(argv)
-    both = arguments.split is None and bool(arguments.valid_share)
-    arguments.splits = ("train", "valid") if both else (arguments.split or "train",)
-    return arguments
+    more = "of the format; repeatable"
+    add("--option", type=_option, action="append", default=[], metavar="K=V", help=more)
+    several = "of an image with several: all (default), joined into one text, or the first"
+    add("--captions", choices=("all", "joined", "first"), default="all", help=several)
+    share = "of a folder of images with texts beside them: the share that becomes the valid split"
+    add("--valid-share", type=float, metavar="S", help=share)
+    # img2dataset's default
+    add("--shard-size", type=jobs.count, default=10_000, metavar="IMAGES")
+    return parser.parse_args(argv)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, mark, value = text.partition("=")
+    if not mark or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=value")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"{text!r}: {value!r} is not a YAML value") from None
 
 
 def _pack_split(arguments: argparse.Namespace, split: Split, scratch: Path) -> None:
-    out = jobs.console()
-    name, data = _source_data(arguments)
+    out, (name, data) = jobs.console(), _source_data(arguments)
     source = open_source(name, split, data, key="SOURCE")
+    if arguments.captions != "all":
+        groups = group_rows(source, scratch / "captions")
+        joined = arguments.captions == "joined"
+        source = JoinedCaptions(source, groups, " ") if joined else OneCaption(source, groups)
     form = FORMS[arguments.to](arguments.dest, split, arguments.shard_size)
-    plan = _plan(source, form, arguments.captions, scratch)
+    plan = Plan(source, group_rows(source, scratch), form)
     options = {"name": name, "data_path": data.data_path, **data.datasets.get(name, {})}
     with _held(form, _origin(plan, options, arguments.captions)):
         try:
             shards = []
-            with jobs.progress_bar(f"packing {split}", len(plan.source), out) as tick:
-                for shard in jobs.each(
-                    pack_shard, plan, plan.shards, jobs=arguments.jobs, tick=tick
-                ):
+            with jobs.progress_bar(f"packing {split}", len(source), out) as tick:
+                for shard in jobs.each(pack_shard, plan, plan.shards, arguments.jobs, tick):
                     shards.append(shard)
                     if shard.how == "repaired":
-                        out.print(
-                            f"{form.content(shard.number)} was damaged and has been packed anew"
-                        )
+                        what = form.content(shard.number)
+                        out.print(f"{what} was damaged and has been packed anew")
             _finish(plan, shards, arguments.jobs, out)
         except KeyboardInterrupt:
             kept = sum(form.stats(number).exists() for number in plan.shards)
@@ -123,7 +120,7 @@ def _source_data(arguments: argparse.Namespace) -> tuple[str, Data]:
 
     Raises UserError for what is not a dataset.
     """
-    options = dict(_option(text) for text in arguments.option)
+    options = dict(arguments.option)
     if arguments.valid_share is not None:
         options["valid_share"] = arguments.valid_share
     if arguments.cfg is not None:
@@ -153,16 +150,6 @@ def _source_data(arguments: argparse.Namespace) -> tuple[str, Data]:
     return name, Data(data_path=str(root.parent), datasets={name: dataset})
 
 
-def _option(text: str) -> tuple[str, Any]:
-    name, mark, value = text.partition("=")
-    if not mark or not name:
-        raise UserError(f"--option {text!r} is not of the form name=value")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"--option {text!r}: {value!r} is not a YAML value") from None
-
-
 def _shown_format(root: Path) -> str:
     """The format of a folder by the files in it. Raises UserError where none of them shows it."""
     for pattern, form in (
@@ -186,17 +173,6 @@ def _shown_format(root: Path) -> str:
     )
 
 
-def _plan(source: Source, form: Form, captions: str, scratch: Path) -> Plan:
-    """The rows of an image side by side, images in the order of their first rows; which rows those
-    are is kept in the folder ``scratch`` while the plan is in use."""
-    groups = group_rows(source, scratch)
-    if captions == "joined":
-        return Plan(JoinedCaptions(source, groups, " "), None, form)
-    if captions == "first":
-        return Plan(OneCaption(source, groups), None, form)
-    return Plan(source, groups, form)
-
-
 # Where it is packed to: a folder that holds nothing else, and one packer at a time.
 
 
@@ -205,17 +181,18 @@ def _origin(plan: Plan, options: dict[str, Any], captions: str) -> dict[str, Any
 
     An annotation file's table is named by the file's size and time.
     """
+    grouping = plan.groups.path.name.rpartition(".groups.")[2]
     origin: dict[str, Any] = {
         "form": FORM,
         "to": plan.form.name,
         "split": plan.form.split,
         "dataset": options,
         "rows": len(plan.source),
-        "images": plan.num_images,
+        "images": len(plan.groups),
         "captions": captions,
         "shard_size": plan.form.shard_size,
         "state": plan.source.state or None,
-        "grouping": plan.groups.path.name.rpartition(".groups.")[2] if plan.groups else None,
+        "grouping": grouping if captions == "all" else None,
     }
     return json.loads(json.dumps(origin, default=str))
 
@@ -245,28 +222,28 @@ def _refuse_foreign(form: Form, manifest: Path, origin: dict[str, Any]) -> None:
     dest = form.dest
     if dest.exists() and not dest.is_dir():
         raise UserError(f"{dest} is a file; name a new folder to pack into")
-    if not dest.exists() or not any(dest.iterdir()):
-        return
-    if not manifest.parent.is_dir():
-        there = ", ".join(sorted(path.name for path in dest.iterdir())[:5])
+    there = sorted(path.name for path in dest.iterdir()) if dest.exists() else []
+    if there and not manifest.parent.is_dir():
         raise UserError(
-            f"{dest} holds something else ({there}); name a new or an empty folder to pack into"
+            f"{dest} holds something else ({', '.join(there[:5])}); name a new or an empty folder "
+            "to pack into"
         )
     for path in sorted(manifest.parent.glob("*.json")):
         try:
             before = json.loads(path.read_bytes())
             if before["to"] != form.name:
                 raise UserError(f"{dest} was packed to {before['to']}; name another folder")
-            differing = [name for name in origin if before.get(name) != origin[name]]
+            differing = "; ".join(
+                f"{name} {before.get(name)!r}, now {origin[name]!r}"
+                for name in origin
+                if before.get(name) != origin[name]
+            )
         except (ValueError, LookupError, TypeError):
             raise UserError(f"{path} is damaged; remove {dest} and pack again") from None
         if path == manifest and differing:
-            what = "; ".join(
-                f"{name} {before.get(name)!r}, now {origin[name]!r}" for name in differing
-            )
             raise UserError(
-                f"{dest} was packed from something else or otherwise ({what[:400]}); name another "
-                f"folder, or remove it to pack again"
+                f"{dest} was packed from something else or otherwise ({differing[:400]}); name "
+                f"another folder, or remove it to pack again"
             )
 
 
@@ -281,7 +258,7 @@ def _finish(plan: Plan, shards: list[Shard], num_jobs: int, out: Console) -> Non
         )
     used = {column for shard in shards for column in shard.columns}
     form.finish(sorted(used, key=COLUMNS.index), plan.shards)
-    listed = form.folder / BAD_FILE
+    listed = form.folder / "bad_samples.jsonl"
     if bad:
         lines = (json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in bad)
         write_whole(listed, "".join(lines))
@@ -319,7 +296,7 @@ def _read_back(plan: Plan, shards: Sequence[Shard], num_jobs: int, out: Console)
         items.append((first, shard.digest, form.content(shard.number)))
         first += shard.samples
     with jobs.progress_bar(f"checking {form.split}", total, out) as tick:
-        digests = jobs.each(check_shard, packed, items, jobs=num_jobs, tick=tick)
+        digests = jobs.each(check_shard, packed, items, num_jobs, tick)
         return sum(digests, Digest())
 
 

@@ -65,29 +65,21 @@ def sample_digest(row: Row, image: bytes) -> Digest:
 
 @dataclass(frozen=True)
 class Plan:
-    """A split's samples in the order in which they are packed, cut into shards.
-
-    ``groups`` are the rows of each image, which stay in one shard; None where each row is an image
-    of its own.
-    """
+    """A split's samples, cut into shards: the images in order, each with all of its rows."""
 
     source: Source
-    groups: Groups | None
+    groups: Groups
     form: Form
 
     @property
-    def num_images(self) -> int:
-        return len(self.source if self.groups is None else self.groups)
-
-    @property
     def shards(self) -> range:
-        return range(-(-self.num_images // self.form.shard_size))
+        return range(-(-len(self.groups) // self.form.shard_size))
 
     def units(self, shard: int) -> Iterator[list[int]]:
         """The rows of each image of a shard."""
         first = shard * self.form.shard_size
-        for image in range(first, min(first + self.form.shard_size, self.num_images)):
-            yield [image] if self.groups is None else self.groups[image].tolist()
+        for image in range(first, min(first + self.form.shard_size, len(self.groups))):
+            yield self.groups[image].tolist()
 
 
 @dataclass
