@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.models.towers import ImageModel
+from engine.models.towers import ImageModel, Tower
 from engine.types import Batch, Mix
 
 
@@ -16,8 +16,7 @@ class DualEncoder(ImageModel):
     """Images and texts to L2-normalised features of one width, beside the loss's shared scalars.
 
     Args:
-        image_encoder: module with ``width``, called with normalised images [B, C, H, W].
-        text_encoder: module with ``width``, called with token ids and their mask [B, T].
+        image_encoder, text_encoder: called with normalised images, or token ids and their mask.
         projection_dim: width of the common space.
         scalars: name → (initial value, whether it is learned), as the loss declares them.
         bounds: name → (least, greatest) value that ``constrain`` keeps a scalar to.
@@ -26,8 +25,8 @@ class DualEncoder(ImageModel):
 
     def __init__(
         self,
-        image_encoder: nn.Module,
-        text_encoder: nn.Module,
+        image_encoder: Tower,
+        text_encoder: Tower,
         projection_dim: int,
         scalars: Mapping[str, tuple[float, bool]],
         bounds: Mapping[str, tuple[float | None, float | None]],
@@ -103,8 +102,7 @@ def _widen(feature_BD: Tensor) -> Tensor:
     return feature_BD if feature_BD.dtype == torch.float64 else feature_BD.float()
 
 
-def _projection(encoder: nn.Module, dim: int) -> nn.Linear:
-    width = int(encoder.width)  # type: ignore[arg-type]
-    projection = nn.Linear(width, dim, bias=False)
-    nn.init.normal_(projection.weight, std=width**-0.5)
+def _projection(encoder: Tower, dim: int) -> nn.Linear:
+    projection = nn.Linear(encoder.width, dim, bias=False)
+    nn.init.normal_(projection.weight, std=encoder.width**-0.5)
     return projection

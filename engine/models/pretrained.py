@@ -41,7 +41,7 @@ class Part:
     @property
     def name(self) -> str:
         """How a message calls the model."""
-        return repr(self.tag or self.options.get("model_type"))
+        return f"{self.what} {self.tag or self.options.get('model_type')!r}"
 
     @property
     def model_key(self) -> str:
@@ -64,18 +64,14 @@ class Part:
         options, section = dict(self.options), self.option_key
         kind = options.pop("model_type", None)
         if self.tag is not None and kind not in (None, found.model_type):
-            raise self._fault(
-                f"{section}.model_type",
-                f"{self.tag!r} is a {found.model_type!r} model, not {kind!r}: leave model_type out",
-            )
+            text = f"{self.tag!r} is a {found.model_type!r} model, not {kind!r}"
+            raise self._fault(f"{section}.model_type", f"{text}: leave model_type out")
         known = {*found.to_dict(), *found.attribute_map} - {"model_type", "transformers_version"}
         for option in options:
             if option not in known:
-                raise self._fault(
-                    f"{section}.{option}",
-                    f"a {found.model_type!r} model has no option {option!r}; "
-                    f"{nearest(option, sorted(known))}",
-                )
+                text = f"a {found.model_type!r} model has no option {option!r}"
+                hint = nearest(option, sorted(known))
+                raise self._fault(f"{section}.{option}", f"{text}; {hint}")
         if self.tag is not None:
             for option, value in options.items():
                 setattr(found, option, value)
@@ -98,15 +94,14 @@ class Part:
         if self.pretrained:
             raise self._fault("tag", "pretrained needs a tag to load from")
         kind, kinds = self.options.get("model_type"), [str(k) for k in transformers.CONFIG_MAPPING]
+        if kind in kinds:
+            return transformers.AutoConfig.for_model(kind)
+        hint = nearest(str(kind), kinds)
+        hint = hint if hint.startswith("did") else f"known are {examples} and more"
+        text = f"transformers has no model_type {kind!r}; {hint}"
         if kind is None:
-            raise UserError(
-                f"a {self.what} needs a tag (hub id or folder) or a model_type", key=self.model_key
-            )
-        if kind not in kinds:
-            hint = nearest(str(kind), kinds)
-            hint = hint if hint.startswith("did") else f"known are {examples} and more"
-            raise UserError(f"transformers has no model_type {kind!r}; {hint}", key=self.model_key)
-        return transformers.AutoConfig.for_model(kind)
+            text = f"a {self.what} needs a tag (hub id or folder) or a model_type"
+        raise UserError(text, key=self.model_key)
 
     def _unavailable(self, error: Exception) -> UserError:
         """The error of a tag that cannot be loaded, with what to do."""
@@ -135,26 +130,19 @@ class Part:
             text = f"the weights of {self.name} are damaged: {error}; download them again"
             raise self._fault("tag", text) from error
         except (ValueError, TypeError, RuntimeError, AssertionError, KeyError) as error:
-            raise self._fault(
-                self.option_key if self.options else "tag",
-                f"transformers cannot build {self.name} with {self.options}: {first_line(error)}",
-            ) from error
+            text = f"transformers cannot build {self.name} with {self.options}: {first_line(error)}"
+            raise self._fault(self.option_key if self.options else "tag", text) from error
 
     def check_sizes(self, model: Any, vocab_size: int, max_length: int) -> None:
         """Raises UserError where ids or positions are asked for that the model has no row for."""
         known, limit = model.get_input_embeddings().num_embeddings, max_positions(model)
         if known < vocab_size:
-            raise self._fault(
-                "tokenizer",
-                f"the tokenizer has {vocab_size} ids but {self.what} {self.name} knows only "
-                f"{known}; use the model's own tokenizer, or a larger vocab_size",
-            )
+            text = f"the tokenizer has {vocab_size} ids but {self.name} knows only {known}"
+            remedy = "use the model's own tokenizer, or a larger vocab_size"
+            raise self._fault("tokenizer", f"{text}; {remedy}")
         if limit is not None and max_length > limit:
-            raise self._fault(
-                "max_length",
-                f"max_length {max_length} is more than the {limit} positions of {self.what} "
-                f"{self.name}",
-            )
+            text = f"max_length {max_length} is more than the {limit} positions of {self.name}"
+            raise self._fault("max_length", text)
 
     def checkpoint_activations(self, model: Any) -> None:
         """Recompute activations in backward. Raises UserError for a model that cannot."""
@@ -163,10 +151,8 @@ class Part:
             enable = getattr(model, "activation_checkpointing_enable", None)
             (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
         except ValueError as error:
-            raise self._fault(
-                "gradient_checkpointing",
-                f"{self.what} {self.name} has no gradient checkpointing; set it to false",
-            ) from error
+            text = f"{self.name} has no gradient checkpointing; set it to false"
+            raise self._fault("gradient_checkpointing", text) from error
 
 
 def without_pooling_layer(configuration: transformers.PretrainedConfig) -> dict[str, Any]:

@@ -52,14 +52,13 @@ def _kept_blocks(section: Section, total: int) -> list[int]:
         keep, key = chosen, f"{lm.KEY}.keep"
     else:
         keep, key = list(range(total if number is None else number)), f"{lm.KEY}.num_blocks"
-    name = lm.part_of(section).name
+    name = lm.part_of(section).name  # decoder 'gpt2'
     if chosen is not None and number is not None:
         fault = f"num_blocks: {number} and keep: {chosen} both choose blocks; leave one out"
     elif not keep:
-        fault = f"no block of decoder {name} is kept; keep at least one of its {total}"
+        fault = f"no block of {name} is kept; keep at least one of its {total}"
     elif max(keep) >= total:
-        fault = (f"block {max(keep)} is to be kept of decoder {name}, which has blocks "
-                 f"0 … {total - 1}")  # fmt: skip
+        fault = f"block {max(keep)} is to be kept of {name}, which has blocks 0 … {total - 1}"
     elif keep != sorted(set(keep)):
         fault = f"keep: {keep} must name each block once, in rising order"
     else:

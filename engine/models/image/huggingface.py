@@ -81,13 +81,11 @@ def build(
             "from random values",
             stacklevel=2,
         )
-    encoder, what = HuggingfaceImageEncoder(model, config.pool, config.trainable), part.name
+    encoder = HuggingfaceImageEncoder(model, config.pool, config.trainable)
     if config.pool == "cls" and not encoder.num_prefix_tokens:
-        raise UserError(
-            f"image encoder {what} has no class token to pool by; choose mean or model",
-            key=f"{_KEY}.pool",
-        )
-    encoder.check_width(config.embedding_dim, f"image encoder {what}", _KEY)
+        raise UserError(f"{part.name} has no class token to pool by; choose mean or model",
+                        key=f"{_KEY}.pool")  # fmt: skip
+    encoder.check_width(config.embedding_dim, part.name, _KEY)
     if config.gradient_checkpointing and config.trainable:
         part.checkpoint_activations(model)
     return encoder

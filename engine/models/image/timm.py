@@ -43,7 +43,7 @@ class TimmImageEncoder(ImageTower):
         super().__init__(model, width, trainable)
         self.token_width = int(model.num_features)
         self.num_prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
-        patches = getattr(model, "patch_embed", None)
+        patches: Any = getattr(model, "patch_embed", None)
         if getattr(patches, "strict_img_size", False):
             self.size = patches.img_size
 
@@ -129,12 +129,10 @@ def _explained(error: Exception, config: schema.ImageEncoder) -> UserError:
         hint = nearest(option, _options(config.tag, class_name))
         return _fault(config, f"param.{option}", f"has no option {option!r}; {hint}")
     if isinstance(error, OSError):
-        return UserError(
-            f"cannot get model {config.tag!r}: {first_line(error)}; download it where there is "
-            "network and copy the cache (HF_HOME), name a folder by tag 'local-dir:/path', or set "
-            "pretrained: false",
-            key=f"{_KEY}.pretrained" if config.pretrained else f"{_KEY}.tag",
-        )
+        text = (f"cannot get model {config.tag!r}: {first_line(error)}; download it where there is "
+                "network and copy the cache (HF_HOME), name a folder by tag 'local-dir:/path', or "
+                "set pretrained: false")  # fmt: skip
+        return UserError(text, key=f"{_KEY}.{'pretrained' if config.pretrained else 'tag'}")
     text = f"cannot be built by timm with {config.param or 'no param'}: {error}"
     return _fault(config, "param" if config.param else "tag", text)
 

@@ -55,7 +55,7 @@ def build(
         model = model.get_encoder()
     part.check_sizes(model, vocab_size, config.max_length)
     encoder = HuggingfaceTextEncoder(model, config.pool, config.trainable)
-    encoder.check_width(config.embedding_dim, f"text encoder {part.name}", key)
+    encoder.check_width(config.embedding_dim, part.name, key)
     if config.gradient_checkpointing and config.trainable:
         part.checkpoint_activations(model)
     return encoder

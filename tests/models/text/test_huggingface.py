@@ -215,7 +215,11 @@ def test_what_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
         ({"config": {"model_type": "brt"}}, "config.model_type", "did you mean 'b"),
         ({"config": {**BERT, "hiden_size": 4}}, "config.hiden_size", "did you mean 'hidden_size'"),
         ({"config": {**BERT, "hidden_size": "big"}}, "config", "expected int"),
-        ({"config": {**BERT, "num_attention_heads": 5}}, "config", "cannot build 'bert'"),
+        (
+            {"config": {**BERT, "num_attention_heads": 5}},
+            "config",
+            "cannot build text encoder 'bert'",
+        ),
         ({"config": {**BERT, "vocab_size": 200}}, "tokenizer", "300 ids .* knows only 200"),
         ({"config": {**BERT, "max_position_embeddings": 20}}, "max_length", "25 .* 20 positions"),
         ({"embedding_dim": 768}, "embedding_dim", "32 numbers, not 768"),
