@@ -32,6 +32,16 @@ _MAGIC = (
 )
 
 
+def images_in(folder: Path) -> list[str]:
+    """Sorted names of the images in a folder, without hidden ones.
+
+    Of bytes that are not UTF-8 a name is made that no file has: a bad sample.
+    """
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if e.name[:1] != "." and e.name.lower().endswith(SUFFIXES)]
+    return [name.encode(errors="replace").decode() for name in sorted(names)]
+
+
 def read_bytes(image: EncodedImage) -> bytes:
     """The encoded bytes. Raises BadSample as ``read_image``, and where there are none."""
     data = read_image(image)

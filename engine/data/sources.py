@@ -48,13 +48,45 @@ class RowOptions(schema.Section):
     length: PositiveInt | None = None  # training rows that there must be, before all of these
 
 
-def open_dataset(name: str, split: Split, data: schema.Data, *, key: str) -> Source | Stream:
+def open_dataset(
+    name: str, split: Split, data: schema.Data, *, key: str, inside: tuple[str, ...] = ()
+) -> Source | Stream:
     """One split of the dataset ``name``, which the configuration uses at ``key``.
 
     Looked up in ``data.datasets``, then as the CSV folder ``data_path/name``, then among the
-    built-in datasets. Raises UserError for an unknown name, format or option.
+    built-in datasets. It may be a part of the datasets ``inside``, outermost first. Raises
+    UserError for an unknown name, format or option.
     """
-    return _open(name, split, data, key, ())
+    if name in inside:
+        raise UserError(f"dataset {name!r} contains itself: {' → '.join((*inside, name))}", key=key)
+    options = _options(name, data, key)
+    at = f"data.datasets.{name}"
+    if "format" not in options:
+        known = sorted(registry.names(FORMATS))
+        raise UserError(f"dataset {name!r} has no format; known: {', '.join(known)}", key=at)
+    module = registry.find(FORMATS, str(options["format"]), key=f"{at}.format")
+    config, rows = _validated(module.Config, options, Path(data.data_path), name)
+    more: dict[str, Any] = {}
+    if "parts" in module.Config.model_fields:  # a format that is made of other datasets
+
+        def open_part(part: str) -> Source | Stream:
+            above = (*inside, name)
+            return open_dataset(part, split, data, key=f"{at}.parts", inside=above)
+
+        more["open_part"] = open_part
+    try:
+        opened = module.build(config, name=name, split=split, cache_dir=cache_dir(), **more)
+        _check_options(rows, name)
+        if isinstance(opened, Stream):
+            _check_stream(opened, rows, data)
+            return opened
+        if data.conversations == "flatten" and opened.has_conversations:
+            opened = Flattened(opened)
+        return _with_rows(opened, rows, name, split, getattr(config, "root", None))
+    except UserError as error:
+        if not error.key or name not in data.datasets:  # a bare name has no options to point at
+            error.key = key
+        raise
 
 
 def open_source(name: str, split: Split, data: schema.Data, *, key: str) -> Source:
@@ -86,40 +118,6 @@ def _general(form: Mapping[str, object]) -> set[str]:
     return set(RowOptions.model_fields) - set(form)
 
 
-def _open(
-    name: str, split: Split, data: schema.Data, key: str, inside: tuple[str, ...]
-) -> Source | Stream:
-    """``open_dataset`` of a part of the datasets ``inside``, outermost first."""
-    if name in inside:
-        raise UserError(f"dataset {name!r} contains itself: {' → '.join((*inside, name))}", key=key)
-    options = _options(name, data, key)
-    at = f"data.datasets.{name}"
-    if "format" not in options:
-        known = sorted(registry.names(FORMATS))
-        raise UserError(f"dataset {name!r} has no format; known: {', '.join(known)}", key=at)
-    module = registry.find(FORMATS, str(options["format"]), key=f"{at}.format")
-    config, rows = _validated(module.Config, options, Path(data.data_path), name)
-    more: dict[str, Any] = {}
-    if "parts" in module.Config.model_fields:  # a format that is made of other datasets
-
-        def open_part(part: str) -> Source | Stream:
-            return _open(part, split, data, f"{at}.parts", (*inside, name))
-
-        more["open_part"] = open_part
-    try:
-        opened = module.build(config, name=name, split=split, cache_dir=cache_dir(), **more)
-        if isinstance(opened, Stream):
-            _check_stream(opened, rows, data)
-            return opened
-        if data.conversations == "flatten" and opened.has_conversations:
-            opened = Flattened(opened)
-        return _with_rows(opened, rows, name, split, getattr(config, "root", None))
-    except UserError as error:
-        if not error.key or name not in data.datasets:  # a bare name has no options to point at
-            error.key = key
-        raise
-
-
 def _check_stream(stream: Stream, options: RowOptions, data: schema.Data) -> None:
     """Raises UserError for what needs rows that can be counted and chosen."""
     name = stream.name
@@ -129,7 +127,6 @@ def _check_stream(stream: Stream, options: RowOptions, data: schema.Data) -> Non
             "question: write data.conversations: turns, or copy the shards to this machine",
             key="data.conversations",
         )
-    _check_options(options, name)
     if asked := options.model_dump(exclude_defaults=True):
         raise UserError(
             f"dataset {name!r} is streamed: {', '.join(asked)} needs rows that can be counted and "
@@ -140,11 +137,10 @@ def _check_stream(stream: Stream, options: RowOptions, data: schema.Data) -> Non
 
 def _check_options(options: RowOptions, name: str) -> None:
     """Raises UserError for an option that has no effect without another."""
-    for option, missing, needed in (
-        ("caption_separator", options.captions != "joined", "captions: joined"),
-        ("cap_seed", options.cap is None, "cap: N"),
-    ):
-        if option in options.model_dump(exclude_defaults=True) and missing:
+    given = options.model_dump(exclude_defaults=True)
+    for option, needed in (("caption_separator", "captions: joined"), ("cap_seed", "cap: N")):
+        there = options.cap is not None if option == "cap_seed" else options.captions == "joined"
+        if option in given and not there:
             raise UserError(
                 f"dataset {name!r}: {option} has no effect without {needed}; add that, or leave "
                 f"{option} out",
@@ -157,7 +153,6 @@ def _with_rows(
 ) -> Source:
     """The rows of ``source`` that ``options`` ask for."""
     training = split == "train"
-    _check_options(options, name)
     if training and options.length not in (None, len(source)):
         raise UserError(
             f"dataset {name!r} has {len(source)} training rows, but its length is given as "
@@ -189,21 +184,25 @@ def _options(name: str, data: schema.Data, key: str) -> dict[str, Any]:
         return data.datasets[name]
     folder = Path(data.data_path) / name
     if folder.is_dir():
-        options = _drawn_with(folder)
-        return {**BUILT_IN.get(name, {}), **options} if options else {"format": "csv"}
+        options = drawn.read_options(folder)
+        if options is None:
+            return {"format": "csv"}
+        own = asdict(options)
+        del (
+            own["questions"],
+            own["labels"],
+        )  # which of its texts are read is not the folder's choice
+        return {**BUILT_IN.get(name, {}), "format": "shapes", **own}
     if name in BUILT_IN:
         return BUILT_IN[name]
-    raise UserError(_unknown(name, data), key=key)
-
-
-def _drawn_with(folder: Path) -> dict[str, Any]:
-    """Options of ``format: shapes`` that read a drawn folder; empty for other folders."""
-    options = drawn.read_options(folder)
-    if options is None:
-        return {}
-    own = asdict(options)
-    del own["questions"], own["labels"]  # which of the folder's texts are read is not its choice
-    return {"format": "shapes", **own}
+    there = sorted(path.name for path in folder.parent.glob("[!.]*/"))
+    known = registry.nearest(name, sorted({*data.datasets, *there, *BUILT_IN}))
+    raise UserError(
+        f"no dataset is called {name!r}; {known} (folders in {folder.parent}: "
+        f"{', '.join(there) or 'none'}; data.datasets: {', '.join(data.datasets) or 'none'}; "
+        f"built in: {', '.join(BUILT_IN)})",
+        key=key,
+    )
 
 
 def _validated(
@@ -232,15 +231,3 @@ def _section(form: type[Form], values: dict[str, Any], name: str) -> Form:
         key = f"data.datasets.{name}.{option}"
         raise UserError(f"dataset {name!r}: {option}: {message}", key=key)
     return found
-
-
-def _unknown(name: str, data: schema.Data) -> str:
-    root = Path(data.data_path)
-    there = sorted(p.name for p in root.glob("[!.]*/")) if root.is_dir() else []
-    known = sorted({*data.datasets, *there, *BUILT_IN})
-    where = f"folders in {root}: {', '.join(there) or 'none'}"
-    configured = f"data.datasets: {', '.join(data.datasets) or 'none'}"
-    return (
-        f"no dataset is called {name!r}; {registry.nearest(name, known)} "
-        f"({where}; {configured}; built in: {', '.join(BUILT_IN)})"
-    )

@@ -5,7 +5,6 @@ _VALIDATION = "pydantic calls it or reads it when a section is made"
 _YAML = "PyYAML calls it or reads it"
 _RUN = "a method of a library's class, which the library calls"
 _OF_OTHERS = "an attribute of a library's object, which the library reads"
-_BY_SPLIT = "an option that is read by its name with the split in front"
 _DDP = "an option that is passed to DDP with all others"
 _READER = "part of the interface for users, as documented in README.md"
 
@@ -33,11 +32,6 @@ ALLOWED = {
     "pre_tokenizer": _OF_OTHERS,
     "quiet": _OF_OTHERS,
     "require_forward_param_sync": _OF_OTHERS,
-    **dict.fromkeys(
-        (f"{split}_{option}" for split in ("train", "valid")
-         for option in ("questions", "annotations", "image_name")),
-        _BY_SPLIT,
-    ),
     "bucket_cap_mb": _DDP,
     "gradient_as_bucket_view": _DDP,
     "embed_images": _READER,

@@ -18,11 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from engine.config.schema import Section
-from engine.data.tables.json_rows import read_list
-from engine.data.tables.paths import annotation_file, image_folder
+from engine.data.tables.json_rows import Entry, read_list, read_names
+from engine.data.tables.paths import FolderOptions, SplitFolder
 from engine.data.tables.source import TableSource, open_rows
 from engine.data.tables.table import file_named, row_or_fault
 from engine.data.tables.values import identity, malformed, mapping, required, string
@@ -32,10 +30,9 @@ from engine.types import BadSample, Row
 _NUM_NAMED = 20  # split names in a message
 
 
-class Config(Section):
+class Config(FolderOptions):
     """Options of ``format: coco``; files and folders are relative to ``root``."""
 
-    root: Path  # relative to data.data_path; default: the dataset's name
     train_anno: str = "annotations/captions_train2017.json"
     valid_anno: str = "annotations/captions_val2017.json"
     train_images: str | None = None  # default: train2017; of a Karpathy split, root
@@ -46,56 +43,29 @@ class Config(Section):
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSource:
     """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
-    anno, folder, usual = config.train_anno, config.train_images, "train2017"
-    if split == "valid":
-        anno, folder, usual = config.valid_anno, config.valid_images, "val2017"
-    path = annotation_file(
-        config.root, anno, dataset=name, option=f"{split}_anno", endings=(".json", ".json.gz")
-    )
-    karpathy = _is_karpathy(path)
-    if folder is None:
-        folder = "." if karpathy else usual
-    images = image_folder(config.root, folder, dataset=name, option=f"{split}_images")
-    if karpathy:
-        splits = config.valid_splits if split == "valid" else config.train_splits
-        key = f"data.datasets.{name}.{split}_splits"
-        options: object = ("karpathy", splits)
-        rows = partial(_karpathy, path, splits, key)
-    else:
-        options, rows = "coco", partial(_captions, path)
+    folder = SplitFolder(config, name, split)
+    path = folder.file(folder.of(config.train_anno, config.valid_anno), "anno", ".json", ".json.gz")
+    first = next(read_list(path, "images"), None)
+    options: object = "coco"
+    rows, usual = partial(_captions, path), folder.of("train2017", "val2017")
+    if first is not None and isinstance(first.value, dict) and "sentences" in first.value:
+        splits = folder.of(config.train_splits, config.valid_splits)
+        options = ("karpathy", splits)
+        rows, usual = partial(_karpathy, path, splits, f"data.datasets.{name}.{split}_splits"), "."
+    given = folder.of(config.train_images, config.valid_images)
+    images = folder.images(usual if given is None else given)
     return open_rows(name, split, [path], options, rows, cache_dir=cache_dir, images=images)
 
 
-def _is_karpathy(path: Path) -> bool:
-    first = next(read_list(path, "images"), None)
-    return first is not None and isinstance(first.value, dict) and "sentences" in first.value
-
-
 def _captions(path: Path) -> Iterator[Row]:
-    names = _file_names(path)
+    # Annotations of images that are left out here name one that is not listed.
+    names = read_names(path, "images", "image", "file_name")
     for entry in read_list(path, "annotations"):
-        yield row_or_fault(f"annotation {entry.number}", _caption, entry.value, names)
+        yield row_or_fault(f"annotation {entry.number}", _caption, entry, names)
 
 
-def _file_names(path: Path) -> dict[str, str]:
-    """Image ids and their files. Raises UserError where one id has two."""
-    names: dict[str, str] = {}
-    for entry in read_list(path, "images"):
-        try:
-            image = mapping(entry.value, "the image")
-            own = identity(required(image, "id"), "the id")
-            file_name = string(required(image, "file_name"), "the file_name")
-        except BadSample:  # whose annotations then name an image that is not listed
-            continue
-        if names.setdefault(own, file_name) != file_name:
-            raise UserError(
-                f"{path}, image {entry.number}: id {own[:60]!r} belongs to {names[own]!r} already"
-            )
-    return names
-
-
-def _caption(value: Any, names: dict[str, str]) -> Row:
-    annotation = mapping(value, "the annotation")
+def _caption(entry: Entry, names: dict[str, str]) -> Row:
+    annotation = entry.object("the annotation")
     own = identity(required(annotation, "image_id"), "the image_id")
     caption = string(required(annotation, "caption"), "the caption")
     if own not in names:
@@ -114,21 +84,22 @@ def _karpathy(path: Path, splits: tuple[str, ...], key: str) -> Iterator[Row]:
     for entry in read_list(path, "images"):
         image = entry.value if isinstance(entry.value, dict) else {}
         split = image.get("split")
-        if isinstance(split, str) and len(found) < _NUM_NAMED:
-            found.add(split)
-        if isinstance(split, str) and split not in splits:
-            continue
+        if isinstance(split, str):
+            if len(found) < _NUM_NAMED:
+                found.add(split)
+            if split not in splits:
+                continue
         sentences = image.get("sentences")
         count = len(sentences) if isinstance(sentences, list) and sentences else 1
         for number in range(count):
-            yield row_or_fault(f"image {entry.number}", _sentence, entry.value, number)
+            yield row_or_fault(f"image {entry.number}", _sentence, entry, number)
     if not found.intersection(splits):
         named = ", ".join(sorted(found)) or "none"
         raise UserError(f"{path} has no split {' or '.join(splits)}; its splits: {named}", key=key)
 
 
-def _sentence(value: Any, number: int) -> Row:
-    image = mapping(value, "the image")
+def _sentence(entry: Entry, number: int) -> Row:
+    image = entry.object("the image")
     string(required(image, "split"), "the split")
     folder = string(image.get("filepath", ""), "the filepath")
     name = string(required(image, "filename"), "the filename")

@@ -15,16 +15,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from engine.config.schema import Section
 from engine.data.tables.csv_table import Column, open_csv
-from engine.data.tables.paths import annotation_file, image_folder
+from engine.data.tables.paths import FolderOptions, SplitFolder
 from engine.data.tables.source import OneTable, TableSource
 
 
-class Config(Section):
+class Config(FolderOptions):
     """Options of ``format: csv``; files and folders are relative to ``root``."""
 
-    root: Path  # relative to data.data_path; default: the dataset's name
     train_anno: str = "train_anno.csv"
     valid_anno: str = "valid_anno.csv"
     train_images: str = "train"
@@ -34,13 +32,9 @@ class Config(Section):
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSource:
     """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
-    anno, folder = config.train_anno, config.train_images
-    if split == "valid":
-        anno, folder = config.valid_anno, config.valid_images
-    images = image_folder(config.root, folder, dataset=name, option=f"{split}_images")
-    path = annotation_file(
-        config.root, anno, dataset=name, option=f"{split}_anno", endings=(".csv", ".tsv")
-    )
+    folder = SplitFolder(config, name, split)
+    images = folder.images(folder.of(config.train_images, config.valid_images))
     names = {str(column): own for column, own in config.columns.items()}
+    path = folder.file(folder.of(config.train_anno, config.valid_anno), "anno", ".csv", ".tsv")
     table = open_csv(path, cache_dir=cache_dir, names=names)
     return TableSource(name, split, OneTable(table), images)

@@ -13,14 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from engine import registry
-from engine.data.tables.arrow import (
-    TableOptions,
-    choose_columns,
-    open_arrow,
-    open_stream,
-    uncompressed,
-)
-from engine.data.tables.paths import ImageRoot, check_root, listed
+from engine.data.tables.arrow import TableOptions, open_arrow, open_stream, uncompressed
+from engine.data.tables.paths import ImageRoot, SplitFolder
 from engine.errors import UserError
 from engine.types import BadSample, Source
 
@@ -36,30 +30,46 @@ class Config(TableOptions):
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source:
     """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
-    root, own = config.root, config.valid if split == "valid" else config.train
-    check_root(root, dataset=name)
+    folder = SplitFolder(config, name, split)
+    own = folder.of(config.train, config.valid)
     splits = (own,) if own else _SPLITS[split]
-    key = f"data.datasets.{name}.{split}"
-    paths = _saved(root, splits, key) or _matching(root, splits, ".arrow")
+    paths = _saved(folder, splits) or _matching(config.root, splits, ".arrow")
+    if paths:
+        return open_arrow(
+            folder,
+            paths,
+            open_stream(paths[0])[1],
+            lambda path, _: uncompressed(path, cache_dir=cache_dir),
+            cache_dir=cache_dir,
+        )
+    paths = _matching(config.root, splits, ".parquet")
     if not paths:
-        return _parquet(config, splits, name=name, split=split, cache_dir=cache_dir)
-    schema = open_stream(paths[0])[1]
-    columns = choose_columns(schema, paths[0], config)
-    files = [uncompressed(path, cache_dir=cache_dir) for path in paths]
-    return open_arrow(config, paths, columns, files, name=name, split=split, cache_dir=cache_dir)
+        raise folder.error(
+            f"has no split {' or '.join(splits)} in {config.root}; tables in that folder: "
+            f"{folder.listed(('.arrow', '.parquet', 'state.json'))}. Name one as {split}: SPLIT",
+            split,
+        )
+    # Parquet is read through the registry: formats do not import one another.
+    parquet = registry.find("data/formats", "parquet")
+    options = config.model_dump(exclude={"train", "valid"})
+    files = [glob.escape(str(path.relative_to(config.root))) for path in paths]
+    read = parquet.Config(**options, **{split: files})
+    source: Source = parquet.build(read, name=name, split=split, cache_dir=cache_dir)
+    return source
 
 
-def _saved(root: Path, splits: tuple[str, ...], key: str) -> list[Path]:
+def _saved(folder: SplitFolder, splits: tuple[str, ...]) -> list[Path]:
     """Arrow files of a folder that ``save_to_disk`` wrote; none of any other folder."""
+    root = folder.root
     if (root / "dataset_dict.json").is_file():
         there = _json(root / "dataset_dict.json").get("splits")
         named = [split for split in there if isinstance(split, str)] if there else []
         split = next((split for split in splits if split in named), None)
         if split is None or Path(split).name != split:
-            raise UserError(
-                f"{root} has no split {' or '.join(splits)}; its splits: {', '.join(named)}. "
-                f"Name one as {key.rpartition('.')[2]}: SPLIT",
-                key=key,
+            raise folder.error(
+                f"in {root} has no split {' or '.join(splits)}; its splits: {', '.join(named)}. "
+                f"Name one as {folder.split}: SPLIT",
+                folder.split,
             )
         return _data_files(root / split)
     if (root / "state.json").is_file():
@@ -103,22 +113,3 @@ def _matching(root: Path, splits: tuple[str, ...], ending: str) -> list[Path]:
         if found := [path for path in files if named.search(str(path.relative_to(root)))]:
             return found
     return []
-
-
-def _parquet(
-    config: Config, splits: tuple[str, ...], *, name: str, split: str, cache_dir: Path
-) -> Source:
-    paths = _matching(config.root, splits, ".parquet")
-    if not paths:
-        raise UserError(
-            f"dataset {name!r} has no split {' or '.join(splits)} in {config.root}; tables in that "
-            f"folder: {listed(config.root, ('.arrow', '.parquet', 'state.json'))}. Name one as "
-            f"{split}: SPLIT",
-            key=f"data.datasets.{name}.{split}",
-        )
-    # Parquet is read through the registry: formats do not import one another.
-    parquet = registry.find("data/formats", "parquet")
-    options = config.model_dump(exclude={"train", "valid"})
-    files = [glob.escape(str(path.relative_to(config.root))) for path in paths]
-    own = parquet.Config(**options, **{split: files})
-    return parquet.build(own, name=name, split=split, cache_dir=cache_dir)

@@ -14,60 +14,51 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
-from engine.config.schema import Section
 from engine.data.tables.json_rows import Entry, read_rows
-from engine.data.tables.paths import annotation_file, image_folder
+from engine.data.tables.paths import FolderOptions, SplitFolder
 from engine.data.tables.source import TableSource, open_rows
 from engine.data.tables.table import file_named, row_or_fault
 from engine.data.tables.values import (
+    Several,
     conversation,
     first_answer,
     image_names,
-    mapping,
     optional_id,
     required,
 )
-from engine.types import BadSample, Row
+from engine.types import Row
 
 
-class Config(Section):
+class Config(FolderOptions):
     """Options of ``format: llava``; files and folders are relative to ``root``."""
 
-    root: Path  # relative to data.data_path; default: the dataset's name
     train_anno: str = "train.json"
     valid_anno: str = "valid.json"
     train_images: str = "train"
     valid_images: str = "valid"
-    several_images: Literal["first", "all", "refuse"] = "first"  # of a sample whose image is a list
+    several_images: Several = "first"  # of a sample whose image is a list
 
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSource:
     """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
-    anno, folder = config.train_anno, config.train_images
-    if split == "valid":
-        anno, folder = config.valid_anno, config.valid_images
-    path = annotation_file(
-        config.root, anno, dataset=name, option=f"{split}_anno", endings=(".json", ".jsonl")
-    )
+    folder = SplitFolder(config, name, split)
+    path = folder.file(folder.of(config.train_anno, config.valid_anno), "anno", ".json", ".jsonl")
     options = ("llava", config.several_images)
     rows = partial(_rows, path, config.several_images)
     source = open_rows(name, split, [path], options, rows, cache_dir=cache_dir)
     if source.parts[0].table.has_values("images"):
-        source.images = image_folder(config.root, folder, dataset=name, option=f"{split}_images")
+        source.images = folder.images(folder.of(config.train_images, config.valid_images))
     return source
 
 
-def _rows(path: Path, several: str) -> Iterator[Row]:
+def _rows(path: Path, several: Several) -> Iterator[Row]:
     for entry in read_rows(path):
         yield row_or_fault(f"entry {entry.number}", _row, entry, several)
 
 
-def _row(entry: Entry, several: str) -> Row:
-    if entry.fault:
-        raise BadSample("malformed", entry.fault)
-    sample = mapping(entry.value, "the entry")
+def _row(entry: Entry, several: Several) -> Row:
+    sample = entry.object("the entry")
     turns = conversation(required(sample, "conversations"))
     images = image_names(sample.get("image"), several)
     return Row(

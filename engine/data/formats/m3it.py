@@ -11,66 +11,55 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from engine.config.schema import Section
 from engine.data.tables.json_rows import Entry, read_rows
-from engine.data.tables.paths import annotation_files
+from engine.data.tables.paths import FolderOptions, SplitFolder
 from engine.data.tables.source import TableSource, open_rows
 from engine.data.tables.table import row_or_fault
 from engine.data.tables.values import (
+    Several,
     chosen_images,
     first_answer,
     instruction,
-    mapping,
     optional_id,
     required,
     strings,
 )
-from engine.errors import UserError
 from engine.types import BadSample, Place, Row
 
 _IMAGES = ("image_base64_str", "image_str", "image_base64")
 _STRING = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
 
 
-class Config(Section):
+class Config(FolderOptions):
     """Options of ``format: m3it``; files are relative to ``root``."""
 
-    root: Path  # relative to data.data_path; default: the dataset's name
     train_anno: str | list[str] = "train.jsonl"  # a file or a pattern of files, or several
     valid_anno: str | list[str] = "valid.jsonl"
-    several_images: Literal["first", "all", "refuse"] = "first"  # of a sample with more than one
+    several_images: Several = "first"  # of a sample with more than one
 
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSource:
     """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
-    paths = annotation_files(
-        config.root,
-        config.valid_anno if split == "valid" else config.train_anno,
-        dataset=name,
-        option=f"{split}_anno",
-        endings=(".jsonl", ".json"),
-    )
+    folder, option = SplitFolder(config, name, split), f"{split}_anno"
+    patterns = folder.of(config.train_anno, config.valid_anno)
+    paths = folder.files(patterns, option, ".jsonl", ".json")
     if packed := next((path for path in paths if path.suffix == ".gz"), None):
-        raise UserError(
-            f"{packed} is packed, so that images in it cannot be read one by one; unpack it first",
-            key=f"data.datasets.{name}.{split}_anno",
+        raise folder.error(
+            f"has {packed}, in which images cannot be read one by one; unpack it first",
+            option,
         )
+    options = ("m3it", config.several_images)
+    rows = partial(_rows, paths, config.several_images)
     return open_rows(
-        name,
-        split,
-        paths,
-        ("m3it", config.several_images),
-        lambda: _rows(paths, config.several_images),
-        cache_dir=cache_dir,
-        held_in=paths,
-        base64=True,
+        name, split, paths, options, rows, cache_dir=cache_dir, held_in=paths, base64=True
     )
 
 
-def _rows(paths: list[Path], several: str) -> Iterator[Row]:
+def _rows(paths: list[Path], several: Several) -> Iterator[Row]:
     for path in paths:
         with path.open("rb") as file:
             for entry in read_rows(path):
@@ -80,10 +69,8 @@ def _rows(paths: list[Path], several: str) -> Iterator[Row]:
                 yield row_or_fault(where, _row, entry, content, path, several)
 
 
-def _row(entry: Entry, content: bytes, path: Path, several: str) -> Row:
-    if entry.fault:
-        raise BadSample("malformed", entry.fault)
-    sample = mapping(entry.value, "the entry")
+def _row(entry: Entry, content: bytes, path: Path, several: Several) -> Row:
+    sample = entry.object("the entry")
     turns = instruction(
         required(sample, "instruction"), sample.get("inputs"), required(sample, "outputs")
     )
@@ -98,7 +85,7 @@ def _row(entry: Entry, content: bytes, path: Path, several: str) -> Row:
     )
 
 
-def _texts(sample: Mapping[str, Any], several: str) -> tuple[str, ...]:
+def _texts(sample: Mapping[str, Any], several: Several) -> tuple[str, ...]:
     """The base64 texts of a sample's images, none where it has no image."""
     texts = next((found for key in _IMAGES if (found := strings(sample.get(key), key))), ())
     if not all(texts):

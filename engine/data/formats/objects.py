@@ -14,26 +14,21 @@ any has no label.
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from engine.config.schema import Section
-from engine.data.tables.json_rows import read_list, read_rows
-from engine.data.tables.paths import annotation_file, image_folder
+from engine.data.tables.json_rows import Entry, is_object, read_list, read_names, read_rows
+from engine.data.tables.paths import FolderOptions, SplitFolder
 from engine.data.tables.source import TableSource, open_rows
 from engine.data.tables.table import file_named, row_or_fault
-from engine.data.tables.values import identity, mapping, optional_id, required, string, strings
-from engine.errors import UserError
+from engine.data.tables.values import identity, optional_id, required, string, strings
 from engine.types import BadSample, Row
 
 
-class Config(Section):
+class Config(FolderOptions):
     """Options of ``format: objects``; files and folders are relative to ``root``."""
 
-    root: Path  # relative to data.data_path; default: the dataset's name
     train_anno: str = "annotations/instances_train2017.json"
     valid_anno: str = "annotations/instances_val2017.json"
     train_images: str = "train2017"
@@ -42,47 +37,26 @@ class Config(Section):
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSource:
     """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
-    anno, folder = config.train_anno, config.train_images
-    if split == "valid":
-        anno, folder = config.valid_anno, config.valid_images
-    path = annotation_file(
-        config.root, anno, dataset=name, option=f"{split}_anno",
-        endings=(".json", ".jsonl", ".json.gz"),
-    )  # fmt: skip
-    images = image_folder(config.root, folder, dataset=name, option=f"{split}_images")
-    rows = partial(_rows, path)
+    folder = SplitFolder(config, name, split)
+    anno = folder.of(config.train_anno, config.valid_anno)
+    path = folder.file(anno, "anno", ".json", ".jsonl", ".json.gz")
+    images = folder.images(folder.of(config.train_images, config.valid_images))
+    in_boxes = ".jsonl" not in path.suffixes and is_object(path)
+    rows = partial(_detection if in_boxes else _lists, path)
     return open_rows(name, split, [path], "objects", rows, cache_dir=cache_dir, images=images)
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    if _is_detection(path):
-        yield from _detection(path)
-        return
+def _lists(path: Path) -> Iterator[Row]:
     for entry in read_rows(path):
-        if entry.fault is not None:
-            yield Row(cause="malformed", detail=f"entry {entry.number}: {entry.fault}")
-        else:
-            yield row_or_fault(f"entry {entry.number}", _listed, entry.value)
+        yield row_or_fault(f"entry {entry.number}", _listed, entry)
 
 
-def _is_detection(path: Path) -> bool:
-    """Whether the file is one object, and not a list or lines. Raises UserError."""
-    if ".jsonl" in path.suffixes:
-        return False
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", errors="replace") as file:
-            return file.read(256).lstrip()[:1] == "{"
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _listed(value: Any) -> Row:
-    entry = mapping(value, "the entry")
-    labels = required(entry, "labels")
+def _listed(entry: Entry) -> Row:
+    value = entry.object("the entry")
+    labels = required(value, "labels")
     given = labels.split("|") if isinstance(labels, str) else strings(labels, "labels")
-    image = string(required(entry, "image"), "the image")
-    return _row(image, optional_id(entry, "image_id"), tuple(given))
+    image = string(required(value, "image"), "the image")
+    return _row(image, optional_id(value, "image_id"), tuple(given))
 
 
 def _row(image: str, image_id: str, labels: tuple[str, ...]) -> Row:
@@ -93,29 +67,22 @@ def _row(image: str, image_id: str, labels: tuple[str, ...]) -> Row:
 
 
 def _detection(path: Path) -> Iterator[Row]:
-    """Raises UserError where one category has two names."""
-    names: dict[str, str] = {}
-    for entry in read_list(path, "categories"):
-        category = mapping(entry.value, "the category")
-        own = identity(required(category, "id"), "the id")
-        kind = string(required(category, "name"), "the name")
-        if names.setdefault(own, kind) != kind:
-            raise UserError(f"{path}, category {entry.number}: id {own!r} is {names[own]!r} too")
+    names = read_names(path, "categories", "category", "name", strict=True)
     shown: dict[str, dict[str, None]] = {}  # kinds by image, each once, in the order of boxes
     for entry in read_list(path, "annotations"):
         try:
-            box = mapping(entry.value, "the annotation")
+            box = entry.object("the annotation")
             image = identity(required(box, "image_id"), "the image_id")
             kind = identity(required(box, "category_id"), "the category_id")
         except BadSample:  # whose image is not known
             continue
         shown.setdefault(image, {})[names.get(kind, "")] = None
     for entry in read_list(path, "images"):
-        yield row_or_fault(f"image {entry.number}", _detected, entry.value, shown)
+        yield row_or_fault(f"image {entry.number}", _detected, entry, shown)
 
 
-def _detected(value: Any, shown: dict[str, dict[str, None]]) -> Row:
-    image = mapping(value, "the image")
+def _detected(entry: Entry, shown: dict[str, dict[str, None]]) -> Row:
+    image = entry.object("the image")
     own = identity(required(image, "id"), "the id")
     name = string(required(image, "file_name"), "the file_name")
     return _row(name, own, tuple(kind for kind in shown.get(own, {}) if kind))

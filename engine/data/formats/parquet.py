@@ -16,14 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.data.cache import cached_file
-from engine.data.tables.arrow import (
-    Columns,
-    TableOptions,
-    choose_columns,
-    holds_bytes,
-    open_arrow,
-)
-from engine.data.tables.paths import annotation_files
+from engine.data.tables.arrow import Columns, TableOptions, holds_bytes, open_arrow
+from engine.data.tables.paths import SplitFolder
 from engine.data.tables.source import TableSource
 from engine.errors import UserError
 
@@ -40,27 +34,20 @@ class Config(TableOptions):
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSource:
     """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
-    paths = annotation_files(
-        config.root,
-        config.valid if split == "valid" else config.train,
-        dataset=name,
-        option=split,
-        endings=(".parquet",),
-    )
+    folder = SplitFolder(config, name, split)
+    paths = folder.files(folder.of(config.train, config.valid), split, ".parquet")
     schema = _schema(paths[0])
-    columns = choose_columns(schema, paths[0], config)
-    in_table = holds_bytes(schema, columns)
-    copies = [
-        cached_file(
+
+    def copied(path: Path, columns: Columns) -> Path:
+        return cached_file(
             [path],
             ("parquet", FORM, sorted(columns.own.values())),
-            lambda temporary, path=path: _copy(path, columns, in_table, temporary),  # type: ignore[misc]
+            lambda temporary: _copy(path, columns, holds_bytes(schema, columns), temporary),
             cache_dir=cache_dir,
             ending="arrows",
         )
-        for path in paths
-    ]
-    return open_arrow(config, paths, columns, copies, name=name, split=split, cache_dir=cache_dir)
+
+    return open_arrow(folder, paths, schema, copied, cache_dir=cache_dir)
 
 
 def _schema(path: Path) -> pa.Schema:
@@ -77,8 +64,9 @@ def _copy(path: Path, columns: Columns, in_table: bool, target: Path) -> None:
     if missing := [own for own in wanted if own not in schema.names]:
         raise UserError(f"{path} has no column {missing[0]!r}, as the split's first file has")
     plain = pa.schema([_plain(schema.field(own)) for own in wanted], metadata=schema.metadata)
+    rows = _ROWS_OF_BYTES if in_table else _ROWS_OF_TEXT
     with pa.ipc.new_stream(str(target), plain) as writer:
-        for batch in _batches(path, wanted, _ROWS_OF_BYTES if in_table else _ROWS_OF_TEXT):
+        for batch in _batches(path, wanted, rows):
             writer.write_batch(batch.select(wanted).cast(plain))
 
 

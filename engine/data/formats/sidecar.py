@@ -15,25 +15,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from engine.config.schema import Section
 from engine.config.section import ProperFraction
-from engine.data.image_files import SUFFIXES
+from engine.data.image_files import SUFFIXES, images_in
 from engine.data.permutation import Indices
-from engine.data.tables import table as tables
-from engine.data.tables.paths import ImageRoot, check_root
+from engine.data.tables.paths import FolderOptions, ImageRoot, SplitFolder
 from engine.data.tables.source import OneTable, TableSource
-from engine.errors import UserError
-from engine.types import BadSample
+from engine.data.tables.table import Stored, Table, file_named, open_table, to_batches
+from engine.types import BadSample, Row
 
 _MAX_TEXT_BYTES = 16 << 20
 
 
-class Config(Section):
+class Config(FolderOptions):
     """Options of ``format: sidecar``."""
 
-    root: Path  # relative to data.data_path; default: the dataset's name
     text: str = "txt"  # the texts' ending
     valid_share: ProperFraction = 0.0  # of the images, where there are no split folders
 
@@ -41,17 +37,17 @@ class Config(Section):
 class SidecarSource(TableSource):
     """Images of one split in the order of their names; a text is read when it is asked for."""
 
-    def __init__(self, name: str, split: str, table: tables.Table, folder: Path, text: str) -> None:
-        self.texts, self.ending = ImageRoot(folder), text
-        super().__init__(name, split, OneTable(table), self.texts)
+    def __init__(self, name: str, split: str, table: Table, folder: ImageRoot, ending: str) -> None:
+        super().__init__(name, split, OneTable(table), folder)
+        self.folder, self.ending = folder, ending
 
-    def _text(self, caption: str | None, images: Sequence[tables.Stored] | None) -> str:
+    def _text(self, caption: str | None, images: Sequence[Stored] | None) -> str:
         """Raises BadSample where the text is missing, empty or not UTF-8, or is a link to another
         place."""
         image = (images and images[0][0]) or ""
         name = f"{os.path.splitext(image)[0]}.{self.ending}"  # noqa: PTH122 (a name, not a path)
         try:
-            with self.texts.path(name).open("rb") as file:
+            with self.folder.path(name).open("rb") as file:
                 content = file.read(_MAX_TEXT_BYTES + 1)
             if len(content) > _MAX_TEXT_BYTES:
                 raise BadSample("caption too long", f"{name} has more than {_MAX_TEXT_BYTES} bytes")
@@ -86,33 +82,34 @@ class SidecarSource(TableSource):
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> SidecarSource:
     """Open one split. Raises UserError, naming the path, for a missing folder or no images."""
-    check_root(config.root, dataset=name)
-    folder, share = config.root / split, 0.0
-    if not folder.is_dir():
-        folder, share = config.root, config.valid_share
+    folder = SplitFolder(config, name, split)
+    root, share = config.root / split, 0.0
+    if not root.is_dir():
+        root, share = config.root, config.valid_share
         if split == "valid" and not share:
-            raise UserError(
-                f"dataset {name!r} has no folder {config.root / split}; name a share of the images "
-                "as valid_share, say 0.1",
-                key=f"data.datasets.{name}.valid_share",
+            raise folder.error(
+                f"has no folder {config.root / split}; name a share of the images as valid_share, "
+                "say 0.1",
+                "valid_share",
             )
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        none = True
-        for names in tables.chunks(i for i in _images(folder) if _is_chosen(i, split, share)):
-            none = False
-            yield tables.columns(images=tables.files(pa.array(names)))
-        if none:
-            raise UserError(
-                f"dataset {name!r}: no images for the {split} split in {folder} (valid_share "
-                f"{share}); known endings: {' '.join(SUFFIXES)}",
-                key=f"data.datasets.{name}.root",
+    def rows() -> Iterator[Row]:
+        found = False
+        for image in _images(root):
+            if _is_chosen(image, split, share):
+                found = True
+                yield Row(images=(file_named(image),))
+        if not found:
+            raise folder.error(
+                f"has no images for the {split} split in {root} (valid_share {share}); "
+                f"known endings: {' '.join(SUFFIXES)}",
+                "root",
             )
 
     # A folder's time changes when a file comes or goes.
-    inputs = [folder, *_folders(folder)]
-    table = tables.open_table(inputs, ("sidecar", split, share), batches, cache_dir=cache_dir)
-    return SidecarSource(name, split, table, folder, config.text.removeprefix("."))
+    inputs, options = [root, *_folders(root)], ("sidecar", split, share)
+    table = open_table(inputs, options, lambda: to_batches(rows()), cache_dir=cache_dir)
+    return SidecarSource(name, split, table, ImageRoot(root), config.text.removeprefix("."))
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -126,13 +123,9 @@ def _folders(folder: Path) -> list[Path]:
 
 def _images(folder: Path) -> Iterator[str]:
     for parent in [folder, *_folders(folder)]:
-        with os.scandir(parent) as entries:
-            names = sorted(entry.name for entry in entries if entry.name[:1] != ".")
-        inside = parent.relative_to(folder)
-        for name in names:
-            if name.lower().endswith(SUFFIXES):
-                # Of bytes that are not UTF-8 a name is made that no file has: a bad sample.
-                yield str(inside / name).encode(errors="replace").decode()
+        inside = str(parent.relative_to(folder)).encode(errors="replace").decode()
+        for name in images_in(parent):
+            yield str(Path(inside, name))
 
 
 def _is_chosen(image: str, split: str, share: float) -> bool:

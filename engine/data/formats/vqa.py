@@ -13,21 +13,20 @@ Either file may be packed (``.json.gz``). One row is one question.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from sys import intern
+from typing import Any
 
-from engine.config.schema import Section
-from engine.data.tables.json_rows import read_list
-from engine.data.tables.paths import annotation_file, image_folder
+from engine.data.tables.json_rows import Entry, read_list
+from engine.data.tables.paths import FolderOptions, SplitFolder
 from engine.data.tables.source import TableSource, open_rows
 from engine.data.tables.table import file_named, row_or_fault
 from engine.data.tables.values import (
     answers,
     identity,
     image_names,
-    mapping,
     optional_text,
     question_caption,
     required,
@@ -37,12 +36,12 @@ from engine.errors import UserError
 from engine.types import BadSample, Row
 
 _PATTERN = re.compile(r"[^%]*%(?:0?\d{1,2})?([ds])[^%]*")
+_Annotation = tuple[tuple[str, ...], str, str]  # answers, question_type, answer_type
 
 
-class Config(Section):
+class Config(FolderOptions):
     """Options of ``format: vqa``; files and folders are relative to ``root``."""
 
-    root: Path  # relative to data.data_path; default: the dataset's name
     train_questions: str = "v2_OpenEnded_mscoco_train2014_questions.json"
     valid_questions: str = "v2_OpenEnded_mscoco_val2014_questions.json"
     train_annotations: str | None = "v2_mscoco_train2014_annotations.json"  # null: no answers
@@ -55,60 +54,45 @@ class Config(Section):
 
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSource:
     """Open one split. Raises UserError, naming the path, for what is missing or malformed."""
-    chosen = {
-        option: getattr(config, f"{split}_{option}")
-        for option in ("questions", "annotations", "images", "image_name")
-    }
-    pattern = chosen["image_name"]
+    folder = SplitFolder(config, name, split)
+    pattern = folder.of(config.train_image_name, config.valid_image_name)
     if not _PATTERN.fullmatch(pattern):
-        raise UserError(
-            f"{pattern!r} must hold the image_id's place once, as %012d, %d or %s",
-            key=f"data.datasets.{name}.{split}_image_name",
-        )
+        what = f"has {pattern!r}, which must hold the image_id's place once, as %012d, %d or %s"
+        raise folder.error(what, f"{split}_image_name")
+    names = {
+        "questions": folder.of(config.train_questions, config.valid_questions),
+        "annotations": folder.of(config.train_annotations, config.valid_annotations),
+    }
     inputs = [
-        annotation_file(
-            config.root,
-            chosen[option],
-            dataset=name,
-            option=f"{split}_{option}",
-            endings=(".json", ".json.gz"),
-        )
-        for option in ("questions", "annotations")
-        if chosen[option] is not None
+        folder.file(file, option, ".json", ".json.gz")
+        for option, file in names.items()
+        if file is not None
     ]
-    images = image_folder(config.root, chosen["images"], dataset=name, option=f"{split}_images")
     options, rows = ("vqa", pattern), partial(_rows, inputs, pattern)
+    images = folder.images(folder.of(config.train_images, config.valid_images))
     return open_rows(name, split, inputs, options, rows, cache_dir=cache_dir, images=images)
 
 
 def _rows(inputs: list[Path], pattern: str) -> Iterator[Row]:
     known = _annotations(inputs[1]) if len(inputs) > 1 else None
     for entry in read_list(inputs[0], "questions"):
-        yield row_or_fault(f"question {entry.number}", _row, entry.value, known, pattern)
-
-
-class _Annotation(NamedTuple):
-    answers: tuple[str, ...] = ()
-    question_type: str = ""
-    answer_type: str = ""
+        yield row_or_fault(f"question {entry.number}", _row, entry, known, pattern)
 
 
 def _annotations(path: Path) -> dict[str, _Annotation | BadSample]:
     """By question id. Raises UserError where a question has two that differ."""
     known: dict[str, _Annotation | BadSample] = {}
-    shared: dict[str, str] = {}  # most answers are given thousands of times
     for entry in read_list(path, "annotations"):
         try:
-            annotation = mapping(entry.value, "the annotation")
+            annotation = entry.object("the annotation")
             own = identity(required(annotation, "question_id"), "the question_id")
         except BadSample:  # the question that it belongs to then has no answers
             continue
+        found: _Annotation | BadSample
         try:
-            given = tuple(shared.setdefault(answer, answer) for answer in _given(annotation))
             kinds = (optional_text(annotation, f"{of}_type") for of in ("question", "answer"))
-            found: _Annotation | BadSample = _Annotation(
-                given, *(kind and shared.setdefault(kind, kind) for kind in kinds)
-            )
+            # Most answers are given thousands of times.
+            found = (tuple(map(intern, _given(annotation))), *map(intern, kinds))
         except BadSample as bad:
             found = bad
         if own in known and (isinstance(found, BadSample) or known[own] != found):
@@ -120,34 +104,35 @@ def _annotations(path: Path) -> dict[str, _Annotation | BadSample]:
     return known
 
 
-def _given(annotation: Any) -> tuple[str, ...]:
+def _given(annotation: Mapping[str, Any]) -> tuple[str, ...]:
     if "answers" not in annotation and "multiple_choice_answer" in annotation:
         return (string(annotation["multiple_choice_answer"], "multiple_choice_answer"),)
     return answers(required(annotation, "answers"))
 
 
-def _row(value: Any, known: dict[str, _Annotation | BadSample] | None, pattern: str) -> Row:
-    asked = mapping(value, "the question")
+def _row(entry: Entry, known: dict[str, _Annotation | BadSample] | None, pattern: str) -> Row:
+    asked = entry.object("the question")
     own = identity(required(asked, "question_id"), "the question_id")
     question = string(required(asked, "question"), "the question")
     image_id = identity(required(asked, "image_id"), "the image_id")
-    found: _Annotation | BadSample = _Annotation()
+    found: _Annotation | BadSample = ((), "", "")
     if known is not None:
         found = known.get(own, BadSample("no answer", f"question {own[:60]!r} is not annotated"))
     if isinstance(found, BadSample):
         raise found
-    if known is not None and not found.answers:
+    given, question_type, answer_type = found
+    if known is not None and not given:
         raise BadSample("no answer", f"question {own[:60]!r} has an empty list of answers")
     named = image_names(asked["image"]) if "image" in asked else (_file(pattern, image_id),)
     return Row(
         images=tuple(map(file_named, named)),
-        caption=question_caption(question, found.answers),
+        caption=question_caption(question, given),
         image_id=image_id,
         caption_id=own,
         question=question,
-        answers=found.answers,
-        question_type=found.question_type or optional_text(asked, "question_type"),
-        answer_type=found.answer_type or optional_text(asked, "answer_type"),
+        answers=given,
+        question_type=question_type or optional_text(asked, "question_type"),
+        answer_type=answer_type or optional_text(asked, "answer_type"),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,18 +18,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from engine.config.schema import Section
 from engine.data.cache import cached_file
-from engine.data.tables.paths import image_folder
+from engine.data.tables.paths import FolderOptions, SplitFolder
 from engine.data.tables.source import TableSource, open_rows
 from engine.data.tables.table import file_named, row_or_fault
 from engine.data.tables.values import (
+    Several,
     answers,
     caption_of,
     chosen_images,
     conversation,
-    identity,
     instruction,
+    optional_id,
+    optional_text,
     own_names,
     shown_names,
     string,
@@ -59,26 +60,19 @@ USUAL_NAMES = {
     "outputs": ("outputs", "output"),
 }  # fmt: skip
 TEXTS = ("caption", "question", "conversations", "outputs", "labels", "label")
-_KINDS = {
-    "question": "the question",
-    "question_type": "the question_type",
-    "answer_type": "the answer_type",
-}
-
 Column = Literal[
     "image", "image_id", "caption", "caption_id", "question", "answers", "labels", "label",
     "conversations", "instruction", "inputs", "outputs", "question_type", "answer_type",
 ]  # fmt: skip
 
 
-class TableOptions(Section):
+class TableOptions(FolderOptions):
     """Options of every table; files and folders are relative to ``root``."""
 
-    root: Path  # relative to data.data_path; default: the dataset's name
     images: str = "."  # where paths are looked up
     columns: dict[Column, str] = Field(default={})  # the table's own names, where unusual
     base64: bool | None = None  # text in the image column; default: by the column's name
-    several_images: Literal["first", "all", "refuse"] = "first"  # of a cell with more than one
+    several_images: Several = "first"  # of a cell with more than one
 
 
 @dataclass(frozen=True)
@@ -87,22 +81,21 @@ class Columns:
 
     own: Mapping[str, str]
     base64: bool
-    several: str = "first"  # of a cell with more than one image: "first", "all" or "refuse"
+    several: Several = "first"  # of a cell with more than one image
 
 
 def choose_columns(schema: pa.Schema, where: Path, options: TableOptions) -> Columns:
     """The columns to read. Raises UserError, naming those found, where one is missing."""
     names = {str(column): theirs for column, theirs in options.columns.items()}
     own = own_names(schema.names, names, USUAL_NAMES, where)
-    found = shown_names(schema.names)
+    missing = ""
     if not set(TEXTS).intersection(own):
-        usual_texts = ", ".join(USUAL_NAMES[text][0] for text in TEXTS)
-        raise UserError(f"{where} has none of the columns {usual_texts}; its columns are: {found}")
-    if "image" not in own and not {"conversations", "outputs"}.intersection(own):
-        raise UserError(
-            f"{where} has no column for the image ({' or '.join(USUAL_NAMES['image'])}); "
-            f"its columns are: {found}"
-        )
+        missing = f"none of the columns {', '.join(USUAL_NAMES[text][0] for text in TEXTS)}"
+    elif not {"image", "conversations", "outputs"}.intersection(own):
+        missing = f"no column for the image ({' or '.join(USUAL_NAMES['image'])})"
+    if missing:
+        found = shown_names(schema.names)
+        raise UserError(f"{where} has {missing}; its columns are: {found}")
     base64, image = options.base64, own.get("image", "")
     if base64 is None:
         base64 = image == "image_str" or "base64" in image
@@ -110,24 +103,29 @@ def choose_columns(schema: pa.Schema, where: Path, options: TableOptions) -> Col
 
 
 def open_arrow(
-    options: TableOptions,
+    folder: SplitFolder,
     paths: Sequence[Path],
-    columns: Columns,
-    files: Sequence[Path],
+    schema: pa.Schema,
+    streamed: Callable[[Path, Columns], Path],
     *,
-    name: str,
-    split: str,
     cache_dir: Path,
 ) -> TableSource:
-    """A split of Arrow streams ``files``, which are ``paths`` or were made of them."""
+    """A split of tables, each of which ``streamed`` makes an Arrow stream of: itself or a copy.
+
+    ``schema`` is the first one's. Raises UserError.
+    """
+    options = folder.config
+    assert isinstance(options, TableOptions)
+    columns = choose_columns(schema, paths[0], options)
+    files = [streamed(path, columns) for path in paths]
     return open_rows(
-        name,
-        split,
+        folder.dataset,
+        folder.split,
         paths,
         ("arrow", columns),
         lambda: read_rows(paths, files, columns),
         cache_dir=cache_dir,
-        images=image_folder(options.root, options.images, dataset=name, option="images"),
+        images=folder.images(options.images, "images"),
         held_in=files,
         base64=columns.base64,
     )
@@ -315,7 +313,7 @@ def _row(
     values: Mapping[str, Any],
     caption: int,
     images: _Cell,
-    several: str,
+    several: Several,
     classes: list[str],
     number: int,
 ) -> Row:
@@ -324,26 +322,26 @@ def _row(
     if None in chosen and not any(isinstance(image, str) for image in images):
         raise BadSample("missing", "the cell holds no image")
     own: dict[str, Any] = {
-        column: identity(values[column], column)
-        for column in ("image_id", "caption_id")
-        if values.get(column) is not None
+        name: optional_text(values, name) for name in ("question_type", "answer_type")
     }
-    for column, what in _KINDS.items():
-        if values.get(column) is not None:
-            own[column] = string(values[column], what)
+    own |= {name: optional_id(values, name) for name in ("image_id", "caption_id")}
+    if values.get("question") is not None:
+        own["question"] = string(values["question"], "the question")
     own["answers"] = answers(values.get("answers"))
     if "conversations" in values:
         own["turns"] = conversation(values["conversations"])
     elif "instruction" in values and "outputs" in values:
-        output = _only(values["outputs"])
+        output = values["outputs"]
+        if isinstance(output, list) and len(output) == 1:
+            output = output[0]
         own["turns"] = instruction(values["instruction"], values.get("inputs"), output)
     labels, label = strings(values.get("labels"), "labels"), values.get("label")
     if isinstance(label, int) and 0 <= label < 1 << 31:
         own["label"], labels = label, labels or tuple(classes[label : label + 1])
     elif isinstance(label, str):
         labels = labels or (label,)
-    if held:  # a path need not be an image's own: many tables name every one alike
-        own.setdefault("image_id", str(number - 1))
+    if held and values.get("image_id") is None:  # many tables name the images in them all alike
+        own["image_id"] = str(number - 1)
     row = Row(
         images=tuple(
             image if isinstance(image, Place) else file_named(string(image, "the path"))
@@ -362,7 +360,3 @@ def _caption(value: Any, number: int) -> str:
     if isinstance(value, dict):  # a sentence of a Karpathy split
         value = value.get("raw")
     return string(value, "the caption")
-
-
-def _only(value: Any) -> Any:
-    return value[0] if isinstance(value, list) and len(value) == 1 else value

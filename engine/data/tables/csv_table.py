@@ -166,7 +166,17 @@ def _complete(texts: dict[str, pa.Array], rows_before: int) -> pa.RecordBatch:
         texts["caption"] = pc.if_else(bad, nothing, texts["caption"])
         for name in {"image_id", "caption_id"} & set(texts):
             texts[name] = texts[name].fill_null("")
-    return tables.columns(images=tables.files(images), cause=faults[0], detail=faults[1], **texts)
+    texts |= {"images": _files(images), "cause": faults[0], "detail": faults[1]}
+    names = [name for name in tables.SCHEMA.names if name in texts]
+    return pa.record_batch([texts[name] for name in names], names=names)
+
+
+def _files(paths: pa.Array) -> pa.Array:
+    """The column ``images`` of rows that show one file each; none where it is null."""
+    place = pa.StructArray.from_arrays([paths.drop_null()], names=["path"])
+    shown = paths.is_valid().to_numpy(zero_copy_only=False)
+    ends = np.cumsum(np.append(0, shown), dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), place)
 
 
 def _captions(columns: dict[str, pa.Array], length: int) -> pa.Array:

@@ -12,12 +12,14 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
+from engine.data.tables.values import identity, mapping, required, string
 from engine.errors import UserError
+from engine.types import BadSample
 
 MAX_ENTRY = 64 << 20  # characters of one entry
 _READ_BYTES = 1 << 20
@@ -37,6 +39,12 @@ class Entry(NamedTuple):
     offset: int
     extent: int
     fault: str | None = None
+
+    def object(self, what: str) -> Mapping[str, Any]:
+        """Its value, which messages call ``what``. Raises BadSample where it is not an object."""
+        if self.fault:
+            raise BadSample("malformed", self.fault)
+        return mapping(self.value, what)
 
 
 def read_list(path: Path, section: str) -> Iterator[Entry]:
@@ -61,6 +69,36 @@ def read_list(path: Path, section: str) -> Iterator[Entry]:
     if section not in keys:
         found = ", ".join(keys) or "none"
         raise UserError(f"{path} has no list {section!r}; its keys: {found[:300]}")
+
+
+def read_names(
+    path: Path, section: str, one: str, field: str, *, strict: bool = False
+) -> dict[str, str]:
+    """Ids and texts ``field`` of the entries of a list, each of which messages call ``one``.
+
+    Entries that lack either are left out. Raises UserError where one id has two texts, and for
+    what would be left out where ``strict``.
+    """
+    names: dict[str, str] = {}
+    for entry in read_list(path, section):
+        where = f"{path}, {one} {entry.number}"
+        try:
+            value = entry.object(f"the {one}")
+            own = identity(required(value, "id"), "the id")
+            name = string(required(value, field), f"the {field}")
+        except BadSample as bad:
+            if strict:
+                raise UserError(f"{where}: {bad}") from None
+            continue
+        if names.setdefault(own, name) != name:
+            raise UserError(f"{where}: id {own[:60]!r} belongs to {names[own]!r} already")
+    return names
+
+
+def is_object(path: Path) -> bool:
+    """Whether the file is one object, and not a list or lines."""
+    with _stream(path) as stream:
+        return stream.peek() == "{"
 
 
 def read_rows(path: Path) -> Iterator[Entry]:

@@ -6,10 +6,13 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
+from engine.config.schema import Section
 from engine.errors import UserError
 from engine.types import BadSample
 
+T = TypeVar("T")
 _NUM_NAMED = 20  # files in a message
 # A path that could leave its folder: absolute, with a drive, or with a part '..'.
 OUTSIDE = r"^[/\\~]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)|\x00"
@@ -48,86 +51,78 @@ class ImageRoot:
         return os.path.realpath(path).startswith(self._root) if is_link else inside
 
 
-def annotation_file(
-    root: Path, name: str, *, dataset: str, option: str, endings: Iterable[str]
-) -> Path:
-    """The file ``name`` in ``root``, or that with ``.gz`` behind it.
+class FolderOptions(Section):
+    """Options of a format whose files are in one folder."""
 
-    Raises UserError at the dataset's ``option`` where there is none, naming the files of the usual
-    ``endings`` in ``root``.
+    root: Path  # relative to data.data_path; default: the dataset's name
+
+
+class SplitFolder:
+    """Files of one split of a dataset, by the options that name them.
+
+    Raises UserError, at the option at fault, for what is missing.
     """
-    check_root(root, dataset=dataset)
-    for path in (root / name, root / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise UserError(
-        f"dataset {dataset!r} has no annotation file {root / name}; tables in that folder: "
-        f"{listed(root, endings)} (data/README.md shows the form)",
-        key=f"data.datasets.{dataset}.{option}",
-    )
 
+    def __init__(self, config: FolderOptions, dataset: str, split: str) -> None:
+        self.config, self.dataset, self.split, self.root = config, dataset, split, config.root
+        if not self.root.is_dir():
+            raise self.error(f"has no folder {self.root}", "root")
 
-def annotation_files(
-    root: Path,
-    patterns: str | Iterable[str],
-    *,
-    dataset: str,
-    option: str,
-    endings: Iterable[str],
-) -> list[Path]:
-    """The files in ``root`` that each of ``patterns`` names, with ``*`` and ``**``, sorted.
+    def of(self, train: T, valid: T) -> T:
+        """The split's own of two options."""
+        return valid if self.split == "valid" else train
 
-    Raises UserError at the dataset's ``option`` for a pattern that names none.
-    """
-    check_root(root, dataset=dataset)
-    key = f"data.datasets.{dataset}.{option}"
-    files: dict[Path, None] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-            raise UserError(f"{pattern!r} must name files inside {root}, without '..'", key=key)
-        try:
-            found = sorted(path for path in root.glob(pattern) if path.is_file())
-        except (ValueError, NotImplementedError) as error:
-            raise UserError(f"{pattern!r} is not a pattern of files: {error}", key=key) from None
-        if not found:
-            raise UserError(
-                f"dataset {dataset!r} has no files {pattern} in {root}; tables in that folder: "
-                f"{listed(root, endings)}",
-                key=key,
-            )
-        files.update(dict.fromkeys(found))
-    return list(files)
+    def error(self, what: str, option: str) -> UserError:
+        """What is wrong with the dataset, at one of its options."""
+        key = f"data.datasets.{self.dataset}.{option}"
+        return UserError(f"dataset {self.dataset!r} {what}", key=key)
 
+    def file(self, name: str, option: str, *endings: str) -> Path:
+        """The file ``name``, or that with ``.gz`` behind it, which the split's ``option`` names.
 
-def image_folder(root: Path, folder: str, *, dataset: str, option: str) -> ImageRoot:
-    """The folder of a split's images. Raises UserError, at ``option``, where it is missing."""
-    check_root(root, dataset=dataset)
-    if not (root / folder).is_dir():
-        raise UserError(
-            f"dataset {dataset!r} has no image folder {root / folder}",
-            key=f"data.datasets.{dataset}.{option}",
+        Where there is none, the message lists files of the usual ``endings``.
+        """
+        path = self.root / name
+        found = next((p for p in (path, Path(f"{path}.gz")) if p.is_file()), None)
+        if found is None:
+            there = f"tables in that folder: {self.listed(endings)}"
+            what = f"has no annotation file {path}; {there} (data/README.md shows the form)"
+            raise self.error(what, f"{self.split}_{option}")
+        return found
+
+    def files(self, patterns: str | Iterable[str], option: str, *endings: str) -> list[Path]:
+        """The files that each of the ``patterns`` names, with ``*`` and ``**``, sorted."""
+        files: dict[Path, None] = {}
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+                raise self.error(f"must name files inside {self.root}: {pattern!r}", option)
+            try:
+                found = sorted(path for path in self.root.glob(pattern) if path.is_file())
+            except (ValueError, NotImplementedError) as error:
+                raise self.error(f"has {pattern!r}, not a pattern: {error}", option) from None
+            if not found:
+                there = f"tables in that folder: {self.listed(endings)}"
+                raise self.error(f"has no files {pattern} in {self.root}; {there}", option)
+            files.update(dict.fromkeys(found))
+        return list(files)
+
+    def images(self, name: str, option: str | None = None) -> ImageRoot:
+        """The image folder ``name``, by the split's option ``images`` or another."""
+        path = self.root / name
+        if not path.is_dir():
+            raise self.error(f"has no image folder {path}", option or f"{self.split}_images")
+        return ImageRoot(path)
+
+    def listed(self, endings: Iterable[str]) -> str:
+        """Names of files with these endings in the folder and the folders in it."""
+        found = sorted(
+            {
+                str(path.relative_to(self.root))
+                for ending in endings
+                for pattern in (f"*{ending}", f"*/*{ending}")
+                for path in self.root.glob(pattern)
+                if not path.relative_to(self.root).parts[0].startswith(".")
+            }
         )
-    return ImageRoot(root / folder)
-
-
-def check_root(root: Path, *, dataset: str) -> None:
-    """Raises UserError where a dataset's folder does not exist."""
-    if not root.is_dir():
-        raise UserError(
-            f"dataset {dataset!r} has no folder {root}", key=f"data.datasets.{dataset}.root"
-        )
-
-
-def listed(root: Path, endings: Iterable[str]) -> str:
-    """Names of files with these endings in ``root`` and the folders in it."""
-    found = sorted(
-        {
-            str(path.relative_to(root))
-            for ending in endings
-            for pattern in (f"*{ending}", f"*/*{ending}")
-            for path in root.glob(pattern)
-            if not path.relative_to(root).parts[0].startswith(".")
-        }
-    )
-    more = ", …" if len(found) > _NUM_NAMED else ""
-    return ", ".join(found[:_NUM_NAMED]) + more if found else "none"
+        more = ", …" if len(found) > _NUM_NAMED else ""
+        return ", ".join(found[:_NUM_NAMED]) + more if found else "none"

@@ -6,15 +6,13 @@ nothing. A table has a column for each field of ``Row`` that any of its rows has
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from itertools import accumulate, islice
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from engine.data.cache import cached_file
@@ -142,11 +140,6 @@ class Table:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """What ``write_table`` was given beside the rows."""
-        return json.loads((self.schema.metadata or {}).get(b"engine", b"{}"))
-
     def at(self, index: int) -> tuple[Block, int]:
         """The block of a row, and its number there. Raises IndexError."""
         if not 0 <= index < len(self):
@@ -189,7 +182,6 @@ def open_table(
     batches: Callable[[], Iterable[pa.RecordBatch]],
     *,
     cache_dir: Path,
-    metadata: Callable[[], Mapping[str, Any]] = dict,
 ) -> Table:
     """The table of ``batches()``, which were made of ``inputs`` and ``options``: written once.
 
@@ -197,7 +189,7 @@ def open_table(
     """
 
     def write(temporary: Path) -> None:
-        write_table(temporary, batches(), metadata())
+        write_table(temporary, batches())
         table = Table(temporary)
         if not len(table):
             raise UserError(f"{inputs[0]} has no samples in it")
@@ -210,39 +202,14 @@ def open_table(
     return Table(cached_file(inputs, key, write, cache_dir=cache_dir, ending="arrow"))
 
 
-def write_table(
-    path: Path, batches: Iterable[pa.RecordBatch], metadata: Mapping[str, Any] | None = None
-) -> None:
+def write_table(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
     """Write record batches of one schema, that of the first."""
-    writer = None
-    with pa.OSFile(str(path), "wb") as file:
-        for batch in batches:
-            if writer is None:
-                schema = batch.schema.with_metadata({"engine": json.dumps(metadata or {})})
-                writer = pa.ipc.new_file(file, schema)
+    batches = iter(batches)
+    first = next(batches, None)
+    schema = SCHEMA if first is None else first.schema
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for batch in chain([] if first is None else [first], batches):
             writer.write_batch(batch)
-        (writer or pa.ipc.new_file(file, SCHEMA)).close()
-
-
-def columns(**given: pa.Array) -> pa.RecordBatch:
-    """A batch of columns by the names of ``Row``'s fields, in their order."""
-    names = [name for name in SCHEMA.names if name in given]
-    return pa.record_batch([given[name] for name in names], names=names)
-
-
-def files(paths: pa.Array) -> pa.Array:
-    """The column ``images`` of rows that show one file each; none where it is null."""
-    place = pa.StructArray.from_arrays([paths.drop_null()], names=["path"])
-    shown = paths.is_valid().to_numpy(zero_copy_only=False)
-    ends = np.cumsum(np.append(0, shown), dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(ends), place)
-
-
-def chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
-    """As many items at a time as are written at once."""
-    items = iter(items)
-    while chunk := list(islice(items, ROWS)):
-        yield chunk
 
 
 def to_batches(rows: Iterable[Row], held_in: Sequence[Path] = ()) -> Iterator[pa.RecordBatch]:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from engine.errors import UserError
 from engine.types import BadSample, Row, Turn
+
+Several = Literal["first", "all", "refuse"]
+"""What is taken of a sample with several images."""
 
 _ROLES = {
     "human": "human", "user": "human",
@@ -124,7 +127,7 @@ def answers(value: Any, what: str = "answers") -> tuple[str, ...]:
     )
 
 
-def image_names(value: Any, which: str = "first") -> tuple[str, ...]:
+def image_names(value: Any, which: Several = "first") -> tuple[str, ...]:
     """The names of a sample's images: null and an empty list mean none.
 
     Of several, the first alone where ``which`` is "first"; BadSample where it is "refuse".
@@ -135,7 +138,7 @@ def image_names(value: Any, which: str = "first") -> tuple[str, ...]:
     return names
 
 
-def chosen_images(images: tuple[Any, ...], which: str) -> tuple[Any, ...]:
+def chosen_images(images: tuple[Any, ...], which: Several) -> tuple[Any, ...]:
     """What ``several_images`` leaves of a sample's images. BadSample where that is "refuse"."""
     if len(images) > 1 and which == "refuse":
         raise BadSample(

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.data.cache import NAME_LENGTH, build_cached, cache_folder, digest
-from engine.data.tables.table import FORM, SCHEMA, Table
+from engine.data.tables.table import FORM, SCHEMA, Table, write_table
 from engine.data.tar.samples import Plain, read_samples
 from engine.data.tar.texts import TextForm
 from engine.data.tar.walk import BLOCK
@@ -57,7 +57,7 @@ class State(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A shard to index, and where to."""
+    """A shard to index into ``target``."""
 
     shard: Path
     state: State
@@ -75,21 +75,18 @@ def open_summary(
     states = _states(shards, key)
     kind = digest(FORM, astuple(form))
     stem = f"{digest([str(shard.absolute()) for shard in shards])}.{kind}"
-    file_name = f"{stem}.{digest(list(map(str, states)))}.shards"
-    folder = _folder(shards[0], file_name, cache_dir)
+    summary = _target(shards[0], f"{stem}.{digest(list(map(str, states)))}.shards", cache_dir)
     try:
-        if not (folder / file_name).exists():
-            jobs = [
-                Job(shard, state, _index_path(shard, state, kind, cache_dir))
-                for shard, state in zip(shards, states, strict=True)
-            ]
-            build_cached(
-                folder / file_name, lambda target: _summarise(jobs, form, name, key, target)
-            )
-            _remove_stale({job.target for job in jobs}, folder, stem, file_name)
+        if not summary.exists():
+            jobs = []
+            for shard, state in zip(shards, states, strict=True):
+                file_name = f"{shard.name[:NAME_LENGTH]}.{kind}.{state}.index"
+                jobs.append(Job(shard, state, _target(shard, file_name, cache_dir)))
+            build_cached(summary, lambda target: _summarise(jobs, form, name, key, target))
+            _remove_stale({job.target for job in jobs}, summary, stem)
     except OSError as error:
         raise UserError(f"cannot index the shards of {name!r}: {error}", key=key) from error
-    return folder / file_name
+    return summary
 
 
 def index_shard(shard: Path, target: Path, form: TextForm) -> None:
@@ -105,28 +102,25 @@ def index_shard(shard: Path, target: Path, form: TextForm) -> None:
 
 def write_index(shard: Path, target: Path, form: TextForm) -> None:
     """Index a shard into a table. Raises OSError where either cannot be opened."""
-    descriptor = os.open(shard, os.O_RDONLY)
     collecting = gc.isenabled()
     gc.disable()  # thousands of small objects without a cycle; looking for one is a tenth of it all
     try:
-        rows = read_samples(descriptor, os.fstat(descriptor).st_size, form)
+        with shard.open("rb", buffering=0) as file:
+            rows = read_samples(file.fileno(), os.fstat(file.fileno()).st_size, form)
     finally:
-        os.close(descriptor)
         if collecting:
             gc.enable()
     rows += _missing(shard, rows)
     if not rows:
         what = "no member ends in .jpg, .png, … after its first dot"
         rows = [Row(cause="empty shard", detail=what)]
-    batch = _to_batch(rows)
-    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
-        writer.write_batch(batch)
+    write_table(target, [_to_batch(rows)])
 
 
 def _to_batch(rows: list[Plain | Row]) -> pa.RecordBatch:
     """One record batch, without the columns in which no row has a value."""
     others = [(number, row) for number, row in enumerate(rows) if isinstance(row, Row)]
-    plain = [_as_plain(row) if isinstance(row, Row) else row for row in rows] if others else rows
+    plain = map(_as_plain, rows) if others else rows
     keys, offsets, sizes, captions = zip(*plain, strict=True)
     places = {"offset": np.array(offsets), "size": np.array(sizes)}
     shown = places["offset"] >= 0
@@ -142,20 +136,19 @@ def _to_batch(rows: list[Plain | Row]) -> pa.RecordBatch:
     for field in SCHEMA:
         values: list[Any] = [None] * len(rows)
         for number, row in others:
-            values[number] = _value(getattr(row, field.name))
+            value = getattr(row, field.name)
+            values[number] = None if value in ("", ()) else value
         if field.name not in columns and any(value is not None for value in values):
             columns[field.name] = pa.array(values, _wide(field.type))
-    return pa.record_batch(list(columns.values()), names=list(columns))
+    return pa.record_batch(columns)
 
 
-def _as_plain(row: Row) -> Plain:
+def _as_plain(row: Plain | Row) -> Plain:
+    if isinstance(row, Plain):
+        return row
     image = row.images[0] if row.images else Place("", -1, 0)
     assert isinstance(image, Place)
     return Plain(row.key, image.offset, image.size, row.caption)
-
-
-def _value(value: Any) -> Any:
-    return None if value in ("", ()) else value
 
 
 def _wide(kind: pa.DataType) -> pa.DataType:
@@ -176,18 +169,11 @@ def _missing(shard: Path, rows: list[Plain | Row]) -> list[Row]:
         counted = json.loads(stats.read_bytes())["successes"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []
-    images = (_as_plain(row) if isinstance(row, Row) else row for row in rows)
-    found = len({image.offset for image in images if image.offset >= 0})
+    found = len({image.offset for image in map(_as_plain, rows) if image.offset >= 0})
     if not isinstance(counted, int) or counted <= found:
         return []
     detail = f"{counted - found} of the {counted} that {stats.name} counts"
     return [Row(cause="missing samples", detail=detail)]
-
-
-def state_of(descriptor: int) -> State:
-    """The state of an open shard."""
-    stat = os.fstat(descriptor)
-    return State(stat.st_size, stat.st_mtime_ns, zlib.crc32(os.pread(descriptor, BLOCK, 0)))
 
 
 def _states(shards: Sequence[Path], key: str | None) -> list[State]:
@@ -207,27 +193,21 @@ def _states(shards: Sequence[Path], key: str | None) -> list[State]:
 
 
 def _state(shard: Path) -> State | str:
+    """The state of a shard, or why it cannot be read."""
     try:
-        if not stat.S_ISREG(shard.stat().st_mode):  # opening a pipe would wait for its writer
+        found = shard.stat()
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its writer
             return f"{shard}: not a file"
-        descriptor = os.open(shard, os.O_RDONLY)
+        with shard.open("rb", buffering=0) as file:
+            return State(found.st_size, found.st_mtime_ns, zlib.crc32(file.read(BLOCK)))
     except (OSError, ValueError) as error:
         return f"{shard}: {getattr(error, 'strerror', None) or error}"
-    try:
-        return state_of(descriptor)
-    finally:
-        os.close(descriptor)
 
 
-def _folder(shard: Path, file_name: str, cache_dir: Path) -> Path:
+def _target(shard: Path, name: str, cache_dir: Path) -> Path:
     """Beside the shard, also where another user put the file there and nothing can be written."""
-    beside = shard.parent / ".engine_cache"
-    return beside if (beside / file_name).exists() else cache_folder(shard, cache_dir)
-
-
-def _index_path(shard: Path, state: State, kind: str, cache_dir: Path) -> Path:
-    file_name = f"{shard.name[:NAME_LENGTH]}.{kind}.{state}.index"
-    return _folder(shard, file_name, cache_dir) / file_name
+    beside = shard.parent / ".engine_cache" / name
+    return beside if beside.exists() else cache_folder(shard, cache_dir) / name
 
 
 def _summarise(jobs: list[Job], form: TextForm, name: str, key: str | None, target: Path) -> None:
@@ -250,8 +230,7 @@ def _summarise(jobs: list[Job], form: TextForm, name: str, key: str | None, targ
     indexes = [str(job.target.absolute()) for job in jobs]
     sizes, times, _ = zip(*(job.state for job in jobs), strict=True)
     columns = [pa.array(values) for values in (shards, indexes, sizes, times, rows, faults)]
-    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, SUMMARY) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=SUMMARY))
+    write_table(target, [pa.record_batch(columns, schema=SUMMARY)])
 
 
 def _indexed(jobs: list[Job], form: TextForm) -> Iterator[tuple[int, int]]:
@@ -280,7 +259,7 @@ def _count(job: Job, form: TextForm) -> tuple[int, int]:
     return len(index), index.num_faults
 
 
-def _remove_stale(indexes: set[Path], folder: Path, stem: str, file_name: str) -> None:
+def _remove_stale(indexes: set[Path], summary: Path, stem: str) -> None:
     """Remove what was made for former states; processes that mapped it keep its pages."""
     state = re.compile(r"\.\d+-\d+-[0-9a-f]{8}\.index$")
     kept: dict[Path, set[str]] = {}
@@ -291,6 +270,6 @@ def _remove_stale(indexes: set[Path], folder: Path, stem: str, file_name: str) -
         for old in place.iterdir():
             if old.name not in names and state.sub("", old.name) in shards - {old.name}:
                 old.unlink(missing_ok=True)
-    for old in folder.iterdir():
-        if old.name.startswith(f"{stem}.") and not old.name.startswith(file_name):
+    for old in summary.parent.glob(f"{stem}.*"):
+        if not old.name.startswith(summary.name):
             old.unlink(missing_ok=True)

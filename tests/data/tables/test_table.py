@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.data import cache
-from engine.data.tables import table as tables
 from engine.data.tables.csv_table import open_csv
 from engine.data.tables.source import OneTable, TableSource
 from engine.data.tables.table import PLACE, Block, Table, open_table
@@ -93,7 +92,7 @@ def test_inputs_and_options_tell_tables_apart(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("text")
     for value in ("x", "y"):
-        batches = lambda value=value: [tables.columns(caption=pa.array([value]))]  # noqa: E731
+        batches = lambda value=value: [pa.record_batch({"caption": [value]})]  # noqa: E731
         table = open_table([path], value, batches, cache_dir=tmp_path)
         assert list(table.values("caption")) == [value]
     with pytest.raises(UserError, match=r"cannot read annotation file .*none: No such file"):
