@@ -57,7 +57,7 @@ def build(
         running = any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.modules())
         options = param.model_dump(exclude_none=True)
         wrapped = DistributedDataParallel(module, forward_sync_buffers=running, **options)
-    scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     return Replicas(module, optimizer, wrapped, scaler)
 
 
@@ -74,9 +74,9 @@ class Replicas(Parallel):
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         super().__init__()
-        self.module, self.optimizer, self.scaler = module, optimizer, scaler
-        self.wrapped = module if wrapped is None else wrapped
-        self.scales_loss = scaler is not None
+        self.module, self.wrapped, self.optimizer = module, wrapped or module, optimizer
+        self.scaler = scaler or torch.amp.GradScaler(enabled=False)
+        self.scales_loss = self.scaler.is_enabled()
         self.trained = [p for p in module.parameters() if p.requires_grad]
 
     def hold(self) -> AbstractContextManager[None]:
@@ -96,25 +96,20 @@ class Replicas(Parallel):
             ddp.reducer.prepare_for_backward(list(outputs) if ddp.find_unused_parameters else [])
 
     def scale(self, loss: Tensor) -> Tensor:
-        return loss if self.scaler is None else self.scaler.scale(loss)
+        return self.scaler.scale(loss)
 
     def clip(self, max_norm: float | None) -> float:
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)
         return clip_gradients(self.trained, max_norm)
 
     def update(self) -> None:
-        if self.scaler is None:
-            self.optimizer.step()
-        else:  # leaves the weights alone on an overflow, and lowers its scale
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        self.scaler.step(self.optimizer)  # if enabled, leaves the weights alone on an overflow,
+        self.scaler.update()  # and lowers its scale
         self.optimizer.zero_grad(set_to_none=True)
         constrain(self.module)
 
     def skip(self) -> None:
-        if self.scaler is not None:
-            self.scaler.update()
+        self.scaler.update()
         super().skip()
 
     def weights(self) -> dict[str, Tensor]:
@@ -124,7 +119,7 @@ class Replicas(Parallel):
         return self.optimizer.state_dict()
 
     def scaler_state(self) -> dict[str, Any] | None:
-        return None if self.scaler is None else self.scaler.state_dict()
+        return self.scaler.state_dict() or None
 
     def load(
         self,
@@ -133,7 +128,7 @@ class Replicas(Parallel):
         weights: Callable[[], Mapping[str, Tensor]],
     ) -> None:
         self.optimizer.load_state_dict(dict(optimizer))
-        if self.scaler is not None and scaler is not None:
+        if scaler is not None:
             self.scaler.load_state_dict(dict(scaler))
 
 

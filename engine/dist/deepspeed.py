@@ -46,11 +46,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def check(config: Config, device: torch.device, precision: str) -> None:
     """Raises UserError for whatever cannot work, before any data is read."""
     if find_spec("deepspeed") is None:
-        raise UserError(
-            "dist.name deepspeed needs DeepSpeed, which is not installed: "
-            "pip install -e '.[deepspeed]', or take dist.name: torch",
-            key="dist.name",
-        )
+        raise UserError("DeepSpeed is not installed: pip install -e '.[deepspeed]', or take "
+                        "dist.name: torch", key="dist.name")  # fmt: skip
     settings = Settings(config, collectives.world(), precision)
     refuse_offload(settings.offloads, device)
     if not (found := version("deepspeed")).startswith(_RELEASE):
@@ -67,10 +64,8 @@ def check(config: Config, device: torch.device, precision: str) -> None:
         DeepSpeedZeroConfig(**settings.resolved(1, 1)["zero_optimization"])
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{settings.param.config}: zero_optimization.{place}: {first['msg']}", key=KEY
-        ) from error
+        place = ".".join(map(str, ("zero_optimization", *first["loc"])))
+        raise UserError(f"{settings.param.config}: {place}: {first['msg']}", key=KEY) from error
 
 
 def device_bytes(
@@ -321,15 +316,13 @@ class ZeRO(Sharded):
 
     def _make_state(self) -> None:
         """The state as a first step makes it: with a rate of 0, on gradients of 0."""
-        flats = (
-            self.zero.fp32_partitioned_groups_flat
-            if self.stage == 3
-            else self.zero.single_partition_of_fp32_groups
+        kind = (
+            "fp32_partitioned_groups_flat" if self.stage == 3 else "single_partition_of_fp32_groups"
         )
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
-        for number, flat in enumerate(flats):
+        for number, flat in enumerate(getattr(self.zero, kind)):
             held = flat.grad
             flat.grad = torch.zeros_like(flat) if held is None else held
             self.zero._optimizer_step(number)

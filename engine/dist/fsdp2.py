@@ -6,6 +6,7 @@ is run and released afterwards; what is outside of stacks stays gathered for the
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
-from torch.distributed.fsdp import MixedPrecisionPolicy as Mixed
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 
 from engine.config.explain import validated
@@ -76,19 +82,6 @@ def device_bytes(
     return {name: 0 if offloads else size // world for name, size in whole.items()}
 
 
-def build(
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: Config,
-    device: torch.device,
-    precision: str,
-) -> FullySharded:
-    """``module`` and its ``optimizer``, sharded."""
-    param = _param(config)
-    refuse_batch_norm(module, param.weights)
-    return FullySharded(module, optimizer, param, device)
-
-
 class FullySharded(Sharded):
     """A model whose parameters are DTensors, split along their first dimension.
 
@@ -102,23 +95,29 @@ class FullySharded(Sharded):
         self,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
-        param: Param,
+        config: Config,
         device: torch.device,
+        precision: str,
     ) -> None:
         super().__init__()
+        param = _param(config)
+        refuse_batch_norm(module, param.weights)
         join_alone(device)
         names = {id(parameter): name for name, parameter in module.named_parameters()}
-        mixed = (torch.bfloat16, torch.float32) if param.weights == "bf16" else ()
-        offload = CPUOffloadPolicy(device.type == "cuda") if param.offload else OffloadPolicy()
-        settings: dict[str, Any] = {
-            "mesh": init_device_mesh(device.type, (collectives.world(),)),
-            "mp_policy": Mixed(*mixed, cast_forward_inputs=False),
-            "offload_policy": offload,
-        }
+        low = param.weights == "bf16"
+        formats = torch.bfloat16 if low else None, torch.float32 if low else None
+        shard = functools.partial(
+            fully_shard,
+            mesh=init_device_mesh(device.type, (collectives.world(),)),
+            mp_policy=MixedPrecisionPolicy(*formats, cast_forward_inputs=False),
+            offload_policy=CPUOffloadPolicy(device.type == "cuda")
+            if param.offload
+            else OffloadPolicy(),
+        )
         self.reshard = param.reshard_after_forward
         for block in blocks(module):
-            fully_shard(block, reshard_after_forward=self.reshard, **settings)
-        fully_shard(module, reshard_after_forward=False, **settings)
+            shard(block, reshard_after_forward=self.reshard)
+        shard(module, reshard_after_forward=False)
         self.module = self.wrapped = module
         self.optimizer, self.device = optimizer, device
         self.parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
@@ -195,6 +194,9 @@ class FullySharded(Sharded):
             again = self.reshard and part is not self.module
             part.set_reshard_after_forward(again, recurse=False)
             part.reshard()
+
+
+build = FullySharded
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:

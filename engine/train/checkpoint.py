@@ -23,7 +23,7 @@ import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,17 +99,14 @@ def step_of(folder: Path) -> int | None:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
+    with _readable(folder / MANIFEST) as path:
+        text = path.read_bytes()
     try:
-        text = (folder / MANIFEST).read_text("utf8")
         content = json.loads(text)
         content.pop("sha256", None)
-    except FileNotFoundError:
-        raise DamageError(f"{MANIFEST} is missing") from None
-    except OSError as error:
-        raise DamageError(f"{MANIFEST} cannot be read: {error.strerror}") from error
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DamageError(f"{MANIFEST} is not intact JSON") from error
-    if text != _sealed(content):
+    if text != _sealed(content).encode():
         raise DamageError(f"{MANIFEST} has been changed")
     if content.get("format") != _FORMAT:
         raise DamageError(f"its format is {content.get('format')}; this version reads {_FORMAT}")
@@ -117,12 +114,18 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_file(path: Path, expected: dict[str, Any], contents: bool) -> None:
-    try:
+    with _readable(path):
         size = path.stat().st_size
         if size != expected["bytes"]:
             raise DamageError(f"{path.name} has {size:,} bytes instead of {expected['bytes']:,}")
         if contents and _size_and_hash(path) != expected:
             raise DamageError(f"{path.name} does not match its checksum: its content has changed")
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[Path]:
+    try:
+        yield path
     except FileNotFoundError:
         raise DamageError(f"{path.name} is missing") from None
     except OSError as error:

@@ -82,19 +82,12 @@ class Training:
         return metrics
 
     def _build_step(self) -> Callable[[Batch, int], dict[str, Tensor]]:
-        runner = self.config.runner
+        config, state = self.config, self.state
+        parts = {"task": self.task, "model": state.parallel, "precision": state.precision}
         return registry.build(
-            "train/steps",
-            runner.name,
-            runner,
-            self.config.data,
-            key="runner.name",
-            options=self.config.options,
-            task=self.task,
-            model=self.state.parallel,
-            precision=self.state.precision,
-            device=self.device,
-        )
+            "train/steps", config.runner.name, config.runner, config.data, **parts,
+            device=self.device, key="runner.name", options=config.options,
+        )  # fmt: skip
 
     def _batches(self) -> Iterator[tuple[int, Batch, list[Any]]]:
         data, plan = self.config.data, self.plan

@@ -74,29 +74,19 @@ def make_plan(config: Config, world: int) -> Plan:
         )
     sampler = _sampler(config, sources) if sources else None
     steps = sampler.steps if sampler else _stream_steps(config, sum(map(len, streams)))
-    return Plan(
-        sources, streams, sampler, min(steps, data.train_steps or steps), config.epoch.total
-    )
+    steps = min(steps, data.train_steps or steps)
+    return Plan(sources, streams, sampler, steps, config.epoch.total)
 
 
 def _sampler(config: Config, sources: list[Source]) -> Sampler:
-    data = config.data
-    return registry.build(
-        "data/samplers",
-        data.train_type,
-        SamplerInputs(
-            [len(source) for source in sources],
-            data.batch_size,
-            config.runner.seed,
-            data.train_name,
-            data.debias,
-            data.window_shards,
-            blocks=lambda: [source.blocks for source in sources],
-            texts=lambda: _texts(config, sources),
-        ),
-        key="data.train_type",
-        options=config.options,
-    )
+    data, key = config.data, "data.train_type"
+    inputs = SamplerInputs(
+        list(map(len, sources)), data.batch_size, config.runner.seed, data.train_name, data.debias,
+        data.window_shards, blocks=lambda: [source.blocks for source in sources],
+        texts=lambda: _texts(config, sources),
+    )  # fmt: skip
+    options = config.options
+    return registry.build("data/samplers", data.train_type, inputs, key=key, options=options)
 
 
 def _texts(config: Config, sources: list[Source]) -> TextLengths:

@@ -98,7 +98,7 @@ def test_mixed_precision_divides_the_same(name: Any) -> None:
             runner, data, task=task, model=model, precision=precision, device=tiny.CPU
         )  # fmt: skip
         losses = step(batch, 0)
-        scale = model.scaler.get_scale() if model.scaler else 1.0
+        scale = model.scaler.get_scale()
         found.append({n: g / scale for n, g in tiny.gradients(model).items()})
         assert math.isfinite(losses["loss"])
     undivided, whole, *divided = found
