@@ -11,8 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from engine import registry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -210,6 +213,13 @@ class Task:
         """What a tokenizer is trained on beside the captions."""
         return []
 
+    def part(self, folder: str, key: str, /, **more: Any) -> Any:
+        """What the part that ``key``'s ``name`` names builds from the section at that key."""
+        section, options = attrgetter(key)(self.config), self.config.options
+        return registry.build(
+            folder, section.name, section, key=f"{key}.name", options=options, **more
+        )
+
     # --- training
 
     def build_model(self) -> nn.Module:
@@ -254,7 +264,7 @@ class Task:
         """``input_ids_BT`` and ``attention_mask_BT`` of texts to be encoded."""
         raise NotImplementedError
 
-    def encode(self, model: Any, batch: Batch, modality: str) -> Tensor:
+    def encode(self, model: Callable[..., Any], batch: Batch, modality: str) -> Tensor:
         """Features [B, D] of one modality, ``image`` or ``text``."""
         raise NotImplementedError
 

@@ -89,6 +89,14 @@ def stack_images(samples: Sequence[Sample]) -> Tensor:
     return image_BCHW
 
 
+def places(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """Where the samples come from."""
+    return {
+        "dataset_B": torch.tensor([sample.dataset for sample in samples]),
+        "index_B": torch.tensor([sample.index for sample in samples]),
+    }
+
+
 def stack_several(samples: Sequence[Sample]) -> tuple[Tensor | None, Tensor]:
     """``image_BKCHW`` and int64 ``num_images_B`` of samples with any number of images each.
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from engine.config.schema import Config
-from engine.data.batch_memory import stack_images
+from engine.data.batch_memory import places, stack_images
 from engine.data.text.tokenizer import TextTokenizer, clean
 from engine.errors import UserError
-from engine.tasks.language import LanguageTask, Tokens, places
+from engine.tasks.language import LanguageTask, Tokens
 from engine.types import BadSample, Batch, Row, Sample
 
 

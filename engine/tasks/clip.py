@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from engine import registry
 from engine.config.schema import Config
-from engine.data.batch_memory import stack_images
+from engine.data.batch_memory import places, stack_images
 from engine.data.text.augment import TextAugmenter
 from engine.data.text.tokenizer import TextTokenizer, clean
 from engine.data.transforms.geometry import square
@@ -29,40 +27,25 @@ class ClipTask(Task):
 
     def __init__(self, config: Config, tokenizer: TextTokenizer) -> None:
         super().__init__(config, tokenizer)
-        self.loss = registry.build(
-            "losses", config.loss.name, config.loss, key="loss.name", options=config.options
-        )
+        self.loss = self.part("losses", "loss")
         self.augment = TextAugmenter(config.transforms.text_augment, tokenizer)
         # Mixup pairs rows inside a sub-batch, so their order may not be changed for speed.
         self.rows_interact = self.loss.mix(0, 0) is not None
 
     def build_model(self) -> DualEncoder:
         """Both towers, the projections and the loss's own scalars, on the CPU."""
-        image, text = self.config.model.image_encoder, self.config.model.text_encoder
-        size = output_size(self.config.transforms.train_transforms, self.config.transforms)
+        model, transforms = self.config.model, self.config.transforms
+        size = square(output_size(transforms.train_transforms, transforms))
+        ids = {"vocab_size": self.tokenizer.vocab_size, "pad_id": self.tokenizer.pad_id}
+        size = model.image_encoder.image_size or size
         return DualEncoder(
-            registry.build(
-                "models/image",
-                image.name,
-                image,
-                image_size=image.image_size or square(size),
-                key="model.image_encoder.name",
-                options=self.config.options,
-            ),
-            registry.build(
-                "models/text",
-                text.name,
-                text,
-                vocab_size=self.tokenizer.vocab_size,
-                pad_id=self.tokenizer.pad_id,
-                key="model.text_encoder.name",
-                options=self.config.options,
-            ),
-            self.config.model.projection.dim,
+            self.part("models/image", "model.image_encoder", image_size=size),
+            self.part("models/text", "model.text_encoder", **ids),
+            model.projection.dim,
             scalars=self.loss.parameters,
             bounds=self.loss.bounds,
-            mean=self.config.transforms.normalize.mean,
-            std=self.config.transforms.normalize.std,
+            mean=transforms.normalize.mean,
+            std=transforms.normalize.std,
         )
 
     def batch(self, samples: list[Sample]) -> Batch:
@@ -73,10 +56,7 @@ class ClipTask(Task):
             batch["input_ids_BT"], batch["attention_mask_BT"] = self.augment(
                 batch["input_ids_BT"], batch["attention_mask_BT"], seeds
             )
-        batch["image_BCHW"] = stack_images(samples)
-        batch["dataset_B"] = torch.tensor([sample.dataset for sample in samples])
-        batch["index_B"] = torch.tensor([sample.index for sample in samples])
-        return batch
+        return batch | {"image_BCHW": stack_images(samples)} | places(samples)
 
     def tokenize(self, texts: list[str]) -> Batch:
         """Token ids and mask of cleaned texts."""
@@ -98,7 +78,7 @@ class ClipTask(Task):
         )
         return self.loss(features)
 
-    def encode(self, model: DualEncoder, batch: Batch, modality: str) -> Tensor:
+    def encode(self, model: Callable[..., Any], batch: Batch, modality: str) -> Tensor:
         """Features [B, D] of one modality, for evaluations; ``modality`` is image or text."""
         wanted = ("image_BCHW",) if modality == "image" else ("input_ids_BT", "attention_mask_BT")
         return model({name: batch[name] for name in wanted})[f"{modality}_BD"]

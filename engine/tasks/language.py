@@ -23,8 +23,8 @@ from engine.models.vision_language import (
     VisionLanguage,
     build_connector,
     freeze_unused,
-)
-from engine.types import Batch, Features, Sample, Task
+)  # fmt: skip
+from engine.types import Batch, Features, Task
 
 Tokens = tuple[list[int], list[int]]
 """Ids of what stands before a text to learn, and of that text with its end."""
@@ -42,10 +42,8 @@ class LanguageTask(Task):
     def __init__(self, config: Config, tokenizer: TextTokenizer) -> None:
         super().__init__(config, tokenizer)
         self.max_length = config.model.decoder.max_length
-        prompt = config.data.prompt
-        self.template = template(
-            prompt.template, key="data.prompt.template", instruction=prompt.instruction
-        )
+        prompt, key = config.data.prompt, "data.prompt.template"
+        self.template = template(prompt.template, key=key, instruction=prompt.instruction)
         self.eos_id = tokenizer.end_id
         self.start_id = tokenizer.pad_id  # until the decoder says its own
         name = config.model.decoder.name
@@ -60,47 +58,31 @@ class LanguageTask(Task):
     def build_model(self) -> VisionLanguage:
         """Image encoder, connector and decoder, on the CPU."""
         model, transforms = self.config.model, self.config.transforms
-        size = self.image_size
-        image = registry.build(
-            "models/image",
-            model.image_encoder.name,
-            model.image_encoder,
-            image_size=model.image_encoder.image_size or square(size),
-            key="model.image_encoder.name",
-            options=self.config.options,
-        )
-        freeze_unused(image, model.connector.layer, size)
-        decoder = registry.build(
+        size, connector = self.image_size, model.connector
+        image_size = model.image_encoder.image_size or square(size)
+        image = self.part("models/image", "model.image_encoder", image_size=image_size)
+        freeze_unused(image, connector.layer, size)
+        decoder = self.part(
             "models/decoders",
-            model.decoder.name,
-            model.decoder,
+            "model.decoder",
             vocab_size=self.tokenizer.vocab_size,
             pad_id=self.tokenizer.pad_id,
             eos_id=self.eos_id,
-            key="model.decoder.name",
-            options=self.config.options,
         )
-        self.start_id = decoder.start_id
+        self.start_id, positions = decoder.start_id, None
+        if connector.positions is not None:
+            prefix = image.num_prefix_tokens if connector.keep_cls else 0
+            positions = Positions(size[0] / size[1], prefix)
         return self.model_class(
             image,
-            build_connector(
-                model.connector.name, image.token_width, decoder.width, self._positions(image)
-            ),
+            build_connector(connector.name, image.token_width, decoder.width, positions),
             decoder,
-            layer=model.connector.layer,
-            keep_prefix=model.connector.keep_cls,
+            layer=connector.layer,
+            keep_prefix=connector.keep_cls,
             label_smoothing=self.config.loss.language_model.label_smoothing,
             mean=transforms.normalize.mean,
             std=transforms.normalize.std,
         )
-
-    def _positions(self, image: Any) -> Positions | None:
-        """What tells the decoder where in an image a token lies, if the configuration asks."""
-        connector, (height, width) = self.config.model.connector, self.image_size
-        if connector.positions is None:
-            return None
-        prefix = image.num_prefix_tokens if connector.keep_cls else 0
-        return Positions(height / width, prefix)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -146,14 +128,6 @@ class LanguageTask(Task):
         total = collectives.all_reduce_(tokens_B.sum().to(nll_B.dtype), "sum")
         loss = nll_B.sum() * (collectives.world() / total.clamp_min(1))
         return {"loss": loss}
-
-
-def places(samples: Sequence[Sample]) -> Batch:
-    """Where the samples come from."""
-    return {
-        "dataset_B": torch.tensor([sample.dataset for sample in samples]),
-        "index_B": torch.tensor([sample.index for sample in samples]),
-    }
 
 
 def _rectangle(rows: Sequence[list[int]], value: int, side: str = "right") -> Tensor:

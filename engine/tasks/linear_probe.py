@@ -6,12 +6,12 @@ the same on its way; this task is the tower alone, as it comes from timm or from
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from engine import registry
-from engine.config.schema import Config
+from engine.config.schema import Config, Normalize
 from engine.data.batch_memory import stack_images
 from engine.data.text.tokenizer import TextTokenizer
 from engine.data.transforms.geometry import square
@@ -24,8 +24,8 @@ from engine.types import Batch, Sample, Task
 class FrozenTower(ImageModel):
     """An image encoder that takes uint8 images and normalises them on the device."""
 
-    def __init__(self, image_encoder: nn.Module, mean: Any, std: Any) -> None:
-        super().__init__(mean, std)
+    def __init__(self, image_encoder: nn.Module, normalize: Normalize) -> None:
+        super().__init__(normalize.mean, normalize.std)
         self.image_encoder = image_encoder.requires_grad_(False)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -48,23 +48,17 @@ class LinearProbeTask(Task):
 
     def build_model(self) -> FrozenTower:
         """The image tower that ``model.image_encoder`` describes."""
-        image, transforms = self.config.model.image_encoder, self.config.transforms
-        size = output_size(transforms.valid_transforms, transforms)
-        tower = registry.build(
-            "models/image",
-            image.name,
-            image,
-            image_size=image.image_size or square(size),
-            key="model.image_encoder.name",
-            options=self.config.options,
-        )
-        return FrozenTower(tower, transforms.normalize.mean, transforms.normalize.std)
+        transforms = self.config.transforms
+        size = square(output_size(transforms.valid_transforms, transforms))
+        size = self.config.model.image_encoder.image_size or size
+        tower = self.part("models/image", "model.image_encoder", image_size=size)
+        return FrozenTower(tower, transforms.normalize)
 
     def batch(self, samples: list[Sample]) -> Batch:
         """Collate: uint8 ``image_BCHW``."""
         return {"image_BCHW": stack_images(samples)}
 
-    def encode(self, model: nn.Module, batch: Batch, modality: str) -> Tensor:
+    def encode(self, model: Callable[..., Any], batch: Batch, modality: str) -> Tensor:
         """Features [B, D]."""
         return model(batch)
 

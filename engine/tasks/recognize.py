@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from engine.config.schema import Config
-from engine.data.batch_memory import stack_images
+from engine.data.batch_memory import places, stack_images
 from engine.data.text import labels as label_text
 from engine.data.text.labels import LabelRow, LabelText
 from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
 from engine.models.vision_language import Recognizer
-from engine.tasks.language import LanguageTask, places
+from engine.tasks.language import LanguageTask
 from engine.types import BadSample, Batch, Row, Sample
 
 

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine import registry
 from engine.config.schema import Config
-from engine.data.batch_memory import stack_images, stack_several
+from engine.data.batch_memory import places, stack_images, stack_several
 from engine.data.text.templates import MARK, Template
 from engine.data.text.tokenizer import TextTokenizer
 from engine.errors import UserError
 from engine.losses.language_model import IGNORED
+from engine.models.decoders import encodes_prompt
 from engine.models.decoders.t5 import IMAGE_ID
-from engine.tasks.language import LanguageTask, Tokens, places
+from engine.tasks.language import LanguageTask, Tokens
 from engine.types import BadSample, Batch, Row, Sample
 
 
@@ -36,8 +36,7 @@ class VqaTask(LanguageTask):
     def __init__(self, config: Config, tokenizer: TextTokenizer) -> None:
         super().__init__(config, tokenizer)
         prompt, decoder = config.data.prompt, config.model.decoder.name
-        module = registry.find("models/decoders", decoder, key="model.decoder.name")
-        self.encodes_prompt: bool = getattr(module, "ENCODES_PROMPT", False)
+        self.encodes_prompt = encodes_prompt(decoder)
         self.ends_chunks = prompt.tokenize == "reference"
         asks = self.template.has("answer")
         self.modalities = ("image", "answer" if asks else "caption")

@@ -15,6 +15,7 @@ from engine.data.sources import open_dataset, row_options
 from engine.data.stream.source import Stream
 from engine.data.text.templates import template
 from engine.errors import UserError
+from engine.models.decoders import encodes_prompt
 from engine.types import Source
 
 
@@ -92,11 +93,9 @@ def _sampler(config: Config, sources: list[Source]) -> Sampler:
 def _texts(config: Config, sources: list[Source]) -> TextLengths:
     """How long the texts of all rows are; answers apart, where a decoder takes them apart."""
     lengths = [source.column("length") for source in sources]
-    name = config.model.decoder.name
     form = template(config.data.prompt.template, key="data.prompt.template")
     if form.has("question"):
-        decoder = registry.find("models/decoders", name, key="model.decoder.name")
-        if not getattr(decoder, "ENCODES_PROMPT", False):
+        if not encodes_prompt(config.model.decoder.name):
             return TextLengths(lengths)
         return TextLengths(lengths, [s.column("answer_length") for s in sources])
     # The decoder does not read questions: a row is as long as its answer.
