@@ -23,6 +23,7 @@ from engine.evals.inputs import Inputs
 from engine.evals.predict import Predictor, evaluating
 from engine.evals.scorers import Embed, Scorers
 from engine.generate import labels as label_search
+from engine.generate.label_search import label_log_probs
 from engine.generate.labels import Label, attention_maps
 from engine.logs.charts import precision_recall
 from engine.logs.gallery import Example, weight_map
@@ -133,8 +134,9 @@ class RecognitionEvaluation(Generation):
             found = label_search.recognise(task, module, encoded, section, rows=numbers)
             log_p: list[list[float]] = [[] for _ in numbers]
             if label_set:
-                log_p = label_search.log_probs(
-                    task, module, encoded, label_set, rows=section.label_rows
+                ids = [task.text.ids(label) for label in label_set]
+                log_p = label_log_probs(
+                    module.decoder, encoded.state, ids, rows=section.label_rows
                 ).tolist()
             plain = [[(a.text, a.prob, a.score, a.ids) for a in one] for one in found]
             return list(zip(plain, log_p, strict=True))

@@ -9,7 +9,6 @@ Three forms, recognised by their columns:
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -45,7 +44,7 @@ _FORMS: dict[str, list[tuple[str, str, str]]] = {  # (image's column, text's, th
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of a CSV of one of the forms, as texts by column."""
+    """Rows of a CSV of one of the forms, as texts by column. Scores are NaN for bad images."""
 
     path: Path
     form: str
@@ -56,128 +55,106 @@ class Table:
         columns = _FORMS[self.form]
         return [(row[image], row[text]) for row in self.rows for image, text, _ in columns]
 
-    def _table(self, scores: Sequence[float]) -> Any:
-        """Scores as fp64 [rows, pairs of a row]; NaN where an image was bad."""
+    def _by_row(self, scores: Sequence[float]) -> np.ndarray:
+        """Scores as fp64 [rows, pairs of a row]."""
         return np.asarray(scores, dtype=np.float64).reshape(len(self.rows), -1)
 
     def scored(self, scores: Sequence[float]) -> list[dict[str, Any]]:
-        """The rows with their scores, None where an image was bad."""
+        """The rows with their scores, None for NaN."""
         names = [name for _, _, name in _FORMS[self.form]]
-        given = [
-            [None if math.isnan(s) else s for s in row] for row in self._table(scores).tolist()
+        pairs = zip(self.rows, self._by_row(scores).tolist(), strict=True)
+        return [
+            row | {n: None if math.isnan(s) else s for n, s in zip(names, own, strict=True)}
+            for row, own in pairs
         ]
-        pairs = zip(self.rows, given, strict=True)
-        return [row | dict(zip(names, own, strict=True)) for row, own in pairs]
 
     def series(self, scores: Sequence[float]) -> dict[str, list[float]]:
         """Scores by what they are of, for a histogram."""
-        table_RP = self._table(scores)
-        if self.form == "pairs":
-            return {"pairs": table_RP[:, 0].tolist()}
-        right, wrong = ([0], [1]) if self.form == "sugarcrepe" else ([0, 3], [1, 2])
-        return {
-            "right": table_RP[:, right].ravel().tolist(),
-            "wrong": table_RP[:, wrong].ravel().tolist(),
-        }
+        parts = {
+            "pairs": {"pairs": [0]},
+            "sugarcrepe": {"right": [0], "wrong": [1]},
+            "winoground": {"right": [0, 3], "wrong": [1, 2]},
+        }[self.form]
+        score_RP = self._by_row(scores)
+        return {name: score_RP[:, places].ravel().tolist() for name, places in parts.items()}
 
     def figures(self, scores: Sequence[float], group_by: str | None = None) -> dict[str, Any]:
         """Agreement of the scores with people, or with what belongs together; None: undefined.
 
         Rows with a bad image or text are left out, and counted.
         """
-        table_RP = self._table(scores)
-        whole = np.isfinite(table_RP).all(1)
+        score_RP = self._by_row(scores)
+        whole = np.isfinite(score_RP).all(1)
         rows = [row for row, fine in zip(self.rows, whole, strict=True) if fine]
-        common: dict[str, Any] = {"form": self.form, "rows": len(self.rows)}
-        common["left_out"] = len(self.rows) - len(rows)
+        score_RP, left_out = score_RP[whole], len(self.rows) - len(rows)
+        found: dict[str, Any] = {"form": self.form, "rows": len(self.rows), "left_out": left_out}
         if not rows:
-            return common
-        table_RP = table_RP[whole]
-        common["mean_score"] = _rounded(float(table_RP.mean()))
+            return found
+        found["mean_score"] = float(score_RP.mean())
         if self.form == "winoground":
-            found: dict[str, Any] = agreement.winoground(table_RP.reshape(-1, 2, 2))
+            found |= agreement.winoground(score_RP.reshape(-1, 2, 2))
         elif self.form == "sugarcrepe":
             kinds = [row.get("kind", "all") for row in rows]
-            found = agreement.positive_over_negative(table_RP[:, 0], table_RP[:, 1], kinds)
+            found |= agreement.positive_over_negative(score_RP[:, 0], score_RP[:, 1], kinds)
         elif HUMAN in rows[0]:
-            found = _with_people(self.path, rows, table_RP[:, 0], group_by)
-        else:
-            found = {}
-        return common | {name: _rounded(value) for name, value in found.items()}
+            found |= _with_people(self.path, rows, score_RP[:, 0], group_by)
+        return {name: _rounded(value) for name, value in found.items()}
 
 
 def _with_people(
-    path: Path, rows: list[dict[str, str]], score_R: Any, group_by: str | None
+    path: Path, rows: list[dict[str, str]], score_R: np.ndarray, group_by: str | None
 ) -> dict[str, Any]:
     judged = [place for place, row in enumerate(rows) if row[HUMAN].strip()]
-    human = [float(rows[place][HUMAN]) for place in judged]
-    found: dict[str, Any] = {"human_scores": len(judged)}
     if len(judged) < _FEW:
-        return found
-    score_J = score_R[judged]
+        return {"human_scores": len(judged)}
+    score_J, human = score_R[judged], [float(rows[place][HUMAN]) for place in judged]
     groups = [rows[place][group_by] for place in judged] if group_by else None
-    found["pearson"] = agreement.pearson(score_J, human)
-    found["kendall_tau_b"] = agreement.kendall_tau_b(score_J, human)
     try:
         pairs = agreement.pairwise_accuracy(score_J, human, groups)
     except ValueError as error:
         raise UserError(f"{path}: within each {group_by} {error}") from error
-    found["pairwise_accuracy"] = pairs.accuracy
-    found["pairwise_accuracy_without_ties"] = pairs.accuracy_without_ties
-    found["tie_epsilon"] = pairs.epsilon
-    return found | {"pairs_compared": pairs.num_pairs, "pairs_drawn": pairs.drawn}
+    return {
+        "human_scores": len(judged),
+        "pearson": agreement.pearson(score_J, human),
+        "kendall_tau_b": agreement.kendall_tau_b(score_J, human),
+        "pairwise_accuracy": pairs.accuracy,
+        "pairwise_accuracy_without_ties": pairs.accuracy_without_ties,
+        "tie_epsilon": pairs.epsilon,
+        "pairs_compared": pairs.num_pairs,
+        "pairs_drawn": pairs.drawn,
+    }
 
 
 def _rounded(value: Any) -> Any:
     if not isinstance(value, float):
         return value
-    if math.isnan(value):
-        return None
-    return float(f"{value:.{_DIGITS}g}")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of a command that name a table."""
-    parser.add_argument("--csv", type=Path, required=True, help="images and texts")
-    parser.add_argument("--images", type=Path, help="folder of the images; default: the CSV's")
-    parser.add_argument("--out", type=Path, help="default: vqa_score/NAME in the run's folder")
-    parser.add_argument("--group_by", metavar="COLUMN", help="compare pairs of rows within it")
+    return None if math.isnan(value) else float(f"{value:.{_DIGITS}g}")
 
 
 def read(path: Path, group_by: str | None = None) -> Table:
     """The table of a CSV, or of a TSV by its ending. Raises UserError naming file and line."""
     columns, numbered = read_csv(path)
-    form = _form(path, columns)
+    named = {
+        form: dict.fromkeys(name for *pair, _ in parts for name in pair)
+        for form, parts in _FORMS.items()
+    }
+    form = next((form for form in reversed(named) if named[form].keys() <= set(columns)), None)
+    if form is None:
+        wanted = ", or ".join(",".join(names) for names in named.values())
+        raise UserError(f"{path} has the columns {', '.join(columns)}; wanted are {wanted}")
     if group_by is not None and group_by not in columns:
         raise UserError(f"{path} has no column {group_by}; its columns are: {', '.join(columns)}")
     for line, row in numbered:
-        _check_human(f"{path}, line {line}", row.get(HUMAN, ""))
-    rows = [row for _, row in numbered]
-    if not rows:
+        value = row.get(HUMAN, "")
+        try:
+            fine = not value.strip() or math.isfinite(float(value))
+        except ValueError:
+            fine = False
+        if not fine:
+            raise UserError(f"{path}, line {line}: {HUMAN} is {value!r}, not a number")
+    if not numbered:
         raise UserError(f"{path} has no rows")
-    return Table(path, form, rows)
-
-
-def _form(path: Path, columns: list[str]) -> str:
-    for form in reversed(_FORMS):
-        if all(name in columns for image, text, _ in _FORMS[form] for name in (image, text)):
-            return form
-    wanted = [
-        ",".join(dict.fromkeys(name for image, text, _ in form for name in (image, text)))
-        for form in _FORMS.values()
-    ]
-    raise UserError(
-        f"{path} has the columns {', '.join(columns)}; wanted are " + ", or ".join(wanted)
-    )
-
-
-def _check_human(where: str, value: str) -> None:
-    try:
-        fine = not value.strip() or math.isfinite(float(value))
-    except ValueError:
-        fine = False
-    if not fine:
-        raise UserError(f"{where}: {HUMAN} is {value!r}, not a number")
+    return Table(path, form, [row for _, row in numbered])
 
 
 def write(

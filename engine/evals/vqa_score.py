@@ -268,7 +268,10 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--model", type=Path, required=True, help="folder of a --task=vqa run")
-    score_tables.add_arguments(parser)
+    parser.add_argument("--csv", type=Path, required=True, help="images and texts")
+    parser.add_argument("--images", type=Path, help="folder of the images; default: the CSV's")
+    parser.add_argument("--out", type=Path, help="default: vqa_score/NAME in the run's folder")
+    parser.add_argument("--group_by", metavar="COLUMN", help="compare pairs of rows within it")
     parser.add_argument("--question", default=QUESTION, help="{} is the text (%(default)s)")
     parser.add_argument("--answer", default=ANSWER, help="{} here, too (%(default)s)")
     parser.add_argument("--against", metavar="NO", help="score P(answer) among these two")

@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.config.schema import Generate
 from engine.errors import UserError
 from engine.generate import label_search, texts
-from engine.generate.label_search import Found, label_log_probs
+from engine.generate.label_search import Found
 from engine.models.decoders.prefix import KVState, PrefixDecoder
 from engine.models.vision_language import Recognizer
 from engine.tasks.recognize import RecognizeTask
@@ -187,25 +187,6 @@ def ranked(labels: list[Label], rank: str) -> list[Label]:
     if rank == "none":
         return labels
     return sorted(labels, key=lambda label: label.score if rank == "ppl" else -label.score)
-
-
-def log_probs(
-    task: RecognizeTask,
-    model: Recognizer,
-    encoded: EncodedImages,
-    labels: Sequence[str],
-    *,
-    rows: int,
-) -> Tensor:
-    """log p [B, labels] of given labels behind the prompt, ``rows`` of them at a time.
-
-    Raises BadSample for a label that has the separator in it.
-    """
-    ids = [task.text.ids(label) for label in labels]
-    return label_log_probs(model.decoder, encoded.state, ids, rows=rows)
-
-
-# --- where in an image each of its labels looked
 
 
 @torch.no_grad()

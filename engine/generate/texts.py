@@ -27,13 +27,8 @@ from engine.tasks.vqa import VqaTask
 from engine.types import Batch
 
 
-def num_texts(section: Generate) -> int:
-    """Texts that are generated for each image."""
-    return section.num_samples if section.method == "best_of_n" else 1
-
-
-def options(section: Generate, room: int, eos_id: int, pad_id: int) -> dict[str, Any]:
-    """The keywords of transformers' ``generate``; ``room`` bounds the new tokens.
+def _keywords(section: Generate, room: int, task: CaptionTask | VqaTask) -> dict[str, Any]:
+    """Those of transformers' ``generate``; ``room`` bounds the new tokens.
 
     Temperature, top-k and top-p are not among them: ``processors`` apply them before a draw.
     """
@@ -42,17 +37,16 @@ def options(section: Generate, room: int, eos_id: int, pad_id: int) -> dict[str,
         "max_new_tokens": limit,
         "min_new_tokens": min(section.min_new_tokens, limit),
         "repetition_penalty": section.repetition_penalty,
-        "eos_token_id": eos_id,
-        "pad_token_id": pad_id,
+        "eos_token_id": task.eos_id,
+        "pad_token_id": task.tokenizer.pad_id,
         "do_sample": section.method in ("sample", "best_of_n"),
         "num_beams": section.num_beams if section.method == "beam" else 1,
         "synced_gpus": False,  # weights are whole, and ranks may have texts of different numbers
     }
-    if chosen["do_sample"]:
-        number = num_texts(section)
-        chosen |= {"top_k": 0, "top_p": 1.0, "temperature": 1.0, "num_return_sequences": number}
-    elif section.method == "beam":
+    if section.method == "beam":
         chosen["length_penalty"] = section.length_penalty
+    elif chosen["do_sample"]:
+        chosen |= {"top_k": 0, "top_p": 1.0, "temperature": 1.0}
     return chosen
 
 
@@ -65,7 +59,7 @@ def generate_texts(
     *,
     rows: Sequence[int] | None = None,
 ) -> list[list[str]]:
-    """``num_texts(section)`` texts for each image.
+    """A text for each image, of ``best_of_n`` ``section.num_samples``.
 
     Drawn ones depend on ``section.seed`` and the image's number in ``rows`` (by default its place).
     """
@@ -79,7 +73,7 @@ def generate_texts(
 def generate_batch(
     task: CaptionTask | VqaTask, model: VisionLanguage, batch: Batch, section: Generate
 ) -> list[list[str]]:
-    """``num_texts(section)`` texts for each row of a batch of prompts, as ``VqaTask.prompt_batch``.
+    """As ``generate_texts``, for each row of a batch of prompts, as ``VqaTask.prompt_batch``.
 
     Drawn ones depend on ``section.seed`` and the row's ``index_B``. Where the decoder continues the
     prompt, the longest one of the batch bounds the new tokens.
@@ -92,8 +86,10 @@ def generate_batch(
             "for a text; shorten it or raise model.decoder.max_length",
             key="model.decoder.max_length",
         )
-    keywords, each = options(section, room, task.eos_id, task.tokenizer.pad_id), num_texts(section)
+    keywords, each = _keywords(section, room, task), 1
     if keywords["do_sample"]:
+        each = section.num_samples if section.method == "best_of_n" else 1
+        keywords["num_return_sequences"] = each
         numbers = batch["index_B"].tolist()
         uniform_BT = uniforms(section.seed, numbers, each, keywords["max_new_tokens"])
         keywords["logits_processor"] = processors(

@@ -17,7 +17,8 @@ from engine.errors import FaultError, UserError
 from engine.evals import recognition
 from engine.evals.predict import Predictor
 from engine.evals.recognition import Recognised, RecognitionEvaluation, score
-from engine.generate.labels import Label, encode_prompt, log_probs
+from engine.generate.label_search import label_log_probs
+from engine.generate.labels import Label, encode_prompt
 from engine.run import Run
 from engine.types import Row, Source
 from tests import distributed
@@ -124,7 +125,9 @@ def test_map_is_by_the_probabilities_of_all_labels_of_the_set(alone, tmp_path) -
     pictures = [Image.open(io.BytesIO(Objects()[i].images[0])) for i in kept]
     rows = [torch.from_numpy(np.asarray(picture)) for picture in pictures]
     seen = encode_prompt(task, model, torch.stack(rows).permute(0, 3, 1, 2))
-    scores = log_probs(task, model, seen, names, rows=99).numpy()
+    scores = label_log_probs(
+        model.decoder, seen.state, list(map(task.text.ids, names)), rows=99
+    ).numpy()
     is_true = np.array([[n in {a.lower() for a in OWN[i]} for n in names] for i in kept])
     assert alone[0]["mAP"] == pytest.approx(100 * mean_average_precision(scores, is_true))
     file = tmp_path / "names.txt"

@@ -13,14 +13,13 @@ from PIL import Image
 from engine.config.schema import Generate
 from engine.errors import UserError
 from engine.generate import labels as search
-from engine.generate.label_search import Found
+from engine.generate.label_search import Found, label_log_probs
 from engine.generate.labels import (
     Label,
     attention_maps,
     check,
     encode_prompt,
     grid,
-    log_probs,
     ranked,
     recognise,
 )
@@ -50,12 +49,12 @@ def test_probabilities_of_labels_are_those_of_the_same_labels_given() -> None:
             if " " + label.text == task.tokenizer.decode(list(label.ids)) or not label.text:
                 continue
             given = (*label.ids, task.separator_id)
-            own = search.label_log_probs(model.decoder, encoded.state, [given], rows=1)
+            own = label_log_probs(model.decoder, encoded.state, [given], rows=1)
             assert label.prob >= exp(float(own[row, 0])) - 1e-12  # of several spellings the sum
             told += 1
     assert told > 5
     some = ["dog", "red cat", "a"]
-    log_p_BK = log_probs(task, model, encoded, some, rows=2)
+    log_p_BK = label_log_probs(model.decoder, encoded.state, list(map(task.text.ids, some)), rows=2)
     for row in range(3):
         for column, label in enumerate(some):  # token by token, each image alone, nothing cached
             ids = [*task.prompt_ids().tolist(), *task.tokenizer.raw(f" {label},")]
@@ -193,11 +192,11 @@ def test_autocast_leaves_the_head_and_likeness_in_full_precision() -> None:
     labels = [(104, 105), (70,), (36, 99, 7)]
     near = search.similarities(encoded.image_BND[0], labels, table)
     given = [(*ids, task.separator_id) for ids in labels]
-    log_p = search.label_log_probs(model.decoder, encoded.state, given, rows=2)
+    log_p = label_log_probs(model.decoder, encoded.state, given, rows=2)
     with torch.autocast("cpu", torch.bfloat16):
         assert (model.decoder.log_probs(encoded.state.last_BD) - want).abs().max() < 1e-4
         assert torch.equal(search.similarities(encoded.image_BND[0], labels, table), near)
-        cast = search.label_log_probs(model.decoder, encoded.state, given, rows=2)
+        cast = label_log_probs(model.decoder, encoded.state, given, rows=2)
     assert cast.dtype == torch.float32 and 0 < (cast - log_p).abs().max() < 0.5  # of the blocks
 
 
@@ -214,7 +213,7 @@ def test_a_model_in_bf16_has_log_probs_by_logits_in_fp32() -> None:
     assert states.dtype == torch.bfloat16 and got.dtype == torch.float32
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
     label = (104, 105, task.separator_id)
-    log_p_B1 = search.label_log_probs(decoder, state, [label], rows=1)
+    log_p_B1 = label_log_probs(decoder, state, [label], rows=1)
     sums = sum(want[:, place, token] for place, token in enumerate(label))
     torch.testing.assert_close(log_p_B1[:, 0].double(), sums, rtol=1e-5, atol=1e-5)
 
