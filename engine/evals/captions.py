@@ -87,7 +87,8 @@ class CaptionEvaluation(Generation):
         predictions = [prediction for prediction in predictions if prediction.references]
         if not predictions:
             raise FaultError(f"{source.name}: none of the {len(rows)} images has a caption")
-        metrics = {**score(predictions), "exact_match": exact_match(predictions)}
+        exact = [p.caption.lower() in map(str.lower, p.references) for p in predictions]
+        metrics = {**score(predictions), "exact_match": 100 * sum(exact) / len(exact)}
         metrics |= _content_scores(source, predictions)
         ranker, scorer = self.scorers.ranker, self.scorers.scorer
         if scorer is not None:
@@ -145,12 +146,6 @@ def best_of(
             Prediction(source[row].image_id, row, several[best], [], candidates, scores)
         )
     return predictions
-
-
-def exact_match(predictions: Sequence[Prediction]) -> float:
-    """Share, in percent, of captions that equal a reference but for case."""
-    exact = [p.caption.lower() in {r.lower() for r in p.references} for p in predictions]
-    return 100 * sum(exact) / len(exact)
 
 
 def score(predictions: list[Prediction]) -> dict[str, float | str]:

@@ -14,7 +14,6 @@ a JSON list or text lines, each with ``{}`` or ``{c}``. Both at once: ``{"classe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from engine.data.bad_samples import summary
 from engine.data.views import View
 from engine.dist import collectives
 from engine.errors import UserError
-from engine.evals.predict import share
+from engine.evals.predict import Encoded, share
+from engine.metrics import files
 from engine.registry import nearest
 from engine.types import BadSample, Row, Source
 
@@ -128,14 +129,12 @@ def _read(path: str | Path, dataset: str, what: str, key: str | None) -> tuple[s
     """(name for messages, value): JSON, or the lines of any other file; a set of several chosen."""
     name, _, chosen = str(path).partition("#")
     try:
-        text = Path(name).read_text(encoding="utf-8-sig")
-        value = json.loads(text) if name.endswith(".json") else None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{name} is not valid JSON: {error}", key=key) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the file of {what} {name!r}: {error}", key=key) from error
-    if not name.endswith(".json"):
-        return name, [line.strip() for line in text.splitlines() if line.strip()]
+        if not name.endswith(".json"):
+            lines = map(str.strip, files.text(Path(name)).splitlines())
+            return name, [line for line in lines if line]
+        value = files.load(Path(name))
+    except UserError as error:
+        raise UserError(f"cannot read the file of {what}: {error}", key=key) from error
     if not (isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values())):
         if chosen:
             raise UserError(f"{name} holds one set, so {chosen!r} cannot be chosen", key=key)
@@ -213,6 +212,30 @@ class NamedLabels(View):
 def plain(name: str) -> str:
     """Folders and names differ in case, underscores and blanks."""
     return "".join(character for character in name.lower() if character.isalnum())
+
+
+def check_labels(
+    source: Source, images: Encoded, num_classes: int | None = None, key: str | None = None
+) -> None:
+    """Raises UserError for no image, and for the first that has no label or one of no class."""
+    if not len(images.rows):
+        raise UserError(
+            f"dataset {source.name!r} ({source.split}) has no image that can be used: "
+            f"{summary(images.bad) if images.bad else 'it has no rows'}",
+            key=key,
+        )
+    wrong = images.labels < 0
+    if num_classes is not None:
+        wrong |= images.labels >= num_classes
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        label = int(images.labels[first])
+        what = "no label" if label < 0 else f"label {label}, but there are {num_classes} classes"
+        raise UserError(
+            f"row {int(images.rows[first])} of dataset {source.name!r} has {what}; classification "
+            "needs labelled images (format: imagefolder, or a CSV with a column labels)",
+            key=key,
+        )
 
 
 def class_names(*sources: Source) -> list[str]:

@@ -33,7 +33,7 @@ from engine.logs.gallery import SIDE, Example
 from engine.logs.progress import Progress
 from engine.models.weights import load_tower
 from engine.run import Run
-from engine.types import BadSample, EncodedImage, Metrics, Source
+from engine.types import BadSample, Metrics, Source
 
 
 @dataclass
@@ -91,12 +91,16 @@ class Evaluation:
         return open_source(name, split, self.config.data, key=key)
 
     def thumbnail(self, source: Source, row: int) -> Image.Image:
-        """The image of a row, small; grey where it cannot be shown."""
+        """The first image of a row, upright and RGB, its longer side SIDE at most; grey where it
+        cannot be shown."""
         try:
-            images = source[row].images
+            images, most = source[row].images, self.config.data.max_image_pixels
+            data = read_image(images[0]) if images else b""
+            small = decode(data, max_pixels=most, target=(SIDE, SIDE)).copy()
         except BadSample:
-            images = ()
-        return thumbnail(images, self.config.data.max_image_pixels)
+            return Image.new("RGB", (SIDE, SIDE), "grey")
+        small.thumbnail((SIDE, SIDE))
+        return small
 
 
 class Generation(Evaluation):
@@ -256,17 +260,6 @@ def json_line(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
     return required | {
         name: value for name, value in optional.items() if value not in (None, "", [])
     }
-
-
-def thumbnail(images: Sequence[EncodedImage], max_pixels: int) -> Image.Image:
-    """The first image, upright and RGB, its longer side SIDE at most; grey where there is none."""
-    try:
-        data = read_image(images[0]) if images else b""
-        small = decode(data, max_pixels=max_pixels, target=(SIDE, SIDE)).copy()
-    except BadSample:
-        return Image.new("RGB", (SIDE, SIDE), "grey")
-    small.thumbnail((SIDE, SIDE))
-    return small
 
 
 def best_metric(metrics: Metrics, name: str | None, usual: Sequence[str] = ()) -> float | None:

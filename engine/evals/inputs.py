@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,11 @@ class Inputs(Source):
 
     def __init__(self, origin: Path) -> None:
         self.origin, self.name = origin, origin.name
+        self.rows: Sequence[Any] = ()
         self.closed: list[str] = []  # folders that may not be read
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def column(self, name: str) -> np.ndarray:
         """int64 [rows]: every row is its own."""
@@ -60,7 +64,7 @@ class Folder(Inputs):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.paths = sorted(
+        self.rows = sorted(
             str(path.relative_to(root))
             for path in _files(root, self._note)
             if path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
@@ -69,11 +73,8 @@ class Folder(Inputs):
     def _note(self, error: OSError) -> None:
         self.closed.append(f"{error.filename}: {error.strerror}")
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
     def __getitem__(self, index: int) -> Row:
-        path = self.paths[index]
+        path = self.rows[index]
         return Row(path, (self.origin / path,), "", path, str(index))
 
 
@@ -94,11 +95,8 @@ def open_folder(name: str | None) -> Folder:
         raise UserError(f"{what}; input=DIR names a folder of images", key=KEY)
     source = Folder(root)
     if not len(source):
-        raise UserError(
-            f"{root} holds no images; known endings: {' '.join(SUFFIXES)}"
-            + "".join(f"; {closed}" for closed in source.closed[:1]),
-            key=KEY,
-        )
+        why = "; ".join([f"known endings: {' '.join(SUFFIXES)}", *source.closed[:1]])
+        raise UserError(f"{root} holds no images; {why}", key=KEY)
     return source
 
 
@@ -134,9 +132,6 @@ class Questions(Inputs):
         where = f"{self.origin}: question {place + 1}"
         string(where, row, "question", _FORM)
         return identity(where, row, "question_id", _FORM) if "question_id" in row else str(place)
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
         """The row at ``index``; BadSample where its image cannot be told."""

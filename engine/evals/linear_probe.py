@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from engine.config import schema
 from engine.errors import FaultError, UserError
-from engine.evals.classes import NamedLabels, class_names
+from engine.evals.classes import NamedLabels, check_labels, class_names
 from engine.evals.evaluation import Evaluation, Result
-from engine.evals.predict import Encoded, Predictor
+from engine.evals.predict import Predictor
 from engine.metrics import classification as metrics
 from engine.types import Source
 
@@ -85,7 +85,13 @@ def evaluate(
         train, valid = (NamedLabels(source, numbers, train.name) for source in (train, valid))
     sets = [model.images(source, np.arange(len(source))) for source in (train, valid)]
     for source, images in zip((train, valid), sets, strict=True):
-        _check(source, images)
+        check_labels(source, images, key="eval.linear_probe")
+        bad = (~images.features.isfinite()).any(1).nonzero().flatten().tolist()
+        if bad:
+            raise FaultError(
+                f"linear probe on {source.name!r}: {len(bad)} image features are NaN or infinite, "
+                f"the first of row {int(images.rows[bad[0]])}"
+            )
     x, xv = (images.features for images in sets)
     y, yv = (images.labels.to(model.device) for images in sets)
     num_classes = int(max(y.max(), yv.max())) + 1
@@ -96,22 +102,6 @@ def evaluate(
         linear = fit_steps(x, y, num_classes, config, seed=seed)
     values = metrics.from_ranks(metrics.label_ranks(linear(xv), yv).cpu(), yv.cpu())
     return Result({**values}, sets[0].bad + sets[1].bad)
-
-
-def _check(source: Source, images: Encoded) -> None:
-    if not len(images.rows) or (images.labels < 0).any():
-        what = "images without a label" if len(images.rows) else "no image that can be used"
-        raise UserError(
-            f"dataset {source.name!r} ({source.split}) has {what}; a linear probe needs labelled "
-            "images (format: imagefolder, or a CSV with a column labels)",
-            key="eval.linear_probe",
-        )
-    bad = (~images.features.isfinite()).any(1).nonzero().flatten().tolist()
-    if bad:
-        raise FaultError(
-            f"linear probe on {source.name!r}: {len(bad)} image features are NaN or infinite, the "
-            f"first of row {int(images.rows[bad[0]])}"
-        )
 
 
 def _shown(classes: Sequence[str] | None) -> str:

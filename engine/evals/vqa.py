@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from engine.evals.predict import Predictor
 from engine.generate.likelihood import batch_likelihoods
 from engine.generate.texts import generate_batch
 from engine.logs.gallery import Example
+from engine.metrics import files
 from engine.metrics.vqa import Question, Scores, score
 from engine.models.vision_language import VisionLanguage
 from engine.tasks.vqa import VqaTask
@@ -156,12 +156,9 @@ def choices(section: Generate) -> list[str]:
 def _of_file(path: Path) -> list[str]:
     """A JSON list of texts, or a text an answer a line."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        loaded = json.loads(text) if path.suffix == ".json" else text.splitlines()
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path} of answers, one a line", key=KEY) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}", key=KEY) from error
+        loaded = files.load(path) if path.suffix == ".json" else files.text(path).splitlines()
+    except UserError as error:
+        raise UserError(f"answers, one a line, cannot be read: {error}", key=KEY) from error
     if not isinstance(loaded, list) or not all(isinstance(one, str) for one in loaded):
         raise UserError(f"{path} is not a JSON list of texts", key=KEY)
     return loaded

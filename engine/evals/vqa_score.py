@@ -295,19 +295,19 @@ def main(argv: Sequence[str]) -> int:
             stopped=lambda: stop.requested,
         ).tolist()
     num_scored = sum(not math.isnan(score) for score in scores)
-    if num_scored:
-        for thing, why in list(bad.items())[:_MOST_NAMED]:
-            warn_on_stderr(f"{thing[-200:]} is left out: {why}")
-        if (more := len(bad) - _MOST_NAMED) > 0:
-            warn_on_stderr(f"and {more} more are left out")
+    if not num_scored and not stop.requested:
+        why = next(iter(bad.values()))
+        raise UserError(f"none of the pairs of {given.csv}, images in {root}, can be scored: {why}")
+    named = list(bad.items())[: _MOST_NAMED if num_scored else 0]
+    for thing, why in named:
+        warn_on_stderr(f"{thing[-200:]} is left out: {why}")
+    if num_scored and len(bad) > len(named):
+        warn_on_stderr(f"and {len(bad) - len(named)} more are left out")
     if stop.requested:
         done = f"{num_scored} of {len(scores)} pairs are scored"
         warn_on_stderr(f"{stop.name}: {done}; the rest is left out")
-        if not num_scored:
-            return 130
-    elif not num_scored:
-        why = next(iter(bad.values()))
-        raise UserError(f"none of the pairs of {given.csv}, images in {root}, can be scored: {why}")
+    if not num_scored:
+        return 130
     figures = table.figures(scores, given.group_by)
     out = given.out or given.model / "vqa_score" / given.csv.stem
     name = "the text" if given.answer == "{}" else f"“{given.answer}”"

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.data.bad_samples import summary
-from engine.errors import FaultError, UserError
-from engine.evals.classes import NamedLabels, Prompts, load
+from engine.errors import FaultError
+from engine.evals.classes import NamedLabels, Prompts, check_labels, load
 from engine.evals.evaluation import Evaluation, Result
-from engine.evals.predict import Encoded, Predictor, share
+from engine.evals.predict import Predictor, share
 from engine.metrics import classification as metrics
 from engine.types import Source
 
@@ -71,7 +70,7 @@ def evaluate(
     seen = len(source) if num_rows is None else min(num_rows, len(source))
     class_KD = class_features(model, prompts)
     images = model.images(source, np.arange(seen) * len(source) // max(seen, 1))
-    _check(source, images, len(prompts.classes))
+    check_labels(source, images, len(prompts.classes))
     ranks = []
     try:
         chunks = images.features.split(_CHUNK), images.labels.split(_CHUNK)
@@ -89,21 +88,3 @@ def class_features(model: Predictor, prompts: Prompts) -> Tensor:
     prompt_ND = model.texts([text for label in share(labels) for text in prompts.texts(label)])
     parts = F.normalize(prompt_ND, dim=-1).split([len(prompts.texts(label)) for label in labels])
     return F.normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
-
-
-def _check(source: Source, images: Encoded, num_classes: int) -> None:
-    """Raises UserError for no image, and for the first that has no label or one of no class."""
-    if not len(images.rows):
-        raise UserError(
-            f"dataset {source.name!r} ({source.split}) has no image that can be used: "
-            f"{summary(images.bad) if images.bad else 'it has no rows'}"
-        )
-    wrong = (images.labels < 0) | (images.labels >= num_classes)
-    if wrong.any():
-        first = int(wrong.nonzero()[0])
-        label = int(images.labels[first])
-        what = "no label" if label < 0 else f"label {label}, but there are {num_classes} classes"
-        raise UserError(
-            f"row {int(images.rows[first])} of dataset {source.name!r} has {what}; classification "
-            "needs labelled images (format: imagefolder, or a CSV with a column labels)"
-        )

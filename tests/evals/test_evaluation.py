@@ -17,7 +17,6 @@ from engine.evals.evaluation import (
     Result,
     best_metric,
     missing_metric,
-    thumbnail,
 )
 from engine.run import Run
 from tests.evals.colours import ColourSource, ColourTask, png
@@ -55,8 +54,10 @@ def test_pictures_are_small_and_upright(tmp_path, image, size, colour):
     path = tmp_path / "file"
     path.write_bytes(image or b"")
     want = Image.new("RGB", (1, 1), colour).getpixel((0, 0))
-    for given in ((image,) if image else (), (path,)):
-        shown = thumbnail(given, LIMIT)
+    shows = Evaluation(run(data={"max_image_pixels": LIMIT}))
+    for given in (image, path):
+        source = ColourSource([(given, "caption", "id", None)])
+        shown = shows.thumbnail(source, 0)
         assert (shown.mode, shown.size) == ("RGB", size)
         assert shown.getpixel((1, 1)) == pytest.approx(want, abs=3)  # JPEG
 

@@ -49,7 +49,7 @@ def test_faults_are_named():
     ):
         linear_probe.evaluate(predictor(), source("train"), source("valid", classes="ab"), config)
     unlabelled = ColourSource([(png((1, 2, 3)), "image", 0, None)])
-    with pytest.raises(UserError, match="images without a label"):
+    with pytest.raises(UserError, match="row 0 of dataset 'colours' has no label"):
         linear_probe.evaluate(predictor(), unlabelled, unlabelled, config)
 
     class Broken(Passing):
