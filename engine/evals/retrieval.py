@@ -129,11 +129,10 @@ def _ranks(source: Source, gallery: _Gallery, caption_CD: Tensor) -> tuple[Tenso
     """(image→text, text→image) ranks of all queries, each rank having ranked its share of them."""
     image_ID = gallery.images.features
     features = image_ID, caption_CD, gallery.caption_image
-    images, captions = share(range(len(image_ID))), share(range(len(caption_CD)))
     try:  # every rank holds all features, so all of them get to an error
         mine = (
-            metrics.image_to_text_ranks(*features, start=images.start, stop=images.stop),
-            metrics.text_to_image_ranks(*features, start=captions.start, stop=captions.stop),
+            metrics.image_to_text_ranks(*features, share(range(len(image_ID)))),
+            metrics.text_to_image_ranks(*features, share(range(len(caption_CD)))),
         )
     except ValueError as error:
         raise FaultError(f"evaluation on {source.name!r}: {error}") from error

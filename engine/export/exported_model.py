@@ -69,10 +69,10 @@ class ImageEncoder:
             return states[:, 0]
         if self.pool == "mean":
             return states[:, self.num_prefix :].mean(1)
-        if states.ndim == 4:  # a convolutional network's
-            last = getattr(timm_model, "output_fmt", "NCHW") == "NHWC"
-            return states.flatten(1, 2) if last else states.flatten(2).transpose(1, 2)
-        return states
+        if states.ndim < 4:
+            return states
+        last = getattr(timm_model, "output_fmt", "NCHW") == "NHWC"  # a convolutional network's
+        return states.flatten(1, 2) if last else states.flatten(2).transpose(1, 2)
 
 
 class TextEncoder:
@@ -111,21 +111,21 @@ class DualEncoder:
 
     def image_features(self, images: Sequence[Picture]) -> Tensor:
         """[B, D]."""
-        pooled = self.image_encoder(self.image_encoder.pixels(images))
-        return nn.functional.normalize(pooled @ self.more["image_projection.weight"].T)
+        return self._features("image", self.image_encoder(self.image_encoder.pixels(images)))
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """[B, D]."""
-        return nn.functional.normalize(
-            self.text_encoder(texts) @ self.more["text_projection.weight"].T
-        )
+        return self._features("text", self.text_encoder(texts))
+
+    def _features(self, side: str, pooled: Tensor) -> Tensor:
+        return nn.functional.normalize(pooled @ self.more[f"{side}_projection.weight"].T)
 
     def logits(self, images: Sequence[Picture], texts: Sequence[str]) -> Tensor:
         """[images, texts]: softmax over texts, or the sigmoid where there is a ``logit_bias``."""
         found = self.image_features(images) @ self.text_features(texts).T
         if "logit_scale" in self.more:
             found = self.more["logit_scale"].exp() * found
-        return found + self.more["logit_bias"] if "logit_bias" in self.more else found
+        return found + self.more.get("logit_bias", 0)
 
 
 class LanguageModel:
@@ -194,17 +194,13 @@ class PrefixModel(LanguageModel):
         if none is not None:
             place = torch.tensor([[none] * num_image + list(range(num_text))])
         embeds = torch.cat([image, self.embed(ids)], 1)
-        return self.model(
-            inputs_embeds=embeds, attention_mask=mask, use_cache=True, **self.places(place)
-        ), place
+        return self.next(None, None, place, inputs_embeds=embeds, attention_mask=mask), place
 
-    def places(self, place: Tensor) -> dict[str, Tensor]:
-        """The argument, for models that take it."""
-        return {"position_ids": place} if self.settings["takes_positions"] else {}
-
-    def next(self, token: Tensor, cache: Any, place: Tensor) -> Any:
+    def next(self, token: Tensor | None, cache: Any, place: Tensor, **more: Tensor) -> Any:
         """transformers' output for one more token of each row, at the position ``place``."""
-        return self.model(token, past_key_values=cache, use_cache=True, **self.places(place))
+        if self.settings["takes_positions"]:
+            more["position_ids"] = place
+        return self.model(token, past_key_values=cache, use_cache=True, **more)
 
     def say(self, image: Tensor, prompt: str) -> list[int]:
         ids = self.text_ids(prompt)
@@ -236,13 +232,10 @@ class PrefixModel(LanguageModel):
             ids = torch.cat([ids, token[:, None]], 1)
             ended |= token == options["separator"]
         found: dict[str, float] = {}
-        for row, prob, whole in zip(
-            ids.tolist(), log_p.exp().tolist(), ended.tolist(), strict=True
-        ):
-            if whole:
-                row = row[: row.index(options["separator"])]
-                label = self.tokenizer.decode(row, skip_special_tokens=True).strip()
-                found[label] = found.get(label, 0.0) + prob
+        for row, prob in zip(ids[ended].tolist(), log_p[ended].exp().tolist(), strict=True):
+            row = row[: row.index(options["separator"])]
+            label = self.tokenizer.decode(row, skip_special_tokens=True).strip()
+            found[label] = found.get(label, 0.0) + prob
         best = sorted(found.items(), key=lambda pair: -pair[1])[: options["num_labels"]]
         return dict(best)
 

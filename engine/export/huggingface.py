@@ -306,7 +306,7 @@ def _save_image_encoder(
             key=f"{_IMAGE}.name",
         )
     theirs.save_pretrained(folder)
-    settings = {
+    settings: dict[str, Any] = {
         "pool": pool if layer is None else None, "layer": layer,
         "num_prefix": encoder.num_prefix_tokens,
     }  # fmt: skip

@@ -74,7 +74,7 @@ def build(run: Run, folder: Path, section: Export, key: str) -> None:
         sections = _TASKS[run.task_name](run, write)
         tokenizer_of(run).save(made / TOKENIZER_FOLDER)
         parts = {"image": image, **sections, "graphs": write.graphs}
-        more = {"torch": torch.__version__, "opset": section.opset}
+        more: dict[str, Any] = {"torch": torch.__version__, "opset": section.opset}
         finish(made, run, "onnx", _README, parts=parts, **more)
 
 

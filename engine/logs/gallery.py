@@ -22,7 +22,7 @@ _GAP = 6  # pixels between its pictures
 _NUM_OWN = 5  # own captions shown
 _MAP_SIDE = 448  # pixels of a map's longer side
 _LINE = 34  # of text below it
-_GLOW = ((0.0, (20, 12, 60)), (0.5, (214, 60, 90)), (1.0, (255, 226, 90)))  # least to most
+_GLOW = ((20, 214, 255), (12, 60, 226), (60, 90, 90))  # red, green, blue: least, middle, most
 _OPACITY = 0.72  # where the weight is highest
 
 
@@ -115,8 +115,7 @@ def weight_map(image: Image.Image, weight_hw: np.ndarray, text: str) -> Image.Im
     share = (weight_hw - low) / (high - low) if high > low else np.zeros_like(weight_hw)
     small = Image.fromarray(share.astype(np.float32))
     heat = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
-    places, colours = zip(*_GLOW, strict=True)
-    glow = np.stack([np.interp(heat, places, each) for each in zip(*colours, strict=True)], axis=-1)
+    glow = np.stack([np.interp(heat, (0, 0.5, 1), channel) for channel in _GLOW], axis=-1)
     opacity = _OPACITY * heat[..., None] if high > low else 0.0
     picture = Image.new("RGB", (size[0], size[1] + _LINE), "white")
     picture.paste(Image.fromarray((large * (1 - opacity) + glow * opacity).astype(np.uint8)))

@@ -79,22 +79,17 @@ class Pairwise:
 
 
 def pairwise_accuracy(
-    score: ArrayLike,
-    human: ArrayLike,
-    groups: Sequence[Any] | None = None,
-    *,
-    max_pairs: int = MAX_PAIRS,
-    seed: int = 0,
+    score: ArrayLike, human: ArrayLike, groups: Sequence[Any] | None = None
 ) -> Pairwise:
     """Share of pairs of items that a score orders, or ties, as people do: acc*_eq.
 
     Deutsch et al. 2023, "Ties Matter": the score ties where two differ by ε at most, and ε is that
     which gives the highest accuracy, the smallest of several. ``groups`` compares items only within
-    their group and averages over the groups that have pairs. Above ``max_pairs`` pairs, so many are
+    their group and averages over the groups that have pairs. Above MAX_PAIRS pairs, so many are
     drawn. Raises ValueError where there is no pair.
     """
     x, y = _both(score, human)
-    first, second, weight, drawn = _chosen_pairs(len(x), groups, max_pairs, seed)
+    first, second, weight, drawn = _chosen_pairs(len(x), groups)
     gap, human_gap = x[first] - x[second], np.sign(y[first] - y[second])
     size, tied, alike = np.abs(gap), human_gap == 0, gap * human_gap > 0
 
@@ -121,7 +116,7 @@ def _best_epsilon(
 
 
 def _chosen_pairs(
-    num_items: int, groups: Sequence[Any] | None, max_pairs: int, seed: int
+    num_items: int, groups: Sequence[Any] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats, bool]:
     """Rows of the pairs' items, weights that make groups count alike, whether pairs were drawn."""
     if groups is None:
@@ -134,7 +129,7 @@ def _chosen_pairs(
     parts = [part for part in parts if len(part) > 1]
     if not parts:
         raise ValueError("there is no pair of items to compare")
-    generator, limit, drawn = np.random.default_rng(seed), max(1, max_pairs // len(parts)), False
+    generator, limit, drawn = np.random.default_rng(0), max(1, MAX_PAIRS // len(parts)), False
     found = []
     for part in parts:
         if _pairs(len(part)) <= limit:

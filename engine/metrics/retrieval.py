@@ -9,7 +9,7 @@ Shapes: ``image_ID`` [images, width], ``caption_CD`` [captions, width], ``captio
 of ``image_ID`` that each caption belongs to. All figures in percent, ranks from 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,51 +22,54 @@ _WAYS = ("image_to_text", "text_to_image")
 
 
 def image_to_text_ranks(
-    image_ID: Tensor, caption_CD: Tensor, caption_image_C: Tensor, *,
-    start: int = 0, stop: int | None = None, chunk_size: int = CHUNK_SIZE,
+    image_ID: Tensor, caption_CD: Tensor, caption_image_C: Tensor,
+    queries: Sequence[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Rank of the best right caption for each image of [start, stop); 0 where it has no caption.
+    """Rank of the best right caption for each image, or those of ``queries``; 0 where it has none.
 
-    int64 [stop - start], on the CPU. Memory O(chunk_size × captions). Raises ValueError for
-    features that are not finite or do not fit together.
+    int64, on the CPU. Memory O(CHUNK_SIZE × captions). Raises ValueError for features that are not
+    finite or do not fit together.
     """
     _check(image_ID, caption_CD, caption_image_C)
     caption_DC = caption_CD.double().T
 
-    def ranks(rows: slice) -> Tensor:
-        row_B = torch.arange(rows.start, rows.stop, device=caption_image_C.device)
+    def ranks(row_B: Tensor) -> Tensor:
         score_BC = (image_ID[row_B].double() @ caption_DC).float()
         right_BC = caption_image_C == row_B[:, None]
         best_B1 = score_BC.masked_fill(~right_BC, -torch.inf).amax(1, keepdim=True)
         rank_B = 1 + ((score_BC >= best_B1) & ~right_BC).sum(1)
         return rank_B.masked_fill(~right_BC.any(1), 0)
 
-    return _in_chunks(ranks, start, len(image_ID) if stop is None else stop, chunk_size)
+    every = range(len(image_ID))
+    return _in_chunks(ranks, every if queries is None else queries, image_ID.device)
 
 
 def text_to_image_ranks(
-    image_ID: Tensor, caption_CD: Tensor, caption_image_C: Tensor, *,
-    start: int = 0, stop: int | None = None, chunk_size: int = CHUNK_SIZE,
+    image_ID: Tensor, caption_CD: Tensor, caption_image_C: Tensor,
+    queries: Sequence[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Rank of the right image for each caption of [start, stop): int64, on the CPU.
+    """Rank of the right image for each caption, or those of ``queries``: int64, on the CPU.
 
-    Memory O(chunk_size × images). Raises ValueError as ``image_to_text_ranks`` does.
+    Memory O(CHUNK_SIZE × images). Raises ValueError as ``image_to_text_ranks`` does.
     """
     _check(image_ID, caption_CD, caption_image_C)
     image_DI = image_ID.double().T
 
-    def ranks(rows: slice) -> Tensor:
-        score_BI = (caption_CD[rows].double() @ image_DI).float()
-        best_B1 = score_BI.gather(1, caption_image_C[rows, None])
+    def ranks(row_B: Tensor) -> Tensor:
+        score_BI = (caption_CD[row_B].double() @ image_DI).float()
+        best_B1 = score_BI.gather(1, caption_image_C[row_B, None])
         return (score_BI >= best_B1).sum(1)  # the right image counts itself
 
-    return _in_chunks(ranks, start, len(caption_CD) if stop is None else stop, chunk_size)
+    every = range(len(caption_CD))
+    return _in_chunks(ranks, every if queries is None else queries, image_ID.device)
 
 
-def _in_chunks(ranks: Callable[[slice], Tensor], start: int, stop: int, size: int) -> Tensor:
-    none = torch.empty(0, dtype=torch.int64)
-    lows = range(start, stop, size)
-    return torch.cat([none, *(ranks(slice(low, min(low + size, stop))).cpu() for low in lows)])
+def _in_chunks(
+    ranks: Callable[[Tensor], Tensor], queries: Sequence[int], device: torch.device
+) -> Tensor:
+    lows = range(0, len(queries), CHUNK_SIZE)
+    parts = [torch.tensor(queries[low : low + CHUNK_SIZE], device=device) for low in lows]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *(ranks(part).cpu() for part in parts)])
 
 
 def from_ranks(image_to_text: Tensor, text_to_image: Tensor) -> dict[str, float]:
@@ -114,15 +117,10 @@ def batch_recall(image_BD: Tensor, text_BD: Tensor, *, num_queries: int = 512) -
 
 
 def bootstrap(
-    image_to_text: Tensor,
-    text_to_image: Tensor,
-    caption_image_C: Tensor,
-    *,
-    num_draws: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, tuple[float, float]]:
-    """Percentile confidence intervals of the recalls, RSUM and mean_R@1: name → (low, high).
+    image_to_text: Tensor, text_to_image: Tensor, caption_image_C: Tensor, *,
+    num_draws: int, seed: int = 0,
+) -> dict[str, tuple[float, float]]:  # fmt: skip
+    """95 % percentile confidence intervals of the recalls, RSUM and mean_R@1: name → (low, high).
 
     Queries are drawn again with replacement, image by image with all captions of each, because
     captions of one photograph are not independent; galleries stay as they are.
@@ -150,8 +148,7 @@ def bootstrap(
         for column, way in enumerate(_WAYS)
         for row, k in enumerate(RECALL_AT)
     })  # fmt: skip
-    tails = (50 * (1 - level), 50 * (1 + level))
-    bounds = {name: np.nanpercentile(draws, tails) for name, draws in values.items()}
+    bounds = {name: np.nanpercentile(draws, (2.5, 97.5)) for name, draws in values.items()}
     return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
 
 

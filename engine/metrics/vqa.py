@@ -280,10 +280,13 @@ def _annotations(path: Path) -> dict[str, Question]:
             if not isinstance(answer, dict):
                 raise UserError(f"{where}: answer {number} is {kind(answer)}; {form} is wanted")
             answers.append(string(f"{where}: answer {number}", answer, "answer", form))
-        types = [string(where, entry, name, form) for name in ("answer_type", "question_type")]
         main = "multiple_choice_answer"
-        main = string(where, entry, main, form) if main in entry else ""
-        found[key] = Question(tuple(answers), *types, main)
+        found[key] = Question(
+            tuple(answers),
+            string(where, entry, "answer_type", form),
+            string(where, entry, "question_type", form),
+            string(where, entry, main, form) if main in entry else "",
+        )
     return found
 
 

@@ -130,7 +130,7 @@ def test_what_is_said_of_an_image(kind: str, tmp_path, monkeypatch, capsys) -> N
     theirs, image = told["model"], told["tokens"]
     assert capsys.readouterr().out.rstrip("\n") == want[0]
     outputs, next_token = [], getattr(theirs, "next", None)
-    theirs.next = lambda *given: outputs.append(next_token(*given)) or outputs[-1]
+    theirs.next = lambda *given, **more: outputs.append(next_token(*given, **more)) or outputs[-1]
     with torch.no_grad():
         found = theirs.say(image, theirs.prompt(said))
         assert len(found) > 9 and theirs.tokenizer.decode(found).strip() == want[0]
