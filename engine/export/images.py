@@ -48,8 +48,7 @@ class Preprocess:
 
     def normalised(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """float32 [B, C, H, W] of what ``pixels`` gave."""
-        pixels_BHWC = np.stack(pixels)
-        image_BCHW = np.ascontiguousarray(pixels_BHWC.transpose(0, 3, 1, 2), np.float32)
+        image_BCHW = np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2), np.float32)
         return (image_BCHW - self.mean_C11) / self.std_C11
 
     def pixels(self, image: str | Path | bytes | Image.Image) -> np.ndarray:
@@ -57,8 +56,8 @@ class Preprocess:
         if isinstance(image, Image.Image):
             current = image.convert("RGB")
         else:
-            data = Path(image) if isinstance(image, str) else image
-            current = decode(data, max_pixels=self.max_pixels)
+            place = Path(image) if isinstance(image, str) else image
+            current = decode(place, max_pixels=self.max_pixels)
         for step in self.steps:
             current = _STEPS[step["step"]](current, step)
         return np.asarray(current)
@@ -141,28 +140,22 @@ def image_section(config: Config) -> dict[str, Any]:
                 key=_KEY,
             )
     size = output_size(names, transforms, _KEY)
+    mean, std = list(transforms.normalize.mean), list(transforms.normalize.std)
     if transforms.image_aspect_ratio is not None:
-        fit = {
-            "step": "fit",
-            "how": transforms.image_aspect_ratio,
-            "size": list(size),
+        steps = [{
+            "step": "fit", "how": transforms.image_aspect_ratio, "size": list(size),
             "interpolation": fit_interpolation(names, transforms),
-            "colour": [int(255 * value) for value in transforms.normalize.mean],
-        }
-        steps = [fit]
+            "colour": [int(255 * value) for value in mean],
+        }]  # fmt: skip
     else:
-        steps = [_sized(config, name) for name in names]
+        steps = [_step(name, getattr(transforms, name)) for name in names]
     return {
-        "size": list(size),
-        "steps": steps,
-        "mean": list(transforms.normalize.mean),
-        "std": list(transforms.normalize.std),
+        "size": list(size), "steps": steps, "mean": mean, "std": std,
         "max_pixels": config.data.max_image_pixels,
-    }
+    }  # fmt: skip
 
 
-def _sized(config: Config, name: str) -> dict[str, Any]:
-    section = getattr(config.transforms, name)
+def _step(name: str, section: Any) -> dict[str, Any]:
     size = section.size if isinstance(section.size, int) else list(section.size)
     if name == "center_crop":
         return {"step": name, "size": [size, size] if isinstance(size, int) else size}

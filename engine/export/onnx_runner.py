@@ -78,10 +78,8 @@ class KVState:
         cls, graph: Graph, image_tokens: Value, ids_BT: np.ndarray, **texts_BT: np.ndarray
     ) -> tuple[np.ndarray, KVState]:
         """Read images and prompts; ``texts_BT`` are the graph's other inputs for these tokens."""
-        rows = len(ids_BT)
-        past = {
-            name: graph.nothing(name, rows) for name in graph.inputs if name.startswith("past.")
-        }
+        names = [name for name in graph.inputs if name.startswith("past.")]
+        past = {name: graph.nothing(name, len(ids_BT)) for name in names}
         nothing = {name: values[:, :0] for name, values in texts_BT.items()}
         return cls(graph, past, nothing)._read(image_tokens, ids_BT, texts_BT)
 
@@ -97,8 +95,9 @@ class KVState:
             name: np.concatenate([known, texts_BT[name]], axis=1, dtype=np.int64)
             for name, known in self._texts.items()
         }
-        given = {"input_ids": ids_BT, "image_tokens": image_tokens, **texts, **self._past}
-        found = self._graph(given)
+        found = self._graph(
+            {"input_ids": ids_BT, "image_tokens": image_tokens, **texts, **self._past}
+        )
         logits_BTV: np.ndarray = found.pop("logits").numpy()
         past = {name.replace("present.", "past."): value for name, value in found.items()}
         return logits_BTV, KVState(self._graph, past, texts)
@@ -270,10 +269,8 @@ class OnnxRecognizer(OnnxFolder):
         self, images: Sequence[Any], top_k: int | None = None, **options: int
     ) -> list[list[Label]]:
         """``top_k`` labels of each image, the likeliest first; ``options`` as for ``labels``."""
-        found: list[list[Label]] = []
-        for batch in self.batches(images):
-            found += self.labels(self.preprocess(batch), top_k, **options)
-        return found
+        batches = self.batches(images)
+        return [one for b in batches for one in self.labels(self.preprocess(b), top_k, **options)]
 
     def labels(
         self, image_BCHW: np.ndarray, top_k: int | None = None, *,

@@ -67,8 +67,6 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> str:
 def results(rows: Sequence[Mapping[str, Any]]) -> str:
     """The official form; its ids are whole numbers, and so are these where all of them can be."""
     key, value = next(pair for pair in _PAIRS if all(set(pair) <= row.keys() for row in rows))
-    ids: list[Any] = [row[key] for row in rows]
-    if all(re.fullmatch("0|[1-9][0-9]*", i) for i in ids):
-        ids = list(map(int, ids))
-    pairs = [{key: i, value: row[value]} for i, row in zip(ids, rows, strict=True)]
+    all_numbers = all(re.fullmatch("0|[1-9][0-9]*", row[key]) for row in rows)
+    pairs = [{key: int(row[key]) if all_numbers else row[key], value: row[value]} for row in rows]
     return json.dumps(pairs, ensure_ascii=False, indent=0)
