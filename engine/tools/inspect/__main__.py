@@ -66,8 +66,8 @@ def _inspect(arguments: argparse.Namespace, config: Config) -> None:
         try:
             output.mkdir(parents=True, exist_ok=True)
             findings = scan(work, max_tokens, arguments.jobs, console, output)
-            for found in findings.parts:
-                report.write_sheet(output, found.part.title, found.examples)
+            for part in parts:
+                report.write_sheet(output, part.title, part.counts.examples)
             write_whole(output / "inspect.html", report.page(name, findings))
         except OSError as error:
             raise UserError(f"cannot write into {output}: {error}") from error

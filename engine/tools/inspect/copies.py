@@ -5,8 +5,6 @@ ImageHash library, without its dependencies) finds candidates, a tiny colour pic
 drawings of few shapes have equal hashes but different pictures.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

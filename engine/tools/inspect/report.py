@@ -16,7 +16,7 @@ from rich.table import Table
 
 from engine.logs.charts import COLOURS, Chart, svg
 from engine.logs.report import render
-from engine.tools.inspect.scan import Copy, Findings, Found
+from engine.tools.inspect.scan import Copy, Findings, Part
 from engine.types import Row
 
 COLUMNS, ROWS = 6, 4
@@ -46,14 +46,14 @@ def _spread(counts: Mapping[int, int]) -> str:
 
 def table(findings: Findings) -> list[tuple[str, list[str]]]:
     """Rows of the report: a name, and a value for each part."""
-    bound, counts = findings.max_tokens, [found.counts for found in findings.parts]
+    bound, counts = findings.max_tokens, [part.counts for part in findings.parts]
     rows = [
         ("samples", [f"{each.rows:,}" for each in counts]),
         ("images", [f"{each.images:,}" for each in counts]),
-        ("of samples in all", [_samples_in_all(found) for found in findings.parts]),
+        ("of samples in all", [_samples_in_all(part) for part in findings.parts]),
         ("text alone", [f"{each.text_alone:,}" for each in counts]),
         ("bad samples", [f"{each.causes.total():,}" for each in counts]),
-        ("copies", [f"{found.num_copies:,}" for found in findings.parts]),
+        ("copies", [f"{each.copies:,}" for each in counts]),
         (
             "bytes of an image, mean",
             [f"{e.bytes / e.images:,.0f}" if e.images else "–" for e in counts],
@@ -73,10 +73,10 @@ def table(findings: Findings) -> list[tuple[str, list[str]]]:
     return [row for row in rows if not {"", "–", "0"}.issuperset(row[1])]
 
 
-def _samples_in_all(found: Found) -> str:
+def _samples_in_all(part: Part) -> str:
     """The dataset's size where only a part of it was read."""
-    total = len(found.part.source)
-    return "" if found.counts.rows == total else f"{total:,}"
+    total = len(part.source)
+    return "" if part.counts.rows == total else f"{total:,}"
 
 
 def _longer(tokens: Counter[int], bound: int) -> str:
@@ -89,15 +89,15 @@ def _longer(tokens: Counter[int], bound: int) -> str:
 def _causes(findings: Findings) -> list[tuple[str, str, int, str]]:
     """Bad samples: part, cause, number, the first few names."""
     return [
-        (found.part.title, cause, number, ", ".join(found.bad_names[cause]))
-        for found in findings.parts
-        for cause, number in found.counts.causes.most_common()
+        (part.title, cause, number, ", ".join(part.bad_names[cause]))
+        for part in findings.parts
+        for cause, number in part.counts.causes.most_common()
     ]
 
 
 def page(title: str, findings: Findings) -> str:
     """The whole document as text."""
-    labels = sum((found.counts.labels for found in findings.parts), Counter[str]())
+    labels = sum((part.counts.labels for part in findings.parts), Counter[str]())
     return render(
         "page.html",
         "engine.tools.inspect",
@@ -112,12 +112,12 @@ def page(title: str, findings: Findings) -> str:
         num_groups=_NUM_GROUPS,
         causes=_causes(findings),
         labels=[
-            (name, [f"{found.counts.labels[name]:,}" for found in findings.parts])
+            (name, [f"{part.counts.labels[name]:,}" for part in findings.parts])
             for name, _ in labels.most_common(_NUM_LABELS)
         ],
         galleries=[
-            (found.part.title, [_article(*example) for example in found.examples])
-            for found in findings.parts
+            (part.title, [_article(*example) for example in part.counts.examples])
+            for part in findings.parts
         ],
     )
 
@@ -149,7 +149,7 @@ def _article(jpeg: bytes, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _charts(findings: Findings) -> list[Chart]:
-    counts = [found.counts for found in findings.parts]
+    counts = [part.counts for part in findings.parts]
     drawn = (
         ("Width, pixels", [each.widths for each in counts]),
         ("Height, pixels", [each.heights for each in counts]),

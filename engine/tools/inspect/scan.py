@@ -26,7 +26,7 @@ from engine.tools import jobs
 from engine.tools.inspect.copies import TINY, find_copies, signature
 from engine.types import BadSample, EncodedImage, Row, Source
 
-THUMBNAIL = 224  # pixels of the longer side
+_THUMBNAIL = 224  # pixels of the longer side
 _HASHED_AT = (128, 128)  # a JPEG is decoded at a smaller scale that is still at least this
 _NUM_TEXTS = 8  # rows of an image that are shown
 _LYING = (5, 6, 7, 8)  # EXIF 2.32, section 4.6.4: rows are the picture's columns
@@ -42,14 +42,44 @@ _PICTURE = np.dtype(
 Copy = tuple[int, str]  # of an image that occurs more than once: its part, its name
 
 
-@dataclass(frozen=True)
+@dataclass
+class Counts:
+    """What was found; those of chunks are added up. Each Counter maps a value to its number."""
+
+    rows: int = 0
+    images: int = 0  # that could be decoded
+    copies: int = 0  # images that are copies of an earlier one of the part
+    text_alone: int = 0  # rows
+    bytes: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)  # jpg, png, …
+    widths: Counter[int] = field(default_factory=Counter)
+    heights: Counter[int] = field(default_factory=Counter)
+    tokens: Counter[int] = field(default_factory=Counter)  # of a caption
+    words: Counter[int] = field(default_factory=Counter)
+    captions: Counter[int] = field(default_factory=Counter)  # of an image
+    turns: Counter[int] = field(default_factory=Counter)  # of a conversation
+    turn_tokens: Counter[int] = field(default_factory=Counter)
+    answers: Counter[int] = field(default_factory=Counter)  # of a question
+    labels: Counter[str] = field(default_factory=Counter)
+    causes: Counter[str] = field(default_factory=Counter)  # of bad samples
+    examples: list[tuple[bytes, list[Row]]] = field(default_factory=list)  # JPEG, rows that show it
+
+    def __iadd__(self, other: Self) -> Self:
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+        return self
+
+
+@dataclass
 class Part:
-    """A split of a dataset to inspect: ``groups`` are the rows of each image."""
+    """A split of a dataset to inspect, and what was found in it."""
 
     source: Source
-    groups: Groups
+    groups: Groups  # the rows of each image
     images: np.ndarray  # int64: which of the images are read
     shown: frozenset[int]  # which of them are for the contact sheet
+    counts: Counts = field(default_factory=Counts)
+    bad_names: dict[str, list[str]] = field(default_factory=dict)  # the first of each cause
 
     @property
     def title(self) -> str:
@@ -75,67 +105,20 @@ class Work:
 
 
 @dataclass
-class Counts:
-    """What was found; those of chunks are added up. Each Counter maps a value to its number."""
-
-    rows: int = 0
-    images: int = 0  # that could be decoded
-    text_alone: int = 0  # rows
-    bytes: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)  # jpg, png, …
-    widths: Counter[int] = field(default_factory=Counter)
-    heights: Counter[int] = field(default_factory=Counter)
-    tokens: Counter[int] = field(default_factory=Counter)  # of a caption
-    words: Counter[int] = field(default_factory=Counter)
-    captions: Counter[int] = field(default_factory=Counter)  # of an image
-    turns: Counter[int] = field(default_factory=Counter)  # of a conversation
-    turn_tokens: Counter[int] = field(default_factory=Counter)
-    answers: Counter[int] = field(default_factory=Counter)  # of a question
-    labels: Counter[str] = field(default_factory=Counter)
-    causes: Counter[str] = field(default_factory=Counter)  # of bad samples
-
-    def __iadd__(self, other: Self) -> Self:
-        for each in fields(self):
-            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
-        return self
-
-
-@dataclass
-class Chunk:
-    """What a process found in some images of a part."""
-
-    counts: Counts = field(default_factory=Counts)
-    pictures: np.ndarray = field(default_factory=lambda: np.empty(0, _PICTURE))
-    examples: list[tuple[bytes, list[Row]]] = field(default_factory=list)  # JPEG, rows that show it
-    bad: list[BadRecord] = field(default_factory=list)
-
-
-@dataclass
-class Found:
-    """Everything that is reported of a part."""
-
-    part: Part
-    counts: Counts = field(default_factory=Counts)
-    num_copies: int = 0  # images that are copies of an earlier one of the part
-    examples: list[tuple[bytes, list[Row]]] = field(default_factory=list)
-    bad_names: dict[str, list[str]] = field(default_factory=dict)  # the first of each cause
-
-
-@dataclass
 class Findings:
     """Everything that is reported."""
 
-    parts: list[Found]
+    parts: list[Part]
     max_tokens: int
     copies: list[list[Copy]] = field(default_factory=list)
 
     @property
     def titles(self) -> list[str]:
-        return [found.part.title for found in self.parts]
+        return [part.title for part in self.parts]
 
     def copies_in(self, num_splits: int) -> list[list[Copy]]:
         """Copies that are all of one split (1), or of which each split has some (2)."""
-        splits = [found.part.source.split for found in self.parts]
+        splits = [part.source.split for part in self.parts]
         return [g for g in self.copies if len({splits[part] for part, _ in g}) == num_splits]
 
 
@@ -144,7 +127,7 @@ def scan(work: Work, max_tokens: int, num_jobs: int, console: Console, output: P
 
     Memory is bounded: what is kept of each image for the search of copies is on disk.
     """
-    findings = Findings([Found(part) for part in work.parts], max_tokens)
+    findings = Findings(work.parts, max_tokens)
     items = [
         (number, first, min(first + _CHUNK, len(part.images)))
         for number, part in enumerate(work.parts)
@@ -158,21 +141,20 @@ def scan(work: Work, max_tokens: int, num_jobs: int, console: Console, output: P
     ):
         pictures = np.memmap(Path(scratch, "pictures"), _PICTURE, "w+", shape=max(total, 1))
         chunks = jobs.each(read_chunk, work, items, num_jobs, tick)
-        for (number, *_), chunk in zip(items, chunks, strict=True):
-            found = findings.parts[number]
-            found.counts += chunk.counts
-            found.examples += chunk.examples
-            pictures[end : end + len(chunk.pictures)] = chunk.pictures
-            end += len(chunk.pictures)
-            for bad in chunk.bad:
-                named = found.bad_names.setdefault(bad.cause, [])
-                named += [bad.key][: _NUM_NAMED - len(named)]
-                bad_file.write(json.dumps(bad.to_json(), ensure_ascii=False) + "\n")
+        for (number, *_), (counts, found, bad) in zip(items, chunks, strict=True):
+            part = work.parts[number]
+            part.counts += counts
+            pictures[end : end + len(found)] = found
+            end += len(found)
+            for record in bad:
+                named = part.bad_names.setdefault(record.cause, [])
+                named += [record.key][: _NUM_NAMED - len(named)]
+                bad_file.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
         _name_copies(findings, pictures[:end])
     with (output / "copies.jsonl").open("w", encoding="utf8", errors="replace") as file:
         for group in findings.copies:  # a line a group: ``[[dataset and split, name], …]``
-            named = [[findings.titles[part], key] for part, key in group]
-            file.write(json.dumps(named, ensure_ascii=False) + "\n")
+            line = [[findings.titles[part], key] for part, key in group]
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
     return findings
 
 
@@ -180,10 +162,10 @@ def _name_copies(findings: Findings, pictures: np.ndarray) -> None:
     for group in find_copies(np.ascontiguousarray(pictures["hash"]), pictures["tiny"]):
         places = [pictures[place][["part", "place"]].item() for place in group]
         findings.copies.append(
-            [(number, _key(findings.parts[number].part, place)) for number, place in places]
+            [(number, _key(findings.parts[number], place)) for number, place in places]
         )
         for number, times in Counter(number for number, _ in places).items():
-            findings.parts[number].num_copies += times - 1
+            findings.parts[number].counts.copies += times - 1
 
 
 def _key(part: Part, place: int) -> str:
@@ -194,29 +176,29 @@ def _key(part: Part, place: int) -> str:
     return f"image {image + 1}"
 
 
-def read_chunk(work: Work, item: tuple[int, int, int], tick: jobs.Tick) -> Chunk:
-    """Read the images ``first`` … ``end - 1`` of a part."""
+def read_chunk(
+    work: Work, item: tuple[int, int, int], tick: jobs.Tick
+) -> tuple[Counts, np.ndarray, list[BadRecord]]:
+    """What is found in the images ``first`` … ``end - 1`` of a part."""
     number, first, end = item
-    part, chunk = work.parts[number], Chunk()
-    pictures = []
+    part, counts, bad = work.parts[number], Counts(), list[BadRecord]()
+    found = []
     for place in range(first, end):
         image = int(part.images[place])
-        picture, rows = _read_image(work, part, image, chunk)
+        picture, rows = _read_image(work, part, image, counts, bad)
         if picture is not None:
-            pictures.append((number, place, *signature(picture)))
+            found.append((number, place, *signature(picture)))
             if image in part.shown:
-                chunk.examples.append((_thumbnail(picture), rows[:_NUM_TEXTS]))
+                counts.examples.append((_thumbnail(picture), rows[:_NUM_TEXTS]))
         tick(1)
-    chunk.pictures = np.array(pictures, _PICTURE)
-    return chunk
+    return counts, np.array(found, _PICTURE), bad
 
 
 def _read_image(
-    work: Work, part: Part, image: int, chunk: Chunk
+    work: Work, part: Part, image: int, counts: Counts, bad: list[BadRecord]
 ) -> tuple[Image.Image | None, list[Row]]:
     """The picture of an image and the rows that show it; None where it cannot be used."""
     picture, shown, rows, usable = None, None, list[Row](), 0
-    counts = chunk.counts
     for number in part.groups[image].tolist():
         counts.rows += 1
         key = f"row {number + 1}"
@@ -234,7 +216,7 @@ def _read_image(
                 shown = row.images[0]
         except BadSample as why:
             counts.causes[why.cause] += 1
-            chunk.bad.append(BadRecord(None, part.title, number, key, why.cause, why.detail))
+            bad.append(BadRecord(None, part.title, number, key, why.cause, why.detail))
             continue
         usable += 1
         _count_texts(work, row, counts)
@@ -281,7 +263,7 @@ def _count_texts(work: Work, record: Row, counts: Counts) -> None:
 
 def _thumbnail(picture: Image.Image) -> bytes:
     small = picture.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     out = io.BytesIO()
     small.save(out, "JPEG", quality=80)
     return out.getvalue()

@@ -14,6 +14,7 @@ no are equally likely; what is false differs in one word from what is true.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from numpy.random import Generator
 
@@ -138,7 +139,8 @@ def _absent(scene: Scene, group: Group, rng: Generator) -> Group:
     there = [replace(each, count=group.count) for each in (scene.first, scene.second)]
     possible = []
     for part, values in (("size", SIZES), ("colour", COLOURS), ("shape", SHAPES)):
-        changed = [replace(group, **{part: value}) for value in values]
+        new: list[dict[str, Any]] = [{part: value} for value in values]
+        changed = [replace(group, **each) for each in new]
         if others := [each for each in changed if each not in there]:
             possible.append(others)
     changed = possible[rng.integers(len(possible))]

@@ -120,7 +120,8 @@ def _held_out_seeds() -> Iterator[Scene]:
 
 
 def _random_group(rng: np.random.Generator) -> Group:
-    return Group(*(v[rng.integers(len(v))] for v in (COUNTS, SIZES, COLOURS, SHAPES)))
+    parts: tuple[Sequence[Any], ...] = COUNTS, SIZES, COLOURS, SHAPES
+    return Group(*(values[rng.integers(len(values))] for values in parts))
 
 
 NUMBERS = {1: "one", 2: "two", 3: "three"}
