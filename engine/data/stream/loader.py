@@ -7,8 +7,6 @@ workers as before a stream continues exactly there. With others, shards that wer
 end are read again from their beginning, so that nothing is lost and some samples come twice.
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -61,7 +59,7 @@ class Batches(IterableDataset):
     total_steps: int
     workers: Workers = field(default_factory=Workers)
 
-    def __iter__(self) -> _WorkerBatches:
+    def __iter__(self) -> Iterator[Loaded | Exception]:
         info = get_worker_info()
         return _WorkerBatches(self, info.id if info else 0, info.num_workers if info else 1)
 
@@ -74,9 +72,7 @@ class Batches(IterableDataset):
         """The sample of what was taken, or why it cannot be used."""
         (dataset, shard), item, reader = self.shards[taken.shard], taken.item, self.reader
         stream, row = self.streams[dataset], row_of(shard, item.number)
-        key = stream.place(row)
-        if item.number != WHOLE_SHARD:
-            key += f" {item.key}"
+        key = stream.place(row) + ("" if item.number == WHOLE_SHARD else f" {item.key}")
         try:
             if item.row is None:
                 raise item.bad or BadSample("unreadable")
@@ -84,13 +80,12 @@ class Batches(IterableDataset):
         except BadSample as bad:
             return BadRecord(step, stream.name, row, key, bad.cause, bad.detail)
         seed = reader.seed_of(taken.at.number, dataset, row)
-        read = reader.decode(
-            Fetched(step, stream.name, row, dataset, row, seed, item.row, data), buffer
-        )
+        fetched = Fetched(step, stream.name, row, dataset, row, seed, item.row, data)
+        read = reader.decode(fetched, buffer)
         return read if isinstance(read, Sample) else replace(read, key=key)
 
 
-class _WorkerBatches:
+class _WorkerBatches(Iterator[Loaded | Exception]):
     """One worker's batches, with the state that torchdata saves."""
 
     def __init__(self, batches: Batches, worker: int, workers: int) -> None:
@@ -108,9 +103,6 @@ class _WorkerBatches:
     def load_state_dict(self, state: State) -> None:
         self._count = state["batches"]
         self._reader.restore(state)
-
-    def __iter__(self) -> _WorkerBatches:
-        return self
 
     def __next__(self) -> Loaded | Exception:
         step = self._batches.base + self._worker + self._count * self._workers
@@ -166,29 +158,27 @@ class StreamLoader:
         pin: bool = False,
         saved: Sequence[State] | None = None,
     ) -> None:
-        shards = [
-            (d, shard) for d, stream in enumerate(streams) for shard in range(len(stream.urls))
-        ]
+        shards = [(d, n) for d, stream in enumerate(streams) for n in range(len(stream.urls))]
         self._first, self._total = first_step, total_steps
         self._workers = _num_workers(num_workers, len(shards), world, saved)
         base, self._left, self._resumed = first_step, Remaining(), None
-        self.greeting = (
-            f"streamed: {len(shards)} shards, {world} × {self._workers} processes × workers"
-        )
-        if not saved:
-            self.greeting += (
-                "; a resume is exact on as many, and shows samples at least once on others"
-            )
-        elif len(saved) == world and all(each["workers"] == self._workers for each in saved):
+        what = f"streamed: {len(shards)} shards, {world} × {self._workers} processes × workers"
+        more = "; a resume is exact on as many, and shows samples at least once on others"
+        if (
+            saved
+            and len(saved) == world
+            and all(each["workers"] == self._workers for each in saved)
+        ):
             mine = saved[rank]
             base, self._left, self._resumed = mine["base"], mine["left"], mine["loader"]
-            self.greeting += "; resumed exactly where it stopped"
-        else:
+            more = "; resumed exactly where it stopped"
+        elif saved:
             self._left = _remaining(saved, len(shards), seed)
-            self.greeting += (
+            more = (
                 f", {len(saved)} × {saved[0]['workers']} before; resumed at least once: shards "
                 "that were not read to their end begin anew, and some samples come twice"
             )
+        self.greeting = what + more
         self._batches = Batches(
             streams,
             shards,
@@ -222,12 +212,8 @@ class StreamLoader:
 
     def state(self) -> State:
         """This rank's state after the batch given last: JSON values alone."""
-        state = {
-            "workers": self._workers,
-            "base": self._batches.base,
-            "left": self._left,
-            "loader": self._loader.state_dict(),
-        }
+        own = {"workers": self._workers, "base": self._batches.base, "left": self._left}
+        state = {**own, "loader": self._loader.state_dict()}
         plain: State = json.loads(json.dumps(state))
         if plain != state:
             raise FaultError("the stream's state holds something that JSON cannot hold")
@@ -267,17 +253,12 @@ def _num_workers(asked: int | None, shards: int, world: int, saved: Sequence[Sta
 
 
 def _remaining(saved: Sequence[State], shards: int, seed: int) -> Remaining:
-    """What the readers of an earlier run have left."""
-    workers = max(saved[0]["workers"], 1)
-    order = Order(shards, workers * len(saved), seed, saved[0]["left"])
-    cursors = [_cursors(state["loader"], workers) for state in saved]
-    return order.remaining([mine[worker] for worker in range(workers) for mine in cursors])
-
-
-def _cursors(loader: State, workers: int) -> list[Cursor]:
-    """Where each worker's window began, from torchdata's state with or without processes."""
-    states = [loader]
-    if "_snapshot" in loader:
-        snapshots = loader["_snapshot"]["_worker_snapshots"]
-        states = [snapshots[f"worker_{worker}"] for worker in range(workers)]
-    return [Cursor(*state["fetcher_state"]["dataset_iter_state"]["begin"]) for state in states]
+    """What the readers of an earlier run have left, by torchdata's states with or without
+    processes."""
+    workers, cursors = max(saved[0]["workers"], 1), []
+    for worker in range(workers):
+        for loader in (state["loader"] for state in saved):
+            if "_snapshot" in loader:
+                loader = loader["_snapshot"]["_worker_snapshots"][f"worker_{worker}"]
+            cursors.append(Cursor(*loader["fetcher_state"]["dataset_iter_state"]["begin"]))
+    return Order(shards, len(cursors), seed, saved[0]["left"]).remaining(cursors)

@@ -12,12 +12,13 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -226,15 +227,23 @@ def _members(shard: Shard, form: TextForm, broken: list[BadSample]) -> Iterator[
 
 
 def _items(number: int, sample: dict[str, Any], form: TextForm) -> list[Item]:
+    """The rows of a sample of a shard, numbered from ``number`` on, or why it cannot be used."""
     key = str(sample["__key__"])
+    image = next((sample[ending] for ending in sample if ending in ENDINGS), None)
     try:
-        rows = _read_texts(key, sample, form)
+        texts = _texts(key, sample, form)
+        if image is None and not texts[0].turns:
+            raise BadSample("missing image", f"its {form.text} or json is there alone")
     except BadSample as bad:
         return [Item(number, key, None, bad)]
-    return [Item(place, key, row) for place, row in enumerate(rows, number)]
+    images, items = () if image is None else (image,), []
+    for place, row in enumerate(texts):
+        ids = {"image_id": row.image_id or key, "caption_id": row.caption_id or f"{key}#{place}"}
+        items.append(Item(number + place, key, replace(row, key=key, images=images, **ids)))
+    return items
 
 
-def _read_texts(key: str, sample: dict[str, Any], form: TextForm) -> list[Row]:
+def _texts(key: str, sample: dict[str, Any], form: TextForm) -> list[Row]:
     if re.search(OUTSIDE, key):
         raise BadSample("outside root", "its name leads out of the shard")
     for ending, data in sample.items():
@@ -243,21 +252,7 @@ def _read_texts(key: str, sample: dict[str, Any], form: TextForm) -> list[Row]:
     text, fields = sample.get(form.text.lower()), sample.get("json")
     if text is None and fields is None:
         raise BadSample("no caption", f"it has no {form.text} and no json")
-    texts = read_texts(text, fields, form)
-    image = next((sample[ending] for ending in sample if ending in ENDINGS), None)
-    if image is None and not texts[0].turns:
-        raise BadSample("missing image", f"its {form.text} or json is there alone")
-    images = () if image is None else (image,)
-    return [
-        replace(
-            row,
-            key=key,
-            images=images,
-            image_id=row.image_id or key,
-            caption_id=row.caption_id or f"{key}#{number}",
-        )
-        for number, row in enumerate(texts)
-    ]
+    return read_texts(text, fields, form)
 
 
 def copy_shards(urls: Sequence[str], *, name: str, cache_dir: Path) -> list[str]:
@@ -266,28 +261,24 @@ def copy_shards(urls: Sequence[str], *, name: str, cache_dir: Path) -> list[str]
     Raises UserError for a shard that cannot be read, and where nothing can be written.
     """
     folder = cache_dir / "streams" / _digest(urls)
-    targets, missing = [], []
+    copies = {}
     for number, url in enumerate(urls):
-        name_of = re.sub(r"[^\w.-]+", "_", url.removesuffix(".tar"))[-80:]
-        targets.append(folder / f"{number:05d}_{name_of}.tar" if is_remote(url) else Path(url))
-        if is_remote(url) and not targets[-1].exists():
-            missing.append((url, targets[-1]))
+        if is_remote(url):
+            base = re.sub(r"[^\w.-]+", "_", url.removesuffix(".tar"))[-80:]
+            copies[url] = folder / f"{number:05d}_{base}.tar"
+    missing = [url for url, copy in copies.items() if not copy.exists()]
     if missing:
         Progress().message(f"{name}: copying {len(missing)} shards to {folder}")
     try:
         with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(lambda pair: _copy(*pair), missing))
+            list(pool.map(lambda url: build_cached(copies[url], partial(_copy, url)), missing))
     except BadSample as bad:
         raise UserError(f"dataset {name!r}: a shard cannot be copied: {bad}") from bad
     except OSError as error:
         raise UserError(f"dataset {name!r}: no copies can be kept in {folder}: {error}") from error
-    return list(map(str, targets))
+    return [str(copies.get(url, Path(url))) for url in urls]
 
 
-def _copy(url: str, target: Path) -> None:
-    def make(path: Path) -> None:
-        with Shard(url) as shard, path.open("wb") as file:
-            while data := shard.read(_CHUNK):
-                file.write(data)
-
-    build_cached(target, make)
+def _copy(url: str, path: Path) -> None:
+    with Shard(url) as shard, path.open("wb") as file:
+        shutil.copyfileobj(shard, file, _CHUNK)

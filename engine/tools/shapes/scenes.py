@@ -11,15 +11,13 @@ image's style. No phrasing holds a word that depends on a group's number except 
 noun, so that one phrasing describes all scenes of a family in the same words.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -56,13 +54,13 @@ class Scene:
         """An attribute of both groups."""
         return getattr(self.first, part), getattr(self.second, part)
 
-    def swapped(self, what: Swap) -> Scene:
+    def swapped(self, what: Swap) -> Self:
         """The scene with one attribute exchanged between the groups, or their places."""
         if what == "place":
-            return Scene(self.second, self.first, self.relation)
+            return replace(self, first=self.second, second=self.first)
         one, other = self.pair(what)
         first, second = replace(self.first, **{what: other}), replace(self.second, **{what: one})
-        return Scene(first, second, self.relation)
+        return replace(self, first=first, second=second)
 
 
 def is_held_out(scene: Scene) -> bool:
