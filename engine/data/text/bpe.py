@@ -6,21 +6,25 @@ Byte-level, so that no text is unknown; lower-cased, because captions are small 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 
 from tokenizers import normalizers, trainers
 
 from engine.config import schema
-from engine.data.text.tokenizer import BYTE_TOKENS, BYTES, TextTokenizer, byte_level, clean
+from engine.data.text.tokenizer import (
+    BYTE_TOKENS,
+    BYTES,
+    Captions,
+    TextTokenizer,
+    byte_level,
+    clean,
+)
 from engine.errors import UserError
 
 _KEY = "model.text_encoder.tokenizer"
 _MIN_VOCABULARY = len(BYTE_TOKENS) + len(BYTES)
 
 
-def build(
-    config: schema.Tokenizer, *, captions: Callable[[], Iterator[str]] | None = None
-) -> TextTokenizer:
+def build(config: schema.Tokenizer, *, captions: Captions = None) -> TextTokenizer:
     """A tokenizer trained on ``captions()``, of at most ``config.vocab_size`` ids.
 
     The same captions in the same order give the same tokenizer. Raises UserError without captions,

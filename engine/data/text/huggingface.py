@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.config import schema
-from engine.data.text.tokenizer import ROLES, TextTokenizer
+from engine.data.text.tokenizer import ROLES, Captions, TextTokenizer
 from engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,9 +16,7 @@ NAMES = ("huggingface_modelzoo",)
 _KEY = "model.text_encoder.tokenizer.tag"
 
 
-def build(
-    config: schema.Tokenizer, *, captions: Callable[[], Iterator[str]] | None = None
-) -> TextTokenizer:
+def build(config: schema.Tokenizer, *, captions: Captions = None) -> TextTokenizer:
     """The tokenizer ``config.tag``. Raises UserError where there is none, or it needs code to run.
 
     Code that comes with a tokenizer is never run.

@@ -157,7 +157,7 @@ class LabelText:
         written = f"{section.prompt} {_SAMPLE_LABEL}"
         with_end = tokenizer.raw(written + section.separator)
         without = tokenizer.raw(written)
-        prompt = tokenizer.raw(section.prompt)
+        self._prompt = prompt = tokenizer.raw(section.prompt)
         apart = with_end[:-1] == without and without[: len(prompt)] == prompt
         if not section.separator.strip() or not apart:
             raise UserError(
@@ -172,15 +172,12 @@ class LabelText:
 
     def train_prompt(self, seed: int | None) -> str:
         """The prompt that a sample's seed draws; the fixed one without a seed."""
-        choice = self.section.train_prompts
-        if seed is None or not choice:
-            return self.section.prompt
-        return choice[hash64(seed, 0, 0, 7) % len(choice)]
+        choice = self.section.train_prompts if seed is not None else []
+        return choice[hash64(seed, 0, 0, 7) % len(choice)] if choice else self.section.prompt
 
     def _ids(self, label: str) -> tuple[int, ...]:
         """Ids of a label and its separator behind the prompt; BadSample where it has it inside."""
-        prompt = self.tokenizer.raw(self.section.prompt)
-        whole = self.tokenizer.raw(f"{self.section.prompt} {label}")[len(prompt) :]
+        whole = self.tokenizer.raw(f"{self.section.prompt} {label}")[len(self._prompt) :]
         if self.section.separator in label or self.separator_id in whole:
             raise BadSample(
                 "separator in label",

@@ -53,7 +53,7 @@ class Template(Section):
         Each of its images is a mark, or without ``marks`` nothing. Raises BadSample where the marks
         in the sample's texts are not as many as its images, or where turns do not alternate.
         """
-        row, head = _row_of(one), _cut(one)[0]
+        row, (head, _) = _row_of(one), _cut(one)
         turns, num_images = _asked(row.turns), len(row.images)
         if (count := _count_marks(turns)) not in (0, num_images):
             hint = "; of a list, several_images: all takes every one" * (count > num_images == 1)
@@ -144,17 +144,17 @@ def template(name: str, *, key: str, instruction: str = "") -> Template:
     file, _, chosen = name.partition("#")
     is_file = file.endswith((".yaml", ".yml"))
     known = templates(Path(file) if is_file else _OWN, key)
-    if is_file:
-        if chosen not in known and (chosen or len(known) != 1):
-            wanted = f"none is called {chosen!r}" if chosen else "none is chosen"
-            raise UserError(
-                f"{file} holds {len(known)} templates and {wanted}; name one as {file}#NAME: "
-                + ", ".join(known),
-                key=key,
-            )
-        found = known[chosen or next(iter(known))]
-    elif name in known:
-        found = known[name]
+    if is_file and not chosen and len(known) == 1:
+        (found,) = known.values()
+    elif is_file and chosen not in known:
+        wanted = f"none is called {chosen!r}" if chosen else "none is chosen"
+        raise UserError(
+            f"{file} holds {len(known)} templates and {wanted}; name one as {file}#NAME: "
+            + ", ".join(known),
+            key=key,
+        )
+    elif is_file or name in known:
+        found = known[chosen if is_file else name]
     elif "{" in name:
         found = _made(f"the prompt template {name!r}", {"input": name}, key)
     else:

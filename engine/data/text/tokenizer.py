@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # exported models are run where there is neither torch nor py
 
     from engine.config.schema import Config
 
+Captions = Callable[[], Iterator[str]] | None  # what a trained tokenizer learns from
 FOLDER = "tokenizer"  # of a run's folder
 ROLES = ("pad", "mask", "cls", "sep", "bos", "eos", "unk")
 BYTE_TOKENS = {"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -47,8 +48,7 @@ class TextTokenizer:
         tokenizer.no_padding()
         # '[SEP]' in a caption is five characters; it does not end the text.
         tokenizer.encode_special_tokens = True
-        spelled = {role: tokenizer.token_to_id(token) for role, token in self.tokens.items()}
-        ids = {role: i for role, i in spelled.items() if i is not None}
+        ids = {role: i for role in self.tokens if (i := self._role_id(role)) is not None}
         pads = [ids[role] for role in ("pad", "eos", "sep", "unk") if role in ids]
         if not pads:
             raise UserError(
@@ -133,11 +133,14 @@ class TextTokenizer:
             ids = ids[: max_length - num_trailing] + ids[len(ids) - num_trailing :]
         return ids or [self.pad_id]  # a row of nothing would be NaN in attention
 
+    def _role_id(self, role: str) -> int | None:
+        return self.token_id(self.tokens.get(role, ""))
+
     @property
     def end_id(self) -> int:
         """The token that ends a generated text. Raises UserError where there is none."""
         for role in ("eos", "sep"):
-            if (i := self.token_id(self.tokens.get(role, ""))) is not None:
+            if (i := self._role_id(role)) is not None:
                 return i
         raise UserError(
             "the tokenizer has no token that ends a text (eos or sep)",
@@ -203,13 +206,13 @@ def load(folder: Path) -> TextTokenizer:
 def choose(
     config: Config,
     run_dirs: Sequence[Path],
-    captions: Callable[[], Iterator[str]] | None,
+    captions: Captions,
     part: str = "text_encoder",
 ) -> TextTokenizer:
     """The first tokenizer saved in ``run_dirs``; else a new one, of ``model.PART``.
 
     PART is ``text_encoder`` or ``decoder``. ``auto`` is its own tokenizer where it has a ``tag``,
-    and bytes where it is built from sizes alone. A trained one learns from ``captions``.
+    and bytes where it is built from sizes alone.
     """
     for folder in (run_dir / FOLDER for run_dir in run_dirs):
         if (folder / _VOCABULARY).is_file() and (folder / _SETTINGS).is_file():
