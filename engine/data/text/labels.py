@@ -172,8 +172,10 @@ class LabelText:
 
     def train_prompt(self, seed: int | None) -> str:
         """The prompt that a sample's seed draws; the fixed one without a seed."""
-        choice = self.section.train_prompts if seed is not None else []
-        return choice[hash64(seed, 0, 0, 7) % len(choice)] if choice else self.section.prompt
+        choice = self.section.train_prompts
+        if seed is None or not choice:
+            return self.section.prompt
+        return choice[hash64(seed, 0, 0, 7) % len(choice)]
 
     def _ids(self, label: str) -> tuple[int, ...]:
         """Ids of a label and its separator behind the prompt; BadSample where it has it inside."""
