@@ -103,6 +103,7 @@ def sample_batches(run: Run, plan: Plan) -> tuple[list[Batch], list[Sample]]:
         options |= {"batch_size": _SAMPLED, "total_steps": 1}
         found = StreamLoader(streams, transform, collate, **options)
     else:
+        assert plan.sampler is not None  # streams alone have none
         steps = [plan.steps_per_epoch * place // number for place in range(number)]
         sampler = _First(plan.sampler, _SAMPLED, steps)
         options |= {"total_steps": number, "steps_per_epoch": number}

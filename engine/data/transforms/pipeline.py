@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -77,17 +78,17 @@ PIECES: dict[str, Callable[[schema.Transforms], Piece]] = {
 }
 
 
+@dataclass(frozen=True)
 class Pipeline:
     """The named transforms one after another; random through torch's global generator alone.
 
     ``decode_size`` and ``decoder`` say how images are to be decoded for it.
     """
 
-    def __init__(
-        self, pieces: list[Piece], size: Size, decode_size: Size | None, decoder: str
-    ) -> None:
-        self.pieces, self.size = pieces, size
-        self.decode_size, self.decoder = decode_size, decoder
+    pieces: list[Piece]
+    size: Size
+    decode_size: Size | None
+    decoder: str
 
     def __call__(self, image: Picture, out: Tensor | None = None) -> Tensor:
         """uint8 CHW of ``size``, written to ``out`` where it is given and of that form.
