@@ -284,12 +284,10 @@ def side_by_side(image_MND: Tensor, num_images_B: Tensor) -> tuple[Tensor, Tenso
     most = int(num_images_B.max())
     if (total := int(num_images_B.sum())) != len(image_MND):
         raise ValueError(f"the rows have {total} images, but {len(image_MND)} came")
-    place_BK = torch.arange(most, device=image_MND.device) - (most - num_images_B)[:, None]
-    first_B = num_images_B.cumsum(0) - num_images_B
-    source_BK = torch.where(place_BK >= 0, 1 + first_B[:, None] + place_BK, 0)
-    images_MND = torch.cat([image_MND.new_zeros(1, *image_MND.shape[1:]), image_MND])
-    there_BK = (place_BK >= 0).long()
-    return images_MND[source_BK].flatten(1, 2), there_BK.repeat_interleave(image_MND.shape[1], 1)
+    there_BK = torch.arange(most, device=image_MND.device) >= (most - num_images_B)[:, None]
+    image_BKND = image_MND.new_zeros(*there_BK.shape, *image_MND.shape[1:])
+    image_BKND[there_BK] = image_MND
+    return image_BKND.flatten(1, 2), there_BK.long().repeat_interleave(image_MND.shape[1], 1)
 
 
 class GivenPositions:

@@ -97,30 +97,17 @@ def splice(text_BTD: Tensor, given: DecoderInput) -> tuple[Tensor, Tensor]:
     mark_BT = (ids_BT == IMAGE_ID) & mask_BT.bool()
     if (marks := int(mark_BT.sum())) != len(image_MND):
         raise ValueError(f"the texts have the marks of {marks} images, but {len(image_MND)} came")
-    num_tokens, device = image_MND.shape[1], ids_BT.device
-    size_BT = torch.where(mark_BT, num_tokens, mask_BT.long())
-    end_BT = size_BT.cumsum(1)
-    length_B1 = end_BT[:, -1:]
-    # where each row's s-th place comes from: the text's or mark's position, and the token within it
-    place_BS = torch.arange(int(length_B1.max()), device=device).expand(len(ids_BT), -1)
-    there_BS = place_BS < length_B1
-    at_BS = torch.searchsorted(end_BT, place_BS.contiguous(), right=True)
-    at_BS = at_BS.clamp_max(ids_BT.shape[1] - 1)
-    within_BS = place_BS - (end_BT - size_BT).gather(1, at_BS)
-    # rows to take from: zeros for padding, then the texts' tokens, then the images'
-    text_BT = 1 + torch.arange(ids_BT.numel(), device=device).view_as(ids_BT)
-    image_BT = mark_BT.flatten().cumsum(0).view_as(mark_BT) - 1
-    first_BT = torch.where(mark_BT, 1 + ids_BT.numel() + image_BT * num_tokens, text_BT)
-    source_BS = (first_BT.gather(1, at_BS) + within_BS) * there_BS
-    rows_PD = torch.cat(
-        [
-            text_BTD.new_zeros(1, text_BTD.shape[2]),
-            text_BTD.flatten(0, 1),
-            image_MND.flatten(0, 1).to(text_BTD.dtype),
-        ]
-    )
-    found_PD = rows_PD.index_select(0, source_BS.flatten())
-    return found_PD.view(*source_BS.shape, -1), there_BS.long()
+    size_BT = torch.where(mark_BT, image_MND.shape[1], mask_BT.long())
+    length_B = size_BT.sum(1)
+    there_BS = torch.arange(int(length_B.max()), device=ids_BT.device) < length_B[:, None]
+    # all rows' places in turn: tokens of images in the order in which they come, the rest is text
+    image_P = mark_BT.flatten().repeat_interleave(size_BT.flatten())
+    found_PD = text_BTD.new_zeros(len(image_P), text_BTD.shape[2])
+    found_PD[image_P] = image_MND.flatten(0, 1).to(text_BTD.dtype)
+    found_PD[~image_P] = text_BTD[mask_BT.bool() & ~mark_BT]
+    embeds_BSD = text_BTD.new_zeros(*there_BS.shape, text_BTD.shape[2])
+    embeds_BSD[there_BS] = found_PD
+    return embeds_BSD, there_BS.long()
 
 
 # --- answers that share prompts
