@@ -188,10 +188,7 @@ def _options(name: str, data: schema.Data, key: str) -> dict[str, Any]:
         if options is None:
             return {"format": "csv"}
         own = asdict(options)
-        del (
-            own["questions"],
-            own["labels"],
-        )  # which of its texts are read is not the folder's choice
+        del own["questions"], own["labels"]  # the folder does not say which of its texts to read
         return {**BUILT_IN.get(name, {}), "format": "shapes", **own}
     if name in BUILT_IN:
         return BUILT_IN[name]

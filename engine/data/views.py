@@ -60,7 +60,8 @@ class View(Source):
     def __len__(self) -> int:
         return self._length
 
-    def _check(self, index: int) -> None:
+    def check(self, index: int) -> None:
+        """Raises IndexError."""
         if not 0 <= index < self._length:
             raise IndexError(f"row {index} of {self._length} of {self.name}")
 
@@ -72,23 +73,30 @@ class View(Source):
 class Choice(View):
     """A view whose every row is one of those below."""
 
-    def at(self, index: int, draw: Draw | None) -> Below:
-        """The row below. Raises IndexError outside ``range(len(self))``."""
-        self._check(index)
-        return self._at(index, draw)
-
     @abstractmethod
-    def _at(self, index: int, draw: Draw | None) -> Below: ...
+    def at(self, index: int, draw: Draw | None) -> Below:
+        """The row below."""
+
+    def first_below(self, rows: Indices) -> Indices:
+        """Of some rows, the first that may be shown of the one source below."""
+        raise NotImplementedError
 
     def __getitem__(self, index: int) -> Row:
         """The row at ``index``, of several captions the first; raises BadSample."""
         source, row = origin(self, index)
         return source[row]
 
+    def column(self, name: str) -> np.ndarray:
+        return np.asarray(self.source.column(name))[self.first_below(np.arange(len(self)))]
+
+    def captions_of(self, rows: Indices) -> Iterator[str]:
+        return self.source.captions_of(self.first_below(rows))
+
 
 def origin(source: Source, row: int, draw: Draw | None = None) -> tuple[Source, int]:
     """The dataset that a row comes from, and its number there. Raises IndexError."""
     while isinstance(source, Choice):
+        source.check(row)
         source, row, draw = source.at(row, draw)
     return source, row
 
@@ -100,14 +108,11 @@ class Subset(Choice):
         super().__init__([source], size)
         self._chosen = Permutation(len(source), seed, 4)  # a run's orders are drawn otherwise
 
-    def _at(self, index: int, draw: Draw | None) -> Below:
+    def at(self, index: int, draw: Draw | None) -> Below:
         return self.source, self._chosen.at(index), draw
 
-    def column(self, name: str) -> np.ndarray:
-        return np.asarray(self.source.column(name))[self._chosen(np.arange(len(self)))]
-
-    def captions_of(self, rows: Indices) -> Iterator[str]:
-        return self.source.captions_of(self._chosen(rows))
+    def first_below(self, rows: Indices) -> Indices:
+        return self._chosen(rows)
 
 
 class Repeated(Choice):
@@ -118,25 +123,19 @@ class Repeated(Choice):
         super().__init__([source], len(source) * times)
         self.times = times
 
-    def _at(self, index: int, draw: Draw | None) -> Below:
+    def at(self, index: int, draw: Draw | None) -> Below:
         time, row = divmod(index, len(self.source))
         if draw is not None:
             draw = draw._replace(times=draw.times * self.times + time)
         return self.source, row, draw
 
+    def first_below(self, rows: Indices) -> Indices:
+        return rows % len(self.source)
+
     @property
     def blocks(self) -> Indices | None:
         own = self.source.blocks
         return None if own is None else np.tile(own, self.times)
-
-    def column(self, name: str) -> np.ndarray:
-        return np.tile(self.source.column(name), self.times)
-
-    def captions(self) -> Iterator[str]:
-        return chain.from_iterable(self.source.captions() for _ in range(self.times))
-
-    def captions_of(self, rows: Indices) -> Iterator[str]:
-        return self.source.captions_of(rows % len(self.source))
 
 
 class Concatenated(Choice):
@@ -147,7 +146,7 @@ class Concatenated(Choice):
         self.parts = tuple(parts)
         self._ends = list(accumulate(map(len, parts)))
 
-    def _at(self, index: int, draw: Draw | None) -> Below:
+    def at(self, index: int, draw: Draw | None) -> Below:
         part = bisect_right(self._ends, index)
         return self.parts[part], index - (self._ends[part - 1] if part else 0), draw
 
@@ -182,7 +181,7 @@ class OneCaption(Choice):
         super().__init__([source], len(groups))
         self.groups = groups
 
-    def _at(self, index: int, draw: Draw | None) -> Below:
+    def at(self, index: int, draw: Draw | None) -> Below:
         rows = self.groups[index]
         if draw is None or len(rows) == 1:
             return self.source, int(rows[0]), draw
@@ -192,8 +191,8 @@ class OneCaption(Choice):
     def blocks(self) -> Indices | None:
         return _images_of_blocks(self.source, self.groups)
 
-    def column(self, name: str) -> np.ndarray:
-        return np.asarray(self.source.column(name))[self.groups.firsts()]
+    def first_below(self, rows: Indices) -> Indices:
+        return self.groups.firsts()[rows]
 
     def captions_of(self, rows: Indices) -> Iterator[str]:
         return chain.from_iterable(map(self.source.captions_of, map(self.groups.__getitem__, rows)))
@@ -265,7 +264,7 @@ class Flattened(View):
 
     def __getitem__(self, index: int) -> Row:
         """The pair at ``index``; raises BadSample where its conversation cannot be used."""
-        self._check(index)
+        self.check(index)
         row = int(np.searchsorted(self._ends, index, side="right"))
         pair = index - (int(self._ends[row - 1]) if row else 0)
         return one_pair(self.source[row], pair)

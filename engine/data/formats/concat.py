@@ -33,29 +33,27 @@ def build(
 ) -> Concatenated:
     """One split of all parts. Raises UserError for a part that cannot be opened, that is listed
     twice or is streamed, and for parts whose classes differ."""
-    key = f"data.datasets.{name}.parts"
+
+    def error(what: str) -> UserError:
+        return UserError(f"dataset {name!r} {what}", key=f"data.datasets.{name}.parts")
+
     twice = next((part for part in config.parts if config.parts.count(part) > 1), None)
     if twice is not None:
-        raise UserError(
-            f"dataset {name!r} lists its part {twice!r} twice; keep one (repeat: 2 in "
-            f"data.datasets.{twice} shows its rows twice an epoch)",
-            key=key,
+        raise error(
+            f"lists its part {twice!r} twice; keep one (repeat: 2 in data.datasets.{twice} shows "
+            "its rows twice an epoch)"
         )
     opened = [open_part(part) for part in config.parts]
     parts = [part for part in opened if not isinstance(part, Stream)]
     if len(parts) < len(opened):
-        raise UserError(
-            f"dataset {name!r} has streamed parts, which have no rows to count; list them in "
-            "data.train_name instead, or copy their shards to this machine",
-            key=key,
+        raise error(
+            "has streamed parts, which have no rows to count; list them in data.train_name "
+            "instead, or copy their shards to this machine"
         )
-    classes = [part.classes for part in parts]
-    for part, own in zip(parts, classes, strict=True):
-        if own != classes[0]:
-            raise UserError(
-                f"dataset {name!r} has parts of different classes, {parts[0].name!r} and "
-                f"{part.name!r}, so that one label would mean two things; give them the same class "
-                "folders",
-                key=key,
-            )
+    first = parts[0]
+    if other := next((part for part in parts if part.classes != first.classes), None):
+        raise error(
+            f"has parts of different classes, {first.name!r} and {other.name!r}, so that one label "
+            "would mean two things; give them the same class folders"
+        )
     return Concatenated(name, parts)

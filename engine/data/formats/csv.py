@@ -17,7 +17,7 @@ from pydantic import Field
 
 from engine.data.tables.csv_table import Column, open_csv
 from engine.data.tables.paths import FolderOptions, SplitFolder
-from engine.data.tables.source import OneTable, TableSource
+from engine.data.tables.source import Tables, TableSource
 
 
 class Config(FolderOptions):
@@ -37,4 +37,4 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSou
     names = {str(column): own for column, own in config.columns.items()}
     path = folder.file(folder.of(config.train_anno, config.valid_anno), "anno", ".csv", ".tsv")
     table = open_csv(path, cache_dir=cache_dir, names=names)
-    return TableSource(name, split, OneTable(table), images)
+    return TableSource(name, split, Tables(table), images)

@@ -15,18 +15,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from engine import registry
-from engine.config.schema import Section
 from engine.data.cache import build_cached
+from engine.data.tables.paths import FolderOptions
 from engine.errors import UserError
 from engine.tools.shapes import folder as drawn
 from engine.tools.shapes.scenes import content_scores
 from engine.types import Source
 
 
-class Config(Section):
+class Config(FolderOptions):
     """Options of ``format: shapes``: the images are a pure function of all but ``root``."""
 
-    root: Path  # relative to data.data_path; default: the dataset's name
     style: Literal["flat", "sketch"] = "flat"
     seed: Annotated[int, Field(ge=0)] = 0
     num_train: Annotated[int, Field(ge=1, le=60_000)] = 6000  # there are about 79,000 scenes

@@ -20,7 +20,7 @@ from engine.config.section import ProperFraction
 from engine.data.image_files import SUFFIXES, images_in
 from engine.data.permutation import Indices
 from engine.data.tables.paths import FolderOptions, ImageRoot, SplitFolder
-from engine.data.tables.source import OneTable, TableSource
+from engine.data.tables.source import Tables, TableSource
 from engine.data.tables.table import Stored, Table, file_named, open_table, to_batches
 from engine.types import BadSample, Row
 
@@ -38,7 +38,7 @@ class SidecarSource(TableSource):
     """Images of one split in the order of their names; a text is read when it is asked for."""
 
     def __init__(self, name: str, split: str, table: Table, folder: ImageRoot, ending: str) -> None:
-        super().__init__(name, split, OneTable(table), folder)
+        super().__init__(name, split, Tables(table), folder)
         self.folder, self.ending = folder, ending
 
     def _text(self, caption: str | None, images: Sequence[Stored] | None) -> str:

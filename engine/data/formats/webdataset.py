@@ -14,9 +14,9 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from engine.config.schema import Section
 from engine.data.stream.open import check_urls
 from engine.data.stream.source import Stream, copy_shards
+from engine.data.tables.paths import FolderOptions, SplitFolder
 from engine.data.tar.shards import open_shards
 from engine.data.tar.texts import TextForm
 from engine.data.tar.urls import expand, is_remote
@@ -26,14 +26,13 @@ from engine.types import Source
 Shards = str | list[str]
 
 
-class Config(Section):
+class Config(FolderOptions):
     """Options of ``format: webdataset``; local shards are relative to ``root``.
 
     Shards are named by braces, ``*`` and ``::``: ``train/{00000..00012}.tar``, ``*.tar``,
     ``a.tar::b.tar``, ``https://host/{000..099}.tar``.
     """
 
-    root: Path  # relative to data.data_path; default: the dataset's name
     train: Shards | None = None  # default: train/*.tar if there are any, else *.tar
     valid: Shards | None = None  # default: valid/*.tar
     text: Annotated[str, Field(pattern=r"^\w+$")] = "txt"  # ending of the members with captions
@@ -47,7 +46,12 @@ class Config(Section):
 def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source | Stream:
     """Open one split. Raises UserError for shards that are missing, and where none is usable."""
     at = f"data.datasets.{name}"
-    patterns, key = _patterns(config, split, at)
+    patterns, key = config.train if split == "train" else config.valid, f"{at}.{split}"
+    if patterns is None:
+        root, key = SplitFolder(config, name, split).root, at
+        # As the packer writes them; as img2dataset writes them, without a split.
+        flat = split == "train" and not next((root / split).glob("*.tar"), None)
+        patterns = "*.tar" if flat else f"{split}/*.tar"
     urls = expand(patterns, config.root, key=key)
     form = TextForm(config.text, config.caption)
     if config.stream or any(map(is_remote, urls)):
@@ -65,15 +69,3 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> Source |
             key=f"{at}.length",
         )
     return source
-
-
-def _patterns(config: Config, split: str, at: str) -> tuple[Shards, str]:
-    """What names a split's shards, and the option that is at fault where it is wrong."""
-    given = config.train if split == "train" else config.valid
-    if given is not None:
-        return given, f"{at}.{split}"
-    if not config.root.is_dir():
-        raise UserError(f"dataset with shards has no folder {config.root}", key=f"{at}.root")
-    # As the packer writes them; as img2dataset writes them, without a split.
-    flat = split == "train" and not next((config.root / split).glob("*.tar"), None)
-    return "*.tar" if flat else f"{split}/*.tar", at

@@ -152,10 +152,9 @@ def read_rows(names: Sequence[Path], paths: Sequence[Path], columns: Columns) ->
                 number += 1
                 values = {column: listed[place] for column, listed in cells.items()}
                 where = f"{name.name} row {number}"
-                for caption in range(_num_captions(values)):
-                    yield row_or_fault(
-                        where, _row, values, caption, images, columns.several, classes, number
-                    )
+                own = values, images, columns.several, classes, number
+                for caption in _captions(values):
+                    yield row_or_fault(where, _row, caption, *own)
 
 
 def open_stream(path: Path) -> tuple[pa.Buffer, pa.Schema, int]:
@@ -304,14 +303,15 @@ def _class_names(schema: pa.Schema, columns: Columns) -> list[str]:
         return []
 
 
-def _num_captions(values: Mapping[str, Any]) -> int:
-    captions = values.get("caption")
-    return max(1, len(captions)) if isinstance(captions, list) else 1
+def _captions(values: Mapping[str, Any]) -> list[Any]:
+    """The captions of a table's row, each of which makes a row of its own."""
+    given = values.get("caption")
+    return (given or [""]) if isinstance(given, list) else [given]
 
 
 def _row(
+    caption: Any,
     values: Mapping[str, Any],
-    caption: int,
     images: _Cell,
     several: Several,
     classes: list[str],
@@ -350,13 +350,8 @@ def _row(
         labels=labels,
         **own,
     )
-    text = _caption(values["caption"], caption) if "caption" in values else caption_of(row)
-    return replace(row, caption=text)
-
-
-def _caption(value: Any, number: int) -> str:
-    if isinstance(value, list):
-        value = value[number] if value else ""
-    if isinstance(value, dict):  # a sentence of a Karpathy split
-        value = value.get("raw")
-    return string(value, "the caption")
+    if "caption" not in values:
+        return replace(row, caption=caption_of(row))
+    if isinstance(caption, dict):  # a sentence of a Karpathy split
+        caption = caption.get("raw")
+    return replace(row, caption=string(caption, "the caption"))

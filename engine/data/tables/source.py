@@ -5,9 +5,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,17 +23,8 @@ from engine.types import BadSample, EncodedImage, Place, Row, Source, Turn
 _NUM_NAMED = 3  # damaged tables in a message
 
 
-class File(NamedTuple):
-    """A file that images are inside of, and its size and time."""
-
-    path: str
-    state: tuple[int, int]
-
-    @classmethod
-    def now(cls, path: Path) -> File:
-        """As it is now."""
-        found = path.stat()
-        return cls(str(path), (found.st_size, found.st_mtime_ns))
+File = tuple[str, tuple[int, int]]
+"""A file that images are inside of, and its size and time when they were noted."""
 
 
 class Part(NamedTuple):
@@ -45,47 +35,26 @@ class Part(NamedTuple):
     shown: str = ""  # a shard's name in messages and ids
 
 
-class Parts(Protocol):
-    """The tables of a source. Small where pickled, whatever their number."""
+class Tables:
+    """The tables of a source: one, its images in the files ``held_in``.
 
-    @property
-    def path(self) -> Path:
-        """A file beside which columns are kept, named by all that the rows were made of."""
-        ...
+    Columns are kept beside ``path``, a file named by all that the rows were made of. ``rows`` and
+    ``faults``, int64, are the number of each table's rows and of those known to be lost.
+    """
 
-    @property
-    def rows(self) -> np.ndarray:
-        """int64: of each table."""
-        ...
-
-    @property
-    def faults(self) -> np.ndarray:
-        """int64: rows of each table that are known to be lost."""
-        ...
-
-    def __getitem__(self, number: int) -> Part: ...
-
-
-class OneTable:
-    """The parts of a source of one table."""
+    path: Path
+    rows: np.ndarray
+    faults: np.ndarray
 
     def __init__(self, table: Table, held_in: Sequence[Path] = ()) -> None:
-        self.part = Part(table, [File.now(path) for path in held_in])
-
-    @property
-    def path(self) -> Path:
-        return self.part.table.path
-
-    @property
-    def rows(self) -> np.ndarray:
-        return np.array([len(self.part.table)])
-
-    @property
-    def faults(self) -> np.ndarray:
-        return np.array([self.part.table.num_faults])
+        states = [path.stat() for path in held_in]
+        files = [(str(p), (s.st_size, s.st_mtime_ns)) for p, s in zip(held_in, states, strict=True)]
+        self._part = Part(table, files)
+        self.path, self.rows = table.path, np.array([len(table)])
+        self.faults = np.array([table.num_faults])
 
     def __getitem__(self, number: int) -> Part:
-        return self.part
+        return self._part
 
 
 class TableSource(Source):
@@ -100,7 +69,7 @@ class TableSource(Source):
         self,
         name: str,
         split: str,
-        parts: Parts,
+        parts: Tables,
         images: ImageRoot | None = None,
         *,
         base64: bool = False,
@@ -160,8 +129,8 @@ class TableSource(Source):
     def _image(self, part: Part, image: Stored, index: int, shown: str) -> EncodedImage:
         path, file, offset, size = image
         if offset is not None:
-            held_in = part.files[file or 0]
-            return Place(held_in.path, offset, size, shown, self.base64, held_in.state)
+            held_in, state = part.files[file or 0]
+            return Place(held_in, offset, size, shown, self.base64, state)
         if not path:
             raise BadSample("missing", f"row {index + 1} names no image")
         if self.images is None:
@@ -184,8 +153,9 @@ class TableSource(Source):
 
     def conversations(self) -> Iterator[tuple[Turn, ...]]:
         for part in self._parts():
-            for block in part.table.blocks():
-                yield from (block.read["turns"](row) or () for row in range(len(block.batch)))
+            for batch in part.table.batches:
+                read = Block(batch).read["turns"]
+                yield from (read(row) or () for row in range(len(batch)))
 
     def captions(self) -> Iterator[str]:
         for part in self._parts():
@@ -318,19 +288,16 @@ def damage_report(source: object) -> list[str]:
     if not isinstance(source, TableSource):
         below = source.below if isinstance(source, Source) else ()
         return [text for each in below for text in damage_report(each)]
-    faults = source.parts.faults
+    faults, rows = source.parts.faults, source.parts.rows
     damaged = np.flatnonzero(faults)
     if not len(damaged):
         return []
     named = []
-    start = np.cumsum(source.parts.rows) - source.parts.rows
     for number in damaged[:_NUM_NAMED].tolist():
-        lost = chain.from_iterable(
-            causes.is_valid().to_pylist() for causes in source.parts[number].table.column("cause")
-        )
-        first = next(row for row, is_lost in enumerate(lost) if is_lost)
+        causes = pa.chunked_array(list(source.parts[number].table.column("cause")))
+        first = pc.index(causes.is_valid(), True).as_py()
         try:
-            source[int(start[number]) + first]
+            source[int(rows[:number].sum()) + first]
         except BadSample as bad:
             named.append(str(bad))
     more = ", …" if len(damaged) > _NUM_NAMED else ""
@@ -359,8 +326,5 @@ def open_rows(
     files ``held_in``. Raises UserError where no row can be used, and what ``rows`` raises.
     """
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        return to_batches(rows(), held_in)
-
-    table = open_table(inputs, options, batches, cache_dir=cache_dir)
-    return TableSource(name, split, OneTable(table, held_in), images, base64=base64)
+    table = open_table(inputs, options, lambda: to_batches(rows(), held_in), cache_dir=cache_dir)
+    return TableSource(name, split, Tables(table, held_in), images, base64=base64)

@@ -44,7 +44,6 @@ class Block:
     """A table's record batch, from which single rows are read several times as fast as by Arrow."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
-        self.batch = batch
         names = batch.schema.names
         self.read = {
             name: _reader(batch.column(name)) if name in names else _nothing
@@ -131,11 +130,8 @@ class Table:
         self._ends = list(accumulate(batch.num_rows for batch in self.batches))
         self._blocks: list[Block | None] = [None] * len(self.batches)
 
-    def __getstate__(self) -> Path:
-        return self.path
-
-    def __setstate__(self, path: Path) -> None:
-        self.__init__(path)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[Table], tuple[Path]]:
+        return Table, (self.path,)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -149,10 +145,6 @@ class Table:
         if block is None:
             block = self._blocks[number] = Block(self.batches[number])
         return block, index - (self._ends[number - 1] if number else 0)
-
-    def blocks(self) -> Iterator[Block]:
-        """All blocks in order, not kept."""
-        return map(Block, self.batches)
 
     def column(self, name: str) -> Iterator[pa.Array]:
         """A column's arrays in order, a batch each; nulls where the table has no such column."""

@@ -11,12 +11,10 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from engine.data.tables.source import File, Part, TableSource
+from engine.data.tables.source import Part, Tables, TableSource
 from engine.data.tables.table import Table
 from engine.data.tar.index import index_shard, open_summary
 from engine.data.tar.texts import TextForm
@@ -25,48 +23,34 @@ from engine.errors import FaultError
 _OPEN_INDEXES = 512  # some kilobytes each
 
 
-class ShardTables:
-    """The indexes of shards as the parts of a source; pickled as the summary's path."""
+class ShardTables(Tables):
+    """The indexes of shards; pickled as the summary's path."""
 
     def __init__(self, summary: Path, root: Path, form: TextForm) -> None:
         self.path, self.root, self.form = summary, root, form
         with pa.memory_map(str(summary)) as file:
             self._shards = pa.ipc.open_file(file).get_batch(0)
+        self.rows, self.faults = (self._shards.column(n).to_numpy() for n in ("rows", "faults"))
         self._opened = lru_cache(_OPEN_INDEXES)(self._open)
 
-    def __getstate__(self) -> tuple[Path, Path, TextForm]:
-        return self.path, self.root, self.form
-
-    def __setstate__(self, state: tuple[Path, Path, TextForm]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
-
-    @property
-    def rows(self) -> np.ndarray:
-        """int64 [shards]: rows of each shard."""
-        return self._shards.column("rows").to_numpy()
-
-    @property
-    def faults(self) -> np.ndarray:
-        """int64 [shards]: rows of each shard that are known to be lost."""
-        return self._shards.column("faults").to_numpy()
+    def __reduce__(self) -> tuple[type[ShardTables], tuple[Path, Path, TextForm]]:
+        return ShardTables, (self.path, self.root, self.form)
 
     def __getitem__(self, number: int) -> Part:
         return self._opened(number)
 
     def _open(self, number: int) -> Part:
-        shard, path = self._of(number, "shard"), Path(self._of(number, "index"))
+        found = self._shards.slice(number, 1).to_pylist()[0]
+        shard, path = found["shard"], Path(found["index"])
         try:
             table = Table(path)
         except (OSError, ValueError):  # a cache that was emptied meanwhile, or torn by a power cut
             index_shard(Path(shard), path, self.form)
             table = Table(path)
-        if len(table) != self._of(number, "rows"):
+        if len(table) != found["rows"]:
             raise FaultError(f"{path} is not the index that {self.path} counts on; delete both")
-        file = File(shard, (self._of(number, "size"), self._of(number, "mtime")))
+        file = shard, (found["size"], found["mtime"])
         return Part(table, [file], os.path.relpath(shard, self.root))
-
-    def _of(self, number: int, column: str) -> Any:
-        return self._shards.column(column)[number].as_py()
 
 
 def open_shards(

@@ -14,7 +14,7 @@ from engine.data.tables import csv_table
 from engine.data.tables import table as tables
 from engine.data.tables.csv_table import open_csv
 from engine.data.tables.paths import ImageRoot
-from engine.data.tables.source import OneTable, TableSource
+from engine.data.tables.source import Tables, TableSource
 from engine.errors import UserError
 from engine.types import BadSample
 
@@ -46,7 +46,7 @@ def _rows(table, names=_HEADER):
 
 
 def source(table):
-    return TableSource("mine", "train", OneTable(table), ImageRoot(table.path.parent))
+    return TableSource("mine", "train", Tables(table), ImageRoot(table.path.parent))
 
 
 _TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0\r"), max_size=30)

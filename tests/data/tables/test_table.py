@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from engine.data import cache
 from engine.data.tables.csv_table import open_csv
-from engine.data.tables.source import OneTable, TableSource
+from engine.data.tables.source import Tables, TableSource
 from engine.data.tables.table import PLACE, Block, Table, open_table
 from engine.errors import UserError
 
@@ -30,7 +30,7 @@ def _write(path: Path, **columns) -> None:
 def _source(path: Path, **columns) -> TableSource:
     if columns:
         _write(path, **columns)
-    return TableSource("mine", "train", OneTable(Table(path)))
+    return TableSource("mine", "train", Tables(Table(path)))
 
 
 def test_columns_are_kept_beside_the_table(tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ def test_inputs_and_options_tell_tables_apart(tmp_path):
 _WORKER = """
 import json, random, sys, time
 from pathlib import Path
-from engine.data.tables.source import OneTable, TableSource
+from engine.data.tables.source import Tables, TableSource
 from engine.data.tables.paths import ImageRoot
 from engine.data.tables.table import Table
 import numpy as np
@@ -120,7 +120,7 @@ def private(files):  # bytes that this process shares with nobody, pages of the 
 path = Path(sys.argv[1])
 files = [".arrow", ".npy"]
 def opened(path):
-    return TableSource("mine", "train", OneTable(Table(path)), ImageRoot(path.parent))
+    return TableSource("mine", "train", Tables(Table(path)), ImageRoot(path.parent))
 
 warm = opened(Path(sys.argv[2])); warm[0]; warm.column("image_id")[:1].sum()
 before, start = private(files), time.perf_counter()
