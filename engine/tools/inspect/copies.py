@@ -63,7 +63,8 @@ def _pairs(hashes: np.ndarray, tinies: np.ndarray) -> Iterator[tuple[int, int]]:
     """
     width = 64 // _BANDS
     for band in range(_BANDS):
-        turned = np.bitwise_or(hashes << np.uint64(band * width), _high(hashes, band * width))
+        left = np.uint64(band * width)
+        turned = hashes << left | hashes >> np.uint64(64) - left  # by 64 places numpy shifts to 0
         order = np.argsort(turned, kind="stable")
         bands = (turned[order] >> np.uint64(64 - width)).astype(np.uint32)
         for distance in range(1, min(_NEIGHBOURS + 1, len(order))):
@@ -77,11 +78,6 @@ def _pairs(hashes: np.ndarray, tinies: np.ndarray) -> Iterator[tuple[int, int]]:
                 a, b = one[start : start + 4096], other[start : start + 4096]
                 same = _look_alike(tinies[a], tinies[b])
                 yield from zip(a[same].tolist(), b[same].tolist(), strict=True)
-
-
-def _high(hashes: np.ndarray, bits: int) -> np.ndarray:
-    """The bits that a rotation to the left moves to the right end."""
-    return hashes >> np.uint64(64 - bits) if bits else np.zeros_like(hashes)
 
 
 def _look_alike(ones: np.ndarray, others: np.ndarray) -> np.ndarray:

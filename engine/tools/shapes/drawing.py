@@ -30,32 +30,20 @@ def draw(scene: Scene, style: str, image_size: int, rng: np.random.Generator) ->
     """An RGB image of ``image_size`` pixels square that shows the scene."""
     side = image_size * SUPERSAMPLE
     sketch = style == "sketch"
-    image = Image.new("RGB", (side, side), _ground(rng, sketch))
+    low, high = (15, 55) if sketch else (222, 256)  # of the ground's channels
+    image = Image.new("RGB", (side, side), tuple(rng.integers(low, high, 3).tolist()))
     pen = ImageDraw.Draw(image)
     for group, half in ((scene.first, 0.25), (scene.second, 0.75)):
-        colour = _jittered(RGB[group.colour], rng)
+        colour = tuple(np.clip(RGB[group.colour] + rng.integers(-10, 11, 3), 0, 255).tolist())
         for along, across in _places(group, half, rng):
             centre = (across, along) if scene.relation == "left" else (along, across)
             points = _outline(group, centre, rng, side)
+            pen.polygon(points, fill=tuple(c * 2 // 5 for c in colour) if sketch else colour)
             if sketch:
-                faint = tuple(channel * 2 // 5 for channel in colour)
                 # The path is closed by its first two points: so the last joint is round too.
-                pen.polygon(points, fill=faint)
                 pen.line(points + points[:2], fill=colour, width=int(STROKE * side), joint="curve")
-            else:
-                pen.polygon(points, fill=colour)
     image = image.reduce(SUPERSAMPLE)
     return _grain(image, rng) if sketch else image
-
-
-def _ground(rng: np.random.Generator, sketch: bool) -> tuple[int, ...]:
-    low, high = (15, 55) if sketch else (222, 256)
-    return tuple(int(channel) for channel in rng.integers(low, high, 3))
-
-
-def _jittered(colour: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
-    shifts = rng.integers(-10, 11, 3)
-    return tuple(min(255, max(0, c + int(s))) for c, s in zip(colour, shifts, strict=True))
 
 
 def _places(group: Group, half: float, rng: np.random.Generator) -> Points:
@@ -100,11 +88,8 @@ def _arc(centre: float, radius: float, start: float, stop: float, steps: int = 1
 
 
 def _star() -> Points:
-    points = []
-    for i in range(10):
-        radius, angle = (1.08, 0.45)[i % 2], math.pi * (i / 5 - 0.5)
-        points.append((radius * math.cos(angle), radius * math.sin(angle)))
-    return points
+    corners = [((1.08, 0.45)[i % 2], math.pi * (i / 5 - 0.5)) for i in range(10)]
+    return [(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in corners]
 
 
 _W = 0.33  # half the width of a cross's arms
