@@ -23,6 +23,7 @@ from engine.models.towers import modes_restored
 from engine.run import Run
 from engine.types import Batch, Sample, Source, Task
 
+S = TypeVar("S", bound=Sequence[Any])
 T = TypeVar("T")
 
 
@@ -57,7 +58,11 @@ class Predictor:
 
     @classmethod
     def of_run(
-        cls, run: Run, model: nn.Module, task: Task | None = None, transform: Any = None
+        cls,
+        run: Run,
+        model: nn.Module,
+        task: Task | None = None,
+        transform: Transform | None = None,
     ) -> Predictor:
         """A model, by default of the run's own task, run as the run's evaluations are."""
         return cls(
@@ -173,7 +178,7 @@ class Predictor:
         return collectives.all_gather_rows(mine, collectives.row_counts(len(mine)))
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
+def share(items: S) -> S:
     """This rank's share of what all ranks have."""
     return rank_slice(items, collectives.rank(), collectives.world())
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from engine.config.schema import Generate
 from engine.errors import UserError
-from engine.generate import label_search, texts
-from engine.generate.label_search import Found
+from engine.generate import texts
+from engine.generate.label_search import Found, Search
 from engine.models.decoders.prefix import KVState, PrefixDecoder
 from engine.models.vision_language import Recognizer
 from engine.tasks.recognize import RecognizeTask
@@ -119,28 +119,19 @@ def _search(
     section: Generate,
     rows: Sequence[int],
 ) -> list[list[Found]]:
-    room, end = label_room(task, section), task.separator_id
+    room, number = label_room(task, section), section.num_labels
+    search = Search(decoder, state, task.separator_id, room)
     if section.method == "greedy":
-        return label_search.greedy(
-            decoder, state, separator_id=end, num_labels=section.num_labels, room=room,
-            nxtp=task.nxtp, per_label=task.per_label,
-        )  # fmt: skip
+        return search.greedy(number, nxtp=task.nxtp, per_label=task.per_label)
     if section.method == "beam":
-        return label_search.beam(
-            decoder, state, separator_id=end, num_beams=section.num_beams,
-            num_labels=section.num_labels, room=room,
-        )  # fmt: skip
+        return search.beam(section.num_beams, number)
     if section.method == "sample":
         uniform_RT = texts.uniforms(section.seed, rows, section.num_samples, room)
-        return label_search.sample(
-            decoder, state, separator_id=end, rows=section.label_rows,
-            uniform_BKT=uniform_RT.view(len(rows), -1, room).to(state.last_BD.device),
+        return search.sample(
+            uniform_RT.view(len(rows), -1, room).to(state.last_BD.device), section.label_rows,
             temperature=section.temperature, top_k=section.top_k, top_p=section.top_p,
         )  # fmt: skip
-    return label_search.one_shot(
-        decoder, state, separator_id=end, num_first=section.first_tokens or section.num_labels,
-        room=room, rows=section.label_rows,
-    )  # fmt: skip
+    return search.one_shot(section.first_tokens or number, section.label_rows)
 
 
 def _labels(

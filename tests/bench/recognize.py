@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.config.schema import Decoder as Section
-from engine.generate import label_search
-from engine.generate.label_search import Found, one_shot
+from engine.generate.label_search import Found, Search
 from engine.models.decoders.prefix import PrefixDecoder
 from engine.registry import find
 from tests.bench.table import Line, Options
@@ -94,16 +93,12 @@ def rows(options: Options) -> Iterator[Line]:
 
     def at_once() -> Labels:
         state = decoder.encode_prompt(image_1ND, prompt_P)
-        return one_shot(
-            decoder, state, separator_id=SEPARATOR, num_first=NUM_LABELS, room=ROOM,
-            rows=NUM_LABELS,
-        )[0]  # fmt: skip
+        return Search(decoder, state, SEPARATOR, ROOM).one_shot(NUM_LABELS, NUM_LABELS)[0]
 
     def in_turn(as_text: bool) -> Labels:
-        return label_search.greedy(
-            decoder, decoder.encode_prompt(image_1ND, prompt_P), separator_id=SEPARATOR,
-            num_labels=NUM_LABELS, room=ROOM, nxtp=as_text, per_label=not as_text,
-        )[0]  # fmt: skip
+        state = decoder.encode_prompt(image_1ND, prompt_P)
+        search = Search(decoder, state, SEPARATOR, ROOM)
+        return search.greedy(NUM_LABELS, nxtp=as_text, per_label=not as_text)[0]
 
     same: dict[str, Callable[[], Labels]] = {
         "one shot": at_once,

@@ -13,8 +13,7 @@ from torch import Tensor
 from engine.config.schema import Generate
 from engine.data.text.labels import lay_out, stack
 from engine.errors import UserError
-from engine.generate import label_search
-from engine.generate.label_search import Found, label_log_probs, one_shot
+from engine.generate.label_search import Found, Search, label_log_probs
 from engine.generate.labels import check
 from engine.generate.texts import uniforms
 from tests.models.decoders.test_decoders import VOCABULARY
@@ -78,7 +77,7 @@ def assert_equal(got: list[Found], want: list[Found], near: float) -> None:
 def test_one_shot_equals_labels_read_anew_at_each_token(family: str) -> None:
     decoder = make(family)
     state = read(decoder, 3)
-    found = one_shot(decoder, state, separator_id=SEPARATOR, num_first=K, room=ROOM, rows=K)
+    found = Search(decoder, state, SEPARATOR, ROOM).one_shot(K, rows=K)
     wanted = [slow_one_shot(decoder, images(3)[row : row + 1]) for row in range(3)]
     lengths = {len(label.ids) for labels in wanted for label in labels}
     assert len(lengths) > 1 and any(len(labels) < K for labels in wanted)  # some do not end
@@ -97,10 +96,10 @@ def test_one_shot_equals_labels_read_anew_at_each_token(family: str) -> None:
 def test_labels_in_portions_are_the_same(rows: int) -> None:
     decoder = make("llama")
     state = read(decoder, 2)
-    options = {"separator_id": SEPARATOR, "num_first": K, "room": ROOM}
+    search = Search(decoder, state, SEPARATOR, ROOM)
     for whole, parts in zip(
-        one_shot(decoder, state, rows=K, **options),
-        one_shot(decoder, state, rows=rows, **options),
+        search.one_shot(K, rows=K),
+        search.one_shot(K, rows=rows),
         strict=True,
     ):
         assert_equal(parts, whole, 1e-9)
@@ -109,9 +108,7 @@ def test_labels_in_portions_are_the_same(rows: int) -> None:
 def test_every_token_can_begin_a_label_but_the_separator() -> None:
     decoder = make("gpt2")
     state = read(decoder, 1)
-    (found,) = one_shot(
-        decoder, state, separator_id=SEPARATOR, num_first=VOCABULARY - 1, room=2, rows=7
-    )
+    (found,) = Search(decoder, state, SEPARATOR, room=2).one_shot(VOCABULARY - 1, rows=7)
     ended = [
         token
         for token in range(VOCABULARY)
@@ -129,11 +126,8 @@ def test_every_token_can_begin_a_label_but_the_separator() -> None:
 def test_one_label_after_another_is_the_same_without_nxtps_rule() -> None:
     decoder = make("llama")
     state = read(decoder, 3)
-    found = label_search.greedy(
-        decoder, state, separator_id=SEPARATOR, num_labels=K, room=ROOM, nxtp=False,
-        per_label=True,
-    )  # fmt: skip
-    once = one_shot(decoder, state, separator_id=SEPARATOR, num_first=K, room=ROOM, rows=K)
+    found = Search(decoder, state, SEPARATOR, ROOM).greedy(K, nxtp=False, per_label=True)
+    once = Search(decoder, state, SEPARATOR, ROOM).one_shot(K, rows=K)
     for got, want in zip(found, once, strict=True):
         assert_equal(got, want, 1e-9)
 
@@ -142,10 +136,8 @@ def test_one_label_after_another_is_the_same_without_nxtps_rule() -> None:
 @pytest.mark.parametrize("per_label", [False, True])
 def test_by_nxtps_rule_a_label_follows_the_separator(family: str, per_label: bool) -> None:
     decoder = make(family)
-    found = label_search.greedy(
-        decoder, read(decoder, 3), separator_id=SEPARATOR, num_labels=3, room=ROOM, nxtp=True,
-        per_label=per_label,
-    )  # fmt: skip
+    search = Search(decoder, read(decoder, 3), SEPARATOR, ROOM)
+    found = search.greedy(3, nxtp=True, per_label=per_label)
     ended = [(row, labels) for row, labels in enumerate(found) if len(labels) == 3]
     assert ended
     for row, got in ended:
@@ -180,9 +172,8 @@ def test_beams_as_many_as_tokens_find_the_likeliest_labels_of_all() -> None:
     every = [(a, SEPARATOR) for a in tokens]
     every += [(*pair, SEPARATOR) for pair in itertools.product(tokens, tokens)]
     log_p_BK = label_log_probs(decoder, state, every, rows=400)
-    found = label_search.beam(
-        decoder, state, separator_id=SEPARATOR, num_beams=VOCABULARY - 1, num_labels=9, room=3
-    )
+    search = Search(decoder, state, SEPARATOR, room=3)
+    found = search.beam(num_beams=VOCABULARY - 1, num_labels=9)
     for got, log_p_K in zip(found, log_p_BK, strict=True):
         best = log_p_K.topk(9)
         want = [Found(every[i][:-1], float(log_p_K[i])) for i in best.indices]
@@ -191,9 +182,8 @@ def test_beams_as_many_as_tokens_find_the_likeliest_labels_of_all() -> None:
 
 def test_one_beam_is_the_likeliest_text() -> None:
     decoder = make("llama")
-    found = label_search.beam(
-        decoder, read(decoder, 3), separator_id=SEPARATOR, num_beams=1, num_labels=1, room=ROOM
-    )
+    search = Search(decoder, read(decoder, 3), SEPARATOR, ROOM)
+    found = search.beam(num_beams=1, num_labels=1)
     for row, got in enumerate(found):
         want = slow_one_shot(decoder, images(3)[row : row + 1], 1)
         if want:
@@ -206,10 +196,9 @@ def test_drawn_labels_are_those_of_their_numbers(top_p: float) -> None:
     decoder, temperature = make("llama"), 1.3
     state = read(decoder, 2)
     uniform = uniforms(3, range(2), 8, ROOM).view(2, 8, ROOM)
-    found = label_search.sample(
-        decoder, state, separator_id=SEPARATOR, uniform_BKT=uniform, temperature=temperature,
-        top_k=0, top_p=top_p, rows=3,
-    )  # fmt: skip
+    found = Search(decoder, state, SEPARATOR, ROOM).sample(
+        uniform, rows=3, temperature=temperature, top_k=0, top_p=top_p
+    )
     for row in range(2):
         image = images(2)[row : row + 1]
         wanted: dict[tuple[int, ...], float] = {}
