@@ -5,17 +5,16 @@ Exit codes: 0 done, 1 a fault, 2 a user error, 130 stopped by a second Ctrl-C.
 
 import os
 import sys
-import traceback
 from pathlib import Path
 
 from engine.dist.workers import end_with_launcher, first_to_report, is_worker, run_workers
-from engine.errors import FaultError, UserError, message_of
+from engine.errors import reported
 from engine.flags import parse
 from engine.registry import names
 
 
 def main(argv: list[str]) -> int:
-    try:
+    with reported(first_to_report) as outcome:
         arguments = parse(argv, tasks=list(names("tasks")), modes=list(names("modes")))
         several = arguments.nproc_per_node * arguments.nnodes > 1
         if several and not is_worker():
@@ -28,21 +27,7 @@ def main(argv: list[str]) -> int:
 
         with opened(arguments) as work:
             work()
-        return 0
-    except UserError as error:
-        return report(message_of(error), code=2)
-    except FaultError as error:
-        return report(message_of(error), code=1)
-    except KeyboardInterrupt:
-        return 130
-    except Exception:
-        return report(traceback.format_exc(), code=1)
-
-
-def report(message: str, code: int) -> int:
-    if first_to_report(code):
-        print(message.rstrip(), file=sys.stderr, flush=True)
-    return code
+    return outcome.code
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 
 class UserError(Exception):
@@ -36,22 +38,43 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def exit_code(work: Callable[[], int]) -> int:
-    """What ``work`` returns; 2 for a user error and 1 for a fault, printed as one message."""
+@dataclass
+class Outcome:
+    """How a program's work ended: its exit code."""
+
+    code: int = 0
+
+
+@contextmanager
+def reported(prints: Callable[[int], bool] = lambda code: True) -> Iterator[Outcome]:
+    """Around a program's work: an error is printed as one message and becomes the exit code.
+
+    2 is for a user error, 1 for a fault. ``prints`` says by the code whether this process prints.
+    """
+    outcome = Outcome()
     try:
-        code = work()
+        yield outcome
         sys.stdout.flush()
-        return code
+        return
     except UserError as error:
-        message, code = message_of(error), 2
+        message, outcome.code = message_of(error), 2
     except FaultError as error:
-        message, code = message_of(error), 1
+        message, outcome.code = message_of(error), 1
     except KeyboardInterrupt:
-        return 130
+        outcome.code = 130
+        return
     except BrokenPipeError:  # the reader of what is printed has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports it
-        return 128 + 13
+        outcome.code = 128 + 13
+        return
     except Exception:
-        message, code = traceback.format_exc(), 1
-    print(message.rstrip(), file=sys.stderr, flush=True)
-    return code
+        message, outcome.code = traceback.format_exc(), 1
+    if prints(outcome.code):
+        print(message.rstrip(), file=sys.stderr, flush=True)
+
+
+def exit_code(work: Callable[[], int]) -> int:
+    """What ``work`` returns, or the code of the error that it raises, as ``reported``."""
+    with reported() as outcome:
+        outcome.code = work()
+    return outcome.code

@@ -39,21 +39,27 @@ def parse(
 ) -> Arguments:
     """Read a command line (without the program's name).
 
-    ``tasks`` are named in the help; a mode is one of ``modes``, where they are given, or a
-    module's dotted name.
-
+    ``tasks`` are named in the help; a mode is one of ``modes``, or a module's dotted name.
     Raises UserError for what cannot be read, SystemExit(0) after ``--help``.
     """
     parser = _parser(tasks, modes)
     values, unknown = parser.parse_known_intermixed_args(argv)
-    flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
     if unknown:
-        parser.error(_unknown_flag(parser, flags[0] if flags else unknown[0]))
+        flag = next((w.partition("=")[0] for w in unknown if w.startswith("-")), unknown[0])
+        known = [option for action in parser._actions for option in action.option_strings]
+        close = difflib.get_close_matches(flag, known, n=1)
+        parser.error(f"unknown flag {flag}" + (f", did you mean {close[0]}?" if close else ""))
     if values.exp_name is not None:
         values.overrides.append(f"data.exp_name={json.dumps(values.exp_name)}")
-    arguments = Arguments(**{**vars(values), "overrides": tuple(values.overrides)})
-    _check_nodes(arguments)
-    return arguments
+    if not 0 <= values.node_rank < values.nnodes:
+        given = f"--node_rank={values.node_rank} of --nnodes={values.nnodes}"
+        raise UserError(f"command line: {given}; nodes are counted from 0")
+    if values.nnodes > 1 and not (values.master_addr and values.master_port):
+        raise UserError(
+            "command line: several nodes need a place to meet; give --master_addr=HOST of the "
+            "first node and --master_port=PORT, the same on all nodes"
+        )
+    return Arguments(**{**vars(values), "overrides": tuple(values.overrides)})
 
 
 def _parser(tasks: Sequence[str], modes: Sequence[str]) -> _Parser:
@@ -99,22 +105,3 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes; give 1 or more")
     return int(text)
-
-
-def _unknown_flag(parser: argparse.ArgumentParser, flag: str) -> str:
-    known = [option for action in parser._actions for option in action.option_strings]
-    close = difflib.get_close_matches(flag, known, n=1)
-    return f"unknown flag {flag}" + (f", did you mean {close[0]}?" if close else "")
-
-
-def _check_nodes(arguments: Arguments) -> None:
-    if not 0 <= arguments.node_rank < arguments.nnodes:
-        raise UserError(
-            f"command line: --node_rank={arguments.node_rank} of --nnodes={arguments.nnodes}; "
-            "nodes are counted from 0"
-        )
-    if arguments.nnodes > 1 and not (arguments.master_addr and arguments.master_port):
-        raise UserError(
-            "command line: several nodes need a place to meet; give --master_addr=HOST of the "
-            "first node and --master_port=PORT, the same on all nodes"
-        )

@@ -124,11 +124,6 @@ class Run:
         """What a sample to be evaluated may be at most."""
         return limits_of(self.config.data)
 
-    @property
-    def train_limits(self) -> Limits:
-        """What a sample to be learned from may be at most, and must be for the task."""
-        return limits_of(self.config.data, self.task)
-
     def transform(self, split: Literal["train", "valid"]) -> pipeline.Pipeline:
         """The image transforms of a split."""
         return pipeline.for_split(self.config, split)
@@ -194,9 +189,8 @@ class Run:
         place = collectives.broadcast_json(str(found.path) if found else None)
         if found is None and place is not None:
             path = Path(place)
-            found = (
-                Checkpoint(path, None) if path.is_file() else Checkpoint.read(path, contents=False)
-            )
+            is_file = path.is_file()
+            found = Checkpoint(path, None) if is_file else Checkpoint.read(path, contents=False)
         return found
 
     def build_model(self, device: torch.device | None = None) -> nn.Module:
@@ -204,11 +198,8 @@ class Run:
         model = self.config.model
         torch.manual_seed(self.config.runner.seed)
         module = self.task.build_model()
-        for part, init in (
-            ("image_encoder", model.image_encoder.init),
-            ("text_encoder", model.text_encoder.init),
-        ):
-            if init:
+        for part in ("image_encoder", "text_encoder"):
+            if init := getattr(model, part).init:
                 key = f"model.{part}.init"
                 tensors = open_checkpoint(init, key=key, warn=self.warn).model()
                 load_tower(getattr(module, part), tensors, part, key=key)
@@ -224,11 +215,8 @@ class Run:
     def trained(self) -> Checkpoint:
         """The checkpoint that there must be. Raises UserError."""
         if self.checkpoint is None:
-            raise UserError(
-                f"there is no checkpoint in {self.run_dir}: train first, or name one by "
-                "ckpt.resume",
-                key="ckpt.resume",
-            )
+            message = f"there is no checkpoint in {self.run_dir}: train first, or name one by "
+            raise UserError(message + "ckpt.resume", key="ckpt.resume")
         return self.checkpoint
 
     @cached_property
@@ -267,9 +255,8 @@ def find_device(name: str | torch.device | None) -> torch.device:
         found = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"there is no device {str(name)!r} here; take cpu, or leave it out", key="device"
-        ) from error
+        message = f"there is no device {str(name)!r} here; take cpu, or leave it out"
+        raise UserError(message, key="device") from error
     return found
 
 

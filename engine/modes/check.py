@@ -13,6 +13,7 @@ from engine import registry
 from engine.config.dump import resolved_yaml
 from engine.data.loader import train_batches
 from engine.data.permutation import Indices
+from engine.data.reader import limits_of
 from engine.data.samplers.pool import Sampler
 from engine.data.stream.loader import StreamLoader
 from engine.dist import collectives
@@ -95,7 +96,7 @@ def sample_batches(run: Run, plan: Plan) -> tuple[list[Batch], list[Sample]]:
     transform, number = run.transform("train"), min(_STEPS, plan.steps_per_epoch)
     options: dict[str, Any] = {
         "first_step": 0, "rank": 0, "world": 1, "seed": run.config.runner.seed,
-        "num_workers": 0, "limits": run.train_limits,
+        "num_workers": 0, "limits": limits_of(run.config.data, run.task),
     }  # fmt: skip
     found: Iterable[Any]
     if plan.streamed:  # a whole shuffle window is not waited for

@@ -9,4 +9,4 @@ def encodes_prompt(name: str) -> bool:
     Its module then says so: ``ENCODES_PROMPT = True``. Raises UserError for an unknown name.
     """
     module = registry.find("models/decoders", name, key="model.decoder.name")
-    return vars(module).get("ENCODES_PROMPT", False) is True
+    return getattr(module, "ENCODES_PROMPT", False)

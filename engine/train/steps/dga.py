@@ -150,7 +150,7 @@ class DecoupledAccumulation:
             torch.set_grad_enabled(graph),
             self.keep.measured() if graph else nullcontext(),
         ):
-            return self.task.features(self.model, part)
+            return self.task.features(self.model.wrapped, part)
 
     def _split(self, batch: Batch) -> Split:
         """This rank's sub-batches: equally many on every rank, even if their sizes are uneven.

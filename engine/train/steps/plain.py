@@ -35,7 +35,7 @@ def build(
     def gradients(batch: Batch, step: int) -> dict[str, Tensor]:
         seed = rng.derive(runner.seed, step, collectives.rank(), 0)
         with rng.isolated(seed, device), precision.autocast():
-            features = task.features(model, to_device(batch, device))
+            features = task.features(model.wrapped, to_device(batch, device))
         losses = task.losses(features)  # outside autocast: a loss picks its own number formats
         model.backward([model.scale(losses["loss"])])
         return reported(losses, features)
