@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,7 +16,7 @@ from engine.config.explain import validated
 from engine.config.schema import Config
 from engine.config.section import Section
 from engine.dist import collectives
-from engine.dist.parallel import Parallel, constrain
+from engine.dist.parallel import Bytes, Parallel, State, Weights, constrain
 
 NAMES = ("torch",)
 SHARDS = False
@@ -35,11 +35,9 @@ def check(config: Config, device: torch.device, precision: str) -> None:
     validated(Param, config.dist.param, "dist.param")
 
 
-def device_bytes(
-    config: Config, precision: str, world: int, whole: Mapping[str, int]
-) -> dict[str, int]:
+def device_bytes(config: Config, precision: str, world: int, whole: Bytes) -> Bytes:
     """Every device holds all of it."""
-    return dict(whole)
+    return whole
 
 
 def build(
@@ -121,12 +119,7 @@ class Replicas(Parallel):
     def scaler_state(self) -> dict[str, Any] | None:
         return self.scaler.state_dict() or None
 
-    def load(
-        self,
-        optimizer: Mapping[str, Any],
-        scaler: Mapping[str, Any] | None,
-        weights: Callable[[], Mapping[str, Tensor]],
-    ) -> None:
+    def load(self, optimizer: State, scaler: State | None, weights: Weights) -> None:
         self.optimizer.load_state_dict(dict(optimizer))
         if scaler is not None:
             self.scaler.load_state_dict(dict(scaler))

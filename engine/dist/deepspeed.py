@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -28,8 +28,11 @@ from engine.config.schema import Config, Dist
 from engine.dist import collectives
 from engine.dist.launch import join_alone
 from engine.dist.parallel import (
+    Bytes,
     Parallel,
     Sharded,
+    State,
+    Weights,
     at_rank_0,
     constrain,
     refuse_batch_norm,
@@ -49,7 +52,7 @@ def check(config: Config, device: torch.device, precision: str) -> None:
         raise UserError("DeepSpeed is not installed: pip install -e '.[deepspeed]', or take "
                         "dist.name: torch", key="dist.name")  # fmt: skip
     settings = Settings(config, collectives.world(), precision)
-    refuse_offload(settings.offloads, device)
+    refuse_offload(bool(settings.offloads), device)
     if not (found := version("deepspeed")).startswith(_RELEASE):
         raise UserError(f"DeepSpeed {found} is installed, and this is written for {_RELEASE}x: "
                         "pip install -e '.[deepspeed]'", key="dist.name")  # fmt: skip
@@ -68,9 +71,7 @@ def check(config: Config, device: torch.device, precision: str) -> None:
         raise UserError(f"{settings.param.config}: {place}: {first['msg']}", key=KEY) from error
 
 
-def device_bytes(
-    config: Config, precision: str, world: int, whole: Mapping[str, int]
-) -> dict[str, int]:
+def device_bytes(config: Config, precision: str, world: int, whole: Bytes) -> Bytes:
     """What one device holds of ``whole``, which is that of DDP in fp32."""
     return Settings(config, world, precision).device_bytes(whole)
 
@@ -253,12 +254,7 @@ class ZeRO(Sharded):
             return None
         return {k: v for k, v in vars(self.zero.loss_scaler).items() if isinstance(v, int | float)}
 
-    def load(
-        self,
-        optimizer: Mapping[str, Any],
-        scaler: Mapping[str, Any] | None,
-        weights: Callable[[], Mapping[str, Tensor]],
-    ) -> None:
+    def load(self, optimizer: State, scaler: State | None, weights: Weights) -> None:
         """Raises UserError for the state of an optimizer with other groups."""
         found = [len(group["params"]) for group in optimizer["param_groups"]]
         if found != self.sizes:

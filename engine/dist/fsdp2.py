@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -31,7 +31,10 @@ from engine.config.section import Section
 from engine.dist import collectives
 from engine.dist.launch import join_alone
 from engine.dist.parallel import (
+    Bytes,
     Sharded,
+    State,
+    Weights,
     at_rank_0,
     constrain,
     refuse_batch_norm,
@@ -74,9 +77,7 @@ def check(config: Config, device: torch.device, precision: str) -> None:
         )
 
 
-def device_bytes(
-    config: Config, precision: str, world: int, whole: Mapping[str, int]
-) -> dict[str, int]:
+def device_bytes(config: Config, precision: str, world: int, whole: Bytes) -> Bytes:
     """What one device holds of weights, gradients and optimizer; ``whole`` is by DDP in fp32."""
     offloads = _param(config).offload is not None
     return {name: 0 if offloads else size // world for name, size in whole.items()}
@@ -174,7 +175,7 @@ class FullySharded(Sharded):
             tensor = _like(tensor, tensor.to_local().to(self.device)).full_tensor()
         return at_rank_0(tensor)
 
-    def load(self, optimizer: Mapping[str, Any], *_: Any) -> None:
+    def load(self, optimizer: State, scaler: State | None, weights: Weights) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state = {
             number: {key: _shard(value, parameters[number]) for key, value in values.items()}

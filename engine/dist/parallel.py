@@ -27,6 +27,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from engine.dist import collectives
 from engine.errors import UserError
 
+Bytes = Mapping[str, int]  # of weights, gradients and optimizer
+State = Mapping[str, Any]
+Weights = Callable[[], Mapping[str, Tensor]]
+
 
 class Parallel(nn.Module, ABC):
     """A model and its optimizer as the ranks hold them; called as the model itself.
@@ -90,12 +94,7 @@ class Parallel(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def load(
-        self,
-        optimizer: Mapping[str, Any],
-        scaler: Mapping[str, Any] | None,
-        weights: Callable[[], Mapping[str, Tensor]],
-    ) -> None:
+    def load(self, optimizer: State, scaler: State | None, weights: Weights) -> None:
         """Continue from a checkpoint, with whose ``weights`` the strategy was built.
 
         ``weights`` reads them once more, for a strategy that has rounded them.

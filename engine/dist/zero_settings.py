@@ -62,8 +62,12 @@ class Settings:
         stage = self.param.zero_stage
         self.stage: int = self.zero.get("stage", 2) if stage is None else stage
         self.weights = self._weights()
-        places = [self.zero.get(name, {}).get("device") for name in _OFFLOADS]
-        self.offloads = self.param.offload is not None or "cpu" in places
+        if self.param.offload:
+            place = {"device": self.param.offload, "pin_memory": True}
+            for name in _OFFLOADS[: 2 if self.stage == 3 else 1]:
+                self.zero[name] = place | self.zero.get(name, {})
+        places = {name: self.zero.get(name, {}).get("device") for name in _OFFLOADS}
+        self.offloads = [name for name, device in places.items() if device == "cpu"]
         self._check()
 
     def resolved(self, trained: int, hidden: int) -> dict[str, Any]:
@@ -73,13 +77,12 @@ class Settings:
             trained: elements of all trained parameters.
             hidden: the model's width, for the sizes that are ``"auto"``.
         """
-        batch = self.config.data.batch_size
+        batch, given = self.config.data.batch_size, self.raw.get("zero_optimization") or {}
         automatic = {  # as transformers fills them in
             "reduce_bucket_size": hidden * hidden,
             "stage3_prefetch_bucket_size": int(0.9 * hidden * hidden),
             "stage3_param_persistence_threshold": 10 * hidden,
         }
-        given = self.raw.get("zero_optimization") or {}
         zero: dict[str, Any] = {
             "memory_efficient_linear": False,  # else torch's own linear is replaced, for good
             "reduce_bucket_size": min(_BUCKET, max(trained, 2)),  # allocated whole
@@ -87,10 +90,6 @@ class Settings:
             **{name: size for name, size in automatic.items() if given.get(name) == "auto"},
             "stage": self.stage,
         }
-        if self.param.offload:
-            place = {"device": self.param.offload, "pin_memory": True}
-            for name in _OFFLOADS[: 2 if self.stage == 3 else 1]:
-                zero[name] = {**place, **self.zero.get(name, {})}
         low = {
             name: {**self.json.get(name, {}), "enabled": self.weights == name}
             for name in ("bf16", "fp16")
@@ -107,10 +106,10 @@ class Settings:
             **low,
         }
 
-    def device_bytes(self, whole: Mapping[str, int]) -> dict[str, int]:
+    def device_bytes(self, whole: Mapping[str, int]) -> Mapping[str, int]:
         """What one device holds of ``whole`` weights, gradients and optimizer, by DDP in fp32."""
         if self.stage == 0:
-            return dict(whole)
+            return whole
         low = 1 if self.weights == "fp32" else 2
         found = {
             "optimizer": whole["optimizer"] + whole["gradients"],  # with the fp32 weights it moves
@@ -119,11 +118,8 @@ class Settings:
         }
         for name in list(found)[: self.stage]:
             found[name] //= self.world
-        zero = self.resolved(1, 1)["zero_optimization"]
-        for name, place in zip(("optimizer", "weights"), _OFFLOADS, strict=True):
-            if zero.get(place, {}).get("device") == "cpu":
-                found[name] = 0
-        return found
+        moved = dict(zip(_OFFLOADS, ("optimizer", "weights"), strict=True))
+        return found | {moved[name]: 0 for name in self.offloads}
 
     def _compare(self) -> None:
         """Every value of the file against the YAML's: equal where both name it."""

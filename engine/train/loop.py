@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from engine import registry
 from engine.config.schema import Config
 from engine.data import loader
-from engine.data.bad_samples import BadSamples
+from engine.data.bad_samples import BadRecord, BadSamples
 from engine.data.reader import limits_of
 from engine.data.stream.loader import StreamLoader
 from engine.data.transforms import pipeline
@@ -65,11 +65,10 @@ class Training:
             loaded = clock()
             batch["step"] = step
             losses = gradients(batch, step)
-            lr = state.set_lr()
-            facts = self._agree(step, losses["loss"], batch, bad)
+            facts = self._agree(step, losses["loss"], batch, bad) | {"lr": state.set_lr()}
             self._update(step, batch, facts)
             state.step = step + 1
-            self._row(lr, losses, facts, waited=loaded - begin, worked=clock() - loaded)
+            self._row(losses, facts, loaded - begin, clock() - begin)
             ended = state.step % plan.steps_per_epoch == 0
             if ended and not facts["stop"] and self._evaluation_is_due():
                 metrics = self._evaluate()
@@ -89,7 +88,7 @@ class Training:
             device=self.device, key="runner.name", options=config.options,
         )  # fmt: skip
 
-    def _batches(self) -> Iterator[tuple[int, Batch, list[Any]]]:
+    def _batches(self) -> Iterator[loader.Loaded]:
         data, plan = self.config.data, self.plan
         transform = pipeline.for_split(self.config, "train")
         options: dict[str, Any] = {
@@ -124,7 +123,9 @@ class Training:
             **options,
         )
 
-    def _agree(self, step: int, loss: Tensor, batch: Batch, bad: list[Any]) -> dict[str, Any]:
+    def _agree(
+        self, step: int, loss: Tensor, batch: Batch, bad: Sequence[BadRecord]
+    ) -> dict[str, Any]:
         """What all ranks must know alike before the update, in one small message."""
         ranks = collectives.all_gather_json(
             {
@@ -181,22 +182,16 @@ class Training:
         )
 
     def _row(
-        self,
-        lr: float,
-        losses: dict[str, Tensor],
-        facts: dict[str, Any],
-        *,
-        waited: float,
-        worked: float,
+        self, losses: dict[str, Tensor], facts: dict[str, Any], waited: float, seconds: float
     ) -> None:
-        step, seconds = self.state.step, max(waited + worked, 1e-9)
+        step, seconds = self.state.step, max(seconds, 1e-9)
         self.state.seen += facts["rows"]
         self.log.row(
             {
                 "step": step,
                 "epoch": step / self.plan.steps_per_epoch,
                 "loss": facts["loss"],
-                "lr": lr,
+                "lr": facts["lr"],
                 "grad_norm": facts["grad_norm"],
                 "samples_per_second": facts["rows"] / seconds,
                 "data_wait": waited / seconds,

@@ -58,7 +58,11 @@ AUTO = {
 
 def test_auto_is_filled_in(tmp_path: Path) -> None:
     settings = Settings(config(written(tmp_path, AUTO)), 4, "bf16")
-    assert (settings.stage, settings.weights, settings.offloads) == (3, "bf16", True)
+    assert (settings.stage, settings.weights, settings.offloads) == (
+        3,
+        "bf16",
+        ["offload_optimizer"],
+    )
     given = settings.resolved(1000, 32)
     found = given["zero_optimization"]
     assert (given["train_batch_size"], given["train_micro_batch_size_per_gpu"]) == (64, 16)
@@ -84,7 +88,7 @@ def test_auto_is_filled_in(tmp_path: Path) -> None:
 )
 def test_without_a_file(param: dict[str, Any], precision: str, weights: str) -> None:
     settings = Settings(config(param, grad_clip=None), 2, precision)
-    assert (settings.stage, settings.weights, settings.offloads) == (2, weights, False)
+    assert (settings.stage, settings.weights, settings.offloads) == (2, weights, [])
     given = settings.resolved(1000, 32)
     assert [n for n in ("bf16", "fp16") if given[n]["enabled"]] == [weights] * (weights != "fp32")
     assert given["gradient_clipping"] == 0.0
