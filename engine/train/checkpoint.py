@@ -144,22 +144,17 @@ def _sealed(content: dict[str, Any]) -> str:
     return json.dumps({**content, "sha256": seal}, indent=1)
 
 
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that a checkpoint will hold; with ``copy`` apart from the originals, on the CPU."""
+    """All that a checkpoint will hold."""
 
-    def __init__(
-        self,
-        step: int,
-        model: Mapping[str, Tensor],
-        state: Any,
-        config_text: str,
-        metric: float | None,
-        *,
-        copy: bool,
-    ) -> None:
-        self.step, self.config_text, self.metric = step, config_text, metric
-        self.model, self.tied = serial.untie(model, copy=copy)
-        self.tensors, self.skeleton = serial.flatten(state, copy=copy)
+    step: int
+    metric: float | None
+    config_text: str
+    model: dict[str, Tensor]
+    tied: dict[str, str]
+    tensors: dict[str, Tensor]
+    skeleton: Any
 
     def write(self, folder: Path) -> None:
         """Writes all files into an existing folder; when it returns they are on the disk."""
@@ -236,7 +231,8 @@ class CheckpointStore:
             return
         self.wait()
         metric = metric if metric is not None and math.isfinite(metric) else None
-        snapshot = Snapshot(step, model, state, config_text, metric, copy=copy)
+        parts = (*serial.untie(model, copy=copy), *serial.flatten(state, copy=copy))
+        snapshot = Snapshot(step, metric, config_text, *parts)
         self._pending = self._thread.submit(self._write, snapshot)
 
     def wait(self) -> None:

@@ -57,5 +57,5 @@ class LARS(Lars):
         options["trust_coeff"] = group.get("trust_coefficient", options["trust_coeff"])
         layers = [parameter for parameter in group["params"] if parameter.ndim > 1]
         vectors = [parameter for parameter in group["params"] if parameter.ndim <= 1]
-        yield {**options, "params": layers, "always_adapt": True}
-        yield {**options, "params": vectors, "always_adapt": False, "weight_decay": 0.0}
+        yield options | {"params": layers, "always_adapt": True}
+        yield options | {"params": vectors, "always_adapt": False, "weight_decay": 0.0}

@@ -16,6 +16,7 @@ from engine.config.schema import Optim, ParamGroup
 from engine.errors import UserError
 from engine.models.parameters import is_adapter, is_token_row
 from engine.registry import nearest
+from engine.train.schedules import refuse_unknown
 
 Kind = Callable[..., torch.optim.Optimizer]  # a class: they differ in what they take
 _UNFIT = {
@@ -190,13 +191,10 @@ def _from_outside(name: str, module: str, bare: str) -> Kind:
 
 def _checked_param(known: dict[str, inspect.Parameter], config: Optim) -> dict[str, Any]:
     """``optim.param`` as the class takes it: lists (of betas) as tuples, no unknown name."""
+    if "lr" in config.param:
+        raise UserError("the learning rate is set by optim.lr.init", key="optim.param.lr")
     usable = [name for name in known if name != "lr"]
-    for name in config.param:
-        if name not in usable:
-            reason = f"{config.name} has no param {name!r}; {nearest(name, usable)}"
-            if name == "lr":
-                reason = "the learning rate is set by optim.lr.init"
-            raise UserError(reason, key=f"optim.param.{name}")
+    refuse_unknown(config.name, config.param, usable, "optim.param")
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in config.param.items()

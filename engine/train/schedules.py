@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from engine.config.schema import Lr
 from engine.errors import UserError
@@ -90,10 +90,7 @@ def factor(config: Lr, total_steps: int) -> Factor:
         raise UserError(f"no schedule is called {config.name!r}; {hint}", key="optim.lr.name")
     schedule = SCHEDULES[config.name]
     known = list(inspect.signature(schedule).parameters)[2:]
-    for name in config.param.keys() - set(known):
-        hint = nearest(name, known) if known else "it takes none"
-        message = f"{config.name} has no param {name!r}; {hint}"
-        raise UserError(message, key=f"optim.lr.param.{name}")
+    refuse_unknown(config.name, config.param, known, "optim.lr.param")
     warmup = warmup_steps(config, total_steps)
     try:
         after = schedule(warmup, total_steps, **config.param)
@@ -103,6 +100,14 @@ def factor(config: Lr, total_steps: int) -> Factor:
     if schedule is constant_schedule:
         return after
     return lambda step: step / warmup if step < warmup else after(step)
+
+
+def refuse_unknown(owner: str, param: Iterable[str], known: list[str], key: str) -> None:
+    """Raises UserError below ``key`` for a name in ``param`` that ``owner`` does not take."""
+    for name in param:
+        if name not in known:
+            hint = nearest(name, known) if known else "it takes none"
+            raise UserError(f"{owner} has no param {name!r}; {hint}", key=f"{key}.{name}")
 
 
 def warmup_steps(config: Lr, total_steps: int) -> int:

@@ -177,3 +177,13 @@ def test_the_model_file_is_readable_by_other_tools(tmp_path):
 
     serial.write_tensors(tmp_path / "m.safetensors", {"a": torch.ones(2)}, {"b": "a"})
     assert torch.equal(load_file(tmp_path / "m.safetensors")["a"], torch.ones(2))
+
+
+def test_copies_are_made_unless_they_are_not_wanted():
+    x = torch.zeros(3)
+    copied, shared = (
+        (serial.untie({"x": x}, copy=copy)[0]["x"], serial.flatten([x], copy=copy)[0]["0"])
+        for copy in (True, False)
+    )
+    x += 1
+    assert [tensor.sum() for tensor in (*copied, *shared)] == [0, 0, 3, 3]
