@@ -83,8 +83,8 @@ def _parser(tasks: Sequence[str], modes: Sequence[str]) -> _Parser:
     )
     parser.add_argument("--exp_name", help="name of the run's folder, instead of data.exp_name")
     nodes = parser.add_argument_group("processes (torchrun sets these itself)")
-    nodes.add_argument("--nproc_per_node", type=_count, default=1, metavar="N", help="default 1")
-    nodes.add_argument("--nnodes", type=_count, default=1, metavar="N", help="default 1")
+    nodes.add_argument("--nproc_per_node", type=count, default=1, metavar="N", help="default 1")
+    nodes.add_argument("--nnodes", type=count, default=1, metavar="N", help="default 1")
     nodes.add_argument("--node_rank", type=int, default=0, metavar="R", help="0 … nnodes - 1")
     nodes.add_argument("--master_addr", metavar="HOST", help="host of the node with rank 0")
     nodes.add_argument("--master_port", type=int, metavar="PORT", help="a free port there")
@@ -101,7 +101,8 @@ def _mode(known: Sequence[str], text: str) -> str:
     return text
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A whole number of at least 1, for a command line."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes; give 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return int(text)

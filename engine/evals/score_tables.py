@@ -117,11 +117,7 @@ def _with_people(
         "human_scores": len(judged),
         "pearson": agreement.pearson(score_J, human),
         "kendall_tau_b": agreement.kendall_tau_b(score_J, human),
-        "pairwise_accuracy": pairs.accuracy,
-        "pairwise_accuracy_without_ties": pairs.accuracy_without_ties,
-        "tie_epsilon": pairs.epsilon,
-        "pairs_compared": pairs.num_pairs,
-        "pairs_drawn": pairs.drawn,
+        **pairs,
     }
 
 

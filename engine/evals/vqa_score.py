@@ -28,11 +28,11 @@ from engine.data.transforms import pipeline
 from engine.errors import UserError, exit_code
 from engine.evals import score_tables
 from engine.evals.predict import evaluating
+from engine.flags import count
 from engine.generate.likelihood import log_likelihoods
 from engine.models.vision_language import VisionLanguage
 from engine.run import Run, warn_on_stderr
 from engine.tasks.vqa import VqaTask
-from engine.tools.jobs import count
 from engine.train.signals import StopRequest
 from engine.types import BadSample, Task
 

@@ -266,9 +266,8 @@ def _plain_attention(part: nn.Module) -> Iterator[None]:
     with pretrained.only_errors():  # parts of a configuration that no model belongs to
         for model in models:
             model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        with pretrained.only_errors():
+        try:
+            yield
+        finally:
             for model, how in zip(models, before, strict=True):
                 model.set_attn_implementation(how)

@@ -23,6 +23,7 @@ from engine.export.onnx_runner import (
     OnnxRecognizer,
     open_folder,
 )
+from engine.flags import count
 from engine.types import BadSample
 
 _OF_TASK = {
@@ -44,18 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--texts", nargs="+", metavar="TEXT", help="clip: what may be in an image")
     parser.add_argument("--prompt", help="caption: instead of the run's own")
-    parser.add_argument("--max_new_tokens", type=_count, metavar="N", help="caption")
-    parser.add_argument("--top_k", type=_count, metavar="K", help="recognize: labels of an image")
-    parser.add_argument("--batch_size", type=_count, default=32, metavar="N", help="default 32")
-    parser.add_argument("--threads", type=_count, metavar="N", help="default: one a core")
+    parser.add_argument("--max_new_tokens", type=count, metavar="N", help="caption")
+    parser.add_argument("--top_k", type=count, metavar="K", help="recognize: labels of an image")
+    parser.add_argument("--batch_size", type=count, default=32, metavar="N", help="default 32")
+    parser.add_argument("--threads", type=count, metavar="N", help="default: one a core")
     parser.add_argument("--verify", action="store_true", help="check every file's SHA-256 first")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
-    return int(text)
 
 
 def _run(given: argparse.Namespace) -> int:

@@ -6,7 +6,6 @@ Scores are numbers one an item, as arrays [N]. None of the functions takes NaN: 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -67,26 +66,15 @@ def _inversions(rank_N: NDArray[np.int64]) -> int:
     return total
 
 
-@dataclass(frozen=True, slots=True)
-class Pairwise:
-    """Pairwise accuracy, 0 … 1."""
-
-    accuracy: float  # acc_eq with ``epsilon``
-    epsilon: float  # differences of scores up to this are ties
-    accuracy_without_ties: float  # acc_eq where only equal scores are ties
-    num_pairs: int  # that were compared
-    drawn: bool  # whether they are a sample of all
-
-
 def pairwise_accuracy(
     score: ArrayLike, human: ArrayLike, groups: Sequence[Any] | None = None
-) -> Pairwise:
+) -> dict[str, Any]:
     """Share of pairs of items that a score orders, or ties, as people do: acc*_eq.
 
     Deutsch et al. 2023, "Ties Matter": the score ties where two differ by ε at most, and ε is that
     which gives the highest accuracy, the smallest of several. ``groups`` compares items only within
     their group and averages over the groups that have pairs. Above MAX_PAIRS pairs, so many are
-    drawn. Raises ValueError where there is no pair.
+    drawn. Without ties, scores tie where they are equal. Raises ValueError where there is no pair.
     """
     x, y = _both(score, human)
     first, second, weight, drawn = _chosen_pairs(len(x), groups)
@@ -98,7 +86,13 @@ def pairwise_accuracy(
         return float(weight[right].sum() / weight.sum())
 
     epsilon = _best_epsilon(size, tied, alike, weight)
-    return Pairwise(accuracy(epsilon), epsilon, accuracy(0.0), len(first), drawn)
+    return {
+        "pairwise_accuracy": accuracy(epsilon),
+        "pairwise_accuracy_without_ties": accuracy(0.0),
+        "tie_epsilon": epsilon,
+        "pairs_compared": len(first),
+        "pairs_drawn": drawn,
+    }
 
 
 def _best_epsilon(

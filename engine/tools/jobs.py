@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engine.data.workers import die_with_parent
 from engine.errors import FaultError, UserError
+from engine.flags import count
 
 _POLL_SECONDS = 0.2
 _MAX_JOBS = 16
@@ -40,13 +41,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UserError(f"command line: {message}; see {self.prog} --help")
-
-
-def count(text: str) -> int:
-    """A whole number of at least 1, for a command line."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
-    return int(text)
 
 
 def console(*, stderr: bool = False) -> Console:

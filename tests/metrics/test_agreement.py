@@ -72,12 +72,15 @@ def test_pairwise_accuracy_is_the_best_over_all_limits(case, num_groups):
     by_limit = {limit: accuracy_by_loop(x, y, limit, same) for limit in sorted(gaps)}
     found = pairwise_accuracy(x, y, groups)
     best = max(by_limit.values())
-    assert found.accuracy == pytest.approx(best, abs=1e-12)
-    assert by_limit[found.epsilon] == pytest.approx(best, abs=1e-12)
-    assert found.accuracy_without_ties == pytest.approx(by_limit[0.0], abs=1e-12)
+    assert found["pairwise_accuracy"] == pytest.approx(best, abs=1e-12)
+    assert by_limit[found["tie_epsilon"]] == pytest.approx(best, abs=1e-12)
+    assert found["pairwise_accuracy_without_ties"] == pytest.approx(by_limit[0.0], abs=1e-12)
     if not num_groups:  # several groups' shares may round apart where limits are equally good
-        assert found.epsilon == min(e for e, share in by_limit.items() if share == best)
-        assert (found.num_pairs, found.drawn) == (len(x) * (len(x) - 1) // 2, False)
+        assert found["tie_epsilon"] == min(e for e, share in by_limit.items() if share == best)
+        assert (found["pairs_compared"], found["pairs_drawn"]) == (
+            len(x) * (len(x) - 1) // 2,
+            False,
+        )
 
 
 def test_perfect_opposite_and_constant():
@@ -88,9 +91,9 @@ def test_perfect_opposite_and_constant():
         assert np.isnan(same(x, np.ones(5)))
         assert np.isnan(same([], []))
     assert pearson(x * 1e200, x * 1e-200) == pytest.approx(1)
-    assert pairwise_accuracy(x, x).accuracy == 1
-    assert pairwise_accuracy(x, np.ones(5)).epsilon == 4  # people tie all, so all are ties
-    assert pairwise_accuracy(x, np.ones(5)).accuracy_without_ties == 0
+    assert pairwise_accuracy(x, x)["pairwise_accuracy"] == 1
+    assert pairwise_accuracy(x, np.ones(5))["tie_epsilon"] == 4  # people tie all, so all are ties
+    assert pairwise_accuracy(x, np.ones(5))["pairwise_accuracy_without_ties"] == 0
 
 
 def test_many_items_take_seconds_and_draw_their_pairs(monkeypatch):
@@ -102,10 +105,10 @@ def test_many_items_take_seconds_and_draw_their_pairs(monkeypatch):
     tau = kendall_tau_b(score, human)
     found = pairwise_accuracy(score, human)
     assert time.process_time() - start < 10
-    assert (found.num_pairs, found.drawn) == (200_000, True)
+    assert (found["pairs_compared"], found["pairs_drawn"]) == (200_000, True)
     monkeypatch.undo()
     few = pairwise_accuracy(score[:1000], human[:1000])
-    assert found.accuracy == pytest.approx(few.accuracy, abs=0.02)
+    assert found["pairwise_accuracy"] == pytest.approx(few["pairwise_accuracy"], abs=0.02)
     assert tau == pytest.approx(kendall_tau_b(score[:2000], human[:2000]), abs=0.03)
 
 

@@ -21,6 +21,7 @@ from engine.config.schema import Config
 from engine.data.groups import group_rows
 from engine.data.sources import Split, open_dataset, open_source
 from engine.errors import UserError, exit_code
+from engine.flags import count
 from engine.logs.samples import write_whole
 from engine.tools import jobs
 from engine.tools.inspect import report
@@ -48,7 +49,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("cfg", metavar="CFG", type=Path, help="a run's YAML")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument(
-        "--limit", type=jobs.count, metavar="N", help="images of each dataset, evenly spread"
+        "--limit", type=count, metavar="N", help="images of each dataset, evenly spread"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: RUN FOLDER/inspect")
     return parser.parse_intermixed_args(argv)

@@ -30,6 +30,7 @@ from engine.data.image_files import ENDINGS
 from engine.data.sources import BUILT_IN, FORMATS, Split, open_source
 from engine.data.views import JoinedCaptions, OneCaption
 from engine.errors import FaultError, UserError, exit_code
+from engine.flags import count
 from engine.logs.samples import write_whole
 from engine.tools import jobs
 from engine.tools.pack.forms import COLUMNS, FOLDER, FORMS, Form
@@ -69,7 +70,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     share = "of a folder of images with texts beside them: the share that becomes the valid split"
     add("--valid-share", type=float, metavar="S", help=share)
     # img2dataset's default
-    add("--shard-size", type=jobs.count, default=10_000, metavar="IMAGES")
+    add("--shard-size", type=count, default=10_000, metavar="IMAGES")
     return parser.parse_args(argv)
 
 
