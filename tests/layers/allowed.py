@@ -10,6 +10,7 @@ _READER = "part of the interface for users, as documented in README.md"
 
 ALLOWED = {
     "NAMES": _REGISTRY,
+    "ENCODES_PROMPT": "what a decoder's module says of it; engine/models/decoders reads it by name",
     "model_config": _VALIDATION,
     "_no_truth_as_number": _VALIDATION,
     "_short_forms": _VALIDATION,
