@@ -164,11 +164,8 @@ class StreamLoader:
         base, self._left, self._resumed = first_step, Remaining(), None
         what = f"streamed: {len(shards)} shards, {world} × {self._workers} processes × workers"
         more = "; a resume is exact on as many, and shows samples at least once on others"
-        if (
-            saved
-            and len(saved) == world
-            and all(each["workers"] == self._workers for each in saved)
-        ):
+        as_before = [each["workers"] == self._workers for each in saved or ()]
+        if saved and len(saved) == world and all(as_before):
             mine = saved[rank]
             base, self._left, self._resumed = mine["base"], mine["left"], mine["loader"]
             more = "; resumed exactly where it stopped"

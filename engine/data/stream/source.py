@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -236,11 +235,18 @@ def _items(number: int, sample: dict[str, Any], form: TextForm) -> list[Item]:
             raise BadSample("missing image", f"its {form.text} or json is there alone")
     except BadSample as bad:
         return [Item(number, key, None, bad)]
-    images, items = () if image is None else (image,), []
-    for place, row in enumerate(texts):
-        ids = {"image_id": row.image_id or key, "caption_id": row.caption_id or f"{key}#{place}"}
-        items.append(Item(number + place, key, replace(row, key=key, images=images, **ids)))
-    return items
+    images = () if image is None else (image,)
+    rows = (
+        replace(
+            row,
+            key=key,
+            images=images,
+            image_id=row.image_id or key,
+            caption_id=row.caption_id or f"{key}#{place}",
+        )
+        for place, row in enumerate(texts)
+    )
+    return [Item(place, key, row) for place, row in enumerate(rows, number)]
 
 
 def _texts(key: str, sample: dict[str, Any], form: TextForm) -> list[Row]:
@@ -281,4 +287,5 @@ def copy_shards(urls: Sequence[str], *, name: str, cache_dir: Path) -> list[str]
 
 def _copy(url: str, path: Path) -> None:
     with Shard(url) as shard, path.open("wb") as file:
-        shutil.copyfileobj(shard, file, _CHUNK)
+        while data := shard.read(_CHUNK):
+            file.write(data)

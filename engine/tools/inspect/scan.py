@@ -46,6 +46,7 @@ Copy = tuple[int, str]  # of an image that occurs more than once: its part, its 
 class Counts:
     """What was found; those of chunks are added up. Each Counter maps a value to its number."""
 
+    examples: list[tuple[bytes, list[Row]]] = field(default_factory=list)  # JPEG, rows that show it
     rows: int = 0
     images: int = 0  # that could be decoded
     copies: int = 0  # images that are copies of an earlier one of the part
@@ -62,7 +63,6 @@ class Counts:
     answers: Counter[int] = field(default_factory=Counter)  # of a question
     labels: Counter[str] = field(default_factory=Counter)
     causes: Counter[str] = field(default_factory=Counter)  # of bad samples
-    examples: list[tuple[bytes, list[Row]]] = field(default_factory=list)  # JPEG, rows that show it
 
     def __iadd__(self, other: Self) -> Self:
         for each in fields(self):

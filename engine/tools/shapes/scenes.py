@@ -119,7 +119,7 @@ def _held_out_seeds() -> Iterator[Scene]:
 
 def _random_group(rng: np.random.Generator) -> Group:
     parts: tuple[Sequence[Any], ...] = COUNTS, SIZES, COLOURS, SHAPES
-    return Group(*(values[rng.integers(len(values))] for values in parts))
+    return Group(*(values[int(rng.integers(len(values)))] for values in parts))
 
 
 NUMBERS = {1: "one", 2: "two", 3: "three"}
