@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from engine.data.tables.json_rows import Entry, read_list, read_names
+from engine.data.tables.json_rows import Entry, read_list, read_names, rows_of
 from engine.data.tables.paths import FolderOptions, SplitFolder
 from engine.data.tables.source import TableSource, open_rows
 from engine.data.tables.table import file_named, row_or_fault
@@ -60,8 +60,7 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSou
 def _captions(path: Path) -> Iterator[Row]:
     # Annotations of images that are left out here name one that is not listed.
     names = read_names(path, "images", "image", "file_name")
-    for entry in read_list(path, "annotations"):
-        yield row_or_fault(f"annotation {entry.number}", _caption, entry, names)
+    return rows_of(read_list(path, "annotations"), "annotation", _caption, names)
 
 
 def _caption(entry: Entry, names: dict[str, str]) -> Row:

@@ -48,7 +48,7 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSou
     folder = SplitFolder(config, name, split)
     images = config.root / folder.of(config.train, config.valid)
     if not images.is_dir():
-        there = ", ".join(sorted(map(str, _folders(config.root)))) or "none"
+        there = ", ".join(sorted(_folders(config.root))) or "none"
         raise folder.error(
             f"has no folder {images} for {split} images; folders in {config.root}: {there}. "
             f"Name one as {split}: FOLDER",

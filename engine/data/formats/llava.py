@@ -12,13 +12,12 @@ A sample without ``image`` is text alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-from engine.data.tables.json_rows import Entry, read_rows
+from engine.data.tables.json_rows import Entry, read_rows, rows_of
 from engine.data.tables.paths import FolderOptions, SplitFolder
 from engine.data.tables.source import TableSource, open_rows
-from engine.data.tables.table import file_named, row_or_fault
+from engine.data.tables.table import file_named
 from engine.data.tables.values import (
     Several,
     conversation,
@@ -45,16 +44,14 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSou
     folder = SplitFolder(config, name, split)
     path = folder.file(folder.of(config.train_anno, config.valid_anno), "anno", ".json", ".jsonl")
     options = ("llava", config.several_images)
-    rows = partial(_rows, path, config.several_images)
+
+    def rows() -> Iterator[Row]:
+        return rows_of(read_rows(path), "entry", _row, config.several_images)
+
     source = open_rows(name, split, [path], options, rows, cache_dir=cache_dir)
     if source.parts[0].table.has_values("images"):
         source.images = folder.images(folder.of(config.train_images, config.valid_images))
     return source
-
-
-def _rows(path: Path, several: Several) -> Iterator[Row]:
-    for entry in read_rows(path):
-        yield row_or_fault(f"entry {entry.number}", _row, entry, several)
 
 
 def _row(entry: Entry, several: Several) -> Row:

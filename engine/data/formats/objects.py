@@ -15,13 +15,19 @@ any has no label.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-from engine.data.tables.json_rows import Entry, is_object, read_list, read_names, read_rows
+from engine.data.tables.json_rows import (
+    Entry,
+    is_object,
+    read_list,
+    read_names,
+    read_rows,
+    rows_of,
+)
 from engine.data.tables.paths import FolderOptions, SplitFolder
 from engine.data.tables.source import TableSource, open_rows
-from engine.data.tables.table import file_named, row_or_fault
+from engine.data.tables.table import file_named
 from engine.data.tables.values import identity, optional_id, required, string, strings
 from engine.types import BadSample, Row
 
@@ -42,13 +48,11 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSou
     path = folder.file(anno, "anno", ".json", ".jsonl", ".json.gz")
     images = folder.images(folder.of(config.train_images, config.valid_images))
     in_boxes = ".jsonl" not in path.suffixes and is_object(path)
-    rows = partial(_detection if in_boxes else _lists, path)
+
+    def rows() -> Iterator[Row]:
+        return _detection(path) if in_boxes else rows_of(read_rows(path), "entry", _listed)
+
     return open_rows(name, split, [path], "objects", rows, cache_dir=cache_dir, images=images)
-
-
-def _lists(path: Path) -> Iterator[Row]:
-    for entry in read_rows(path):
-        yield row_or_fault(f"entry {entry.number}", _listed, entry)
 
 
 def _listed(entry: Entry) -> Row:
@@ -77,8 +81,7 @@ def _detection(path: Path) -> Iterator[Row]:
         except BadSample:  # whose image is not known
             continue
         shown.setdefault(image, {})[names.get(kind, "")] = None
-    for entry in read_list(path, "images"):
-        yield row_or_fault(f"image {entry.number}", _detected, entry, shown)
+    yield from rows_of(read_list(path, "images"), "image", _detected, shown)
 
 
 def _detected(entry: Entry, shown: dict[str, dict[str, None]]) -> Row:

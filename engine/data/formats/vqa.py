@@ -19,10 +19,10 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
-from engine.data.tables.json_rows import Entry, read_list
+from engine.data.tables.json_rows import Entry, read_list, rows_of
 from engine.data.tables.paths import FolderOptions, SplitFolder
 from engine.data.tables.source import TableSource, open_rows
-from engine.data.tables.table import file_named, row_or_fault
+from engine.data.tables.table import file_named
 from engine.data.tables.values import (
     answers,
     identity,
@@ -75,8 +75,7 @@ def build(config: Config, *, name: str, split: str, cache_dir: Path) -> TableSou
 
 def _rows(inputs: list[Path], pattern: str) -> Iterator[Row]:
     known = _annotations(inputs[1]) if len(inputs) > 1 else None
-    for entry in read_list(inputs[0], "questions"):
-        yield row_or_fault(f"question {entry.number}", _row, entry, known, pattern)
+    return rows_of(read_list(inputs[0], "questions"), "question", _row, known, pattern)
 
 
 def _annotations(path: Path) -> dict[str, _Annotation | BadSample]:
@@ -90,9 +89,11 @@ def _annotations(path: Path) -> dict[str, _Annotation | BadSample]:
             continue
         found: _Annotation | BadSample
         try:
-            kinds = (optional_text(annotation, f"{of}_type") for of in ("question", "answer"))
-            # Most answers are given thousands of times.
-            found = (tuple(map(intern, _given(annotation))), *map(intern, kinds))
+            found = (
+                tuple(map(intern, _given(annotation))),  # most are given thousands of times
+                intern(optional_text(annotation, "question_type")),
+                intern(optional_text(annotation, "answer_type")),
+            )
         except BadSample as bad:
             found = bad
         if own in known and (isinstance(found, BadSample) or known[own] != found):

@@ -29,10 +29,10 @@ from engine.data.tables.values import (
     chosen_images,
     conversation,
     instruction,
+    lacks,
     optional_id,
     optional_text,
     own_names,
-    shown_names,
     string,
     strings,
 )
@@ -88,14 +88,12 @@ def choose_columns(schema: pa.Schema, where: Path, options: TableOptions) -> Col
     """The columns to read. Raises UserError, naming those found, where one is missing."""
     names = {str(column): theirs for column, theirs in options.columns.items()}
     own = own_names(schema.names, names, USUAL_NAMES, where)
-    missing = ""
     if not set(TEXTS).intersection(own):
-        missing = f"none of the columns {', '.join(USUAL_NAMES[text][0] for text in TEXTS)}"
-    elif not {"image", "conversations", "outputs"}.intersection(own):
-        missing = f"no column for the image ({' or '.join(USUAL_NAMES['image'])})"
-    if missing:
-        found = shown_names(schema.names)
-        raise UserError(f"{where} has {missing}; its columns are: {found}")
+        wanted = ", ".join(USUAL_NAMES[text][0] for text in TEXTS)
+        raise lacks(where, f"none of the columns {wanted}", schema.names)
+    if not {"image", "conversations", "outputs"}.intersection(own):
+        wanted = " or ".join(USUAL_NAMES["image"])
+        raise lacks(where, f"no column for the image ({wanted})", schema.names)
     base64, image = options.base64, own.get("image", "")
     if base64 is None:
         base64 = image == "image_str" or "base64" in image

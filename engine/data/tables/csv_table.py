@@ -6,6 +6,7 @@ import csv
 import functools
 import io
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ import pyarrow.csv
 from engine.data.tables import table as tables
 from engine.data.tables.paths import OUTSIDE
 from engine.data.tables.table import Table, open_table
-from engine.data.tables.values import own_names, question_caption, shown_names
+from engine.data.tables.values import lacks, own_names, question_caption
 from engine.errors import UserError
 
 Column = Literal[
@@ -75,7 +76,11 @@ def _columns(
     if not text.partition("\n")[0].strip():
         raise UserError(f"{path} is empty; its first line must name its columns")
     known = {name for listed in usual.values() for name in listed} | set(names.values())
-    readings = [(mark, found) for mark in SEPARATORS if (found := _header(text, mark))]
+    readings = []
+    for mark in SEPARATORS:
+        with suppress(csv.Error):
+            first = next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), [])
+            readings += [(mark, first)] if first else []
     if not readings:
         raise UserError(f"cannot read the first line of {path} as column names")
     separator, found = max(readings, key=lambda r: (len(known.intersection(r[1])), len(r[1])))
@@ -83,17 +88,8 @@ def _columns(
     columns = {column: found.index(name) for column, name in own.items()}
     if not set(columns).intersection(TEXTS):
         options = [name for column in TEXTS for name in usual.get(column, ())]
-        raise UserError(
-            f"{path} has no column {' or '.join(options)}; its columns are: {shown_names(found)}"
-        )
+        raise lacks(path, f"no column {' or '.join(options)}", found)
     return separator, len(found), columns
-
-
-def _header(text: str, separator: str) -> list[str] | None:
-    try:
-        return next(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
-    except (csv.Error, StopIteration):
-        return None
 
 
 def _batches(
@@ -134,17 +130,15 @@ def _batches(
 
 def _text(column: pa.Array) -> pa.Array:
     """Bytes as strings; null where they are not UTF-8."""
-    try:
+    with suppress(pa.ArrowInvalid):
         return column.cast(pa.string())
-    except pa.ArrowInvalid:
-        return pa.array([_decoded(value) for value in column.to_pylist()], pa.string())
-
-
-def _decoded(value: bytes) -> str | None:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return None
+    texts: list[str | None] = []
+    for value in column.to_pylist():
+        try:
+            texts.append(value.decode())
+        except UnicodeDecodeError:
+            texts.append(None)
+    return pa.array(texts, pa.string())
 
 
 def _complete(texts: dict[str, pa.Array], rows_before: int) -> pa.RecordBatch:
@@ -183,14 +177,9 @@ def _captions(columns: dict[str, pa.Array], length: int) -> pa.Array:
     if "question" not in columns:
         return pc.binary_join(columns["labels"], ", ")
     answers = columns["answers"].to_pylist() if "answers" in columns else [()] * length
-    questions = columns["question"].to_pylist()
-    return pa.array(
-        [
-            None if question is None or given is None else question_caption(question, given)
-            for question, given in zip(questions, answers, strict=True)
-        ],
-        pa.string(),
-    )
+    pairs = zip(columns["question"].to_pylist(), answers, strict=True)
+    captions = [None if None in pair else question_caption(*pair) for pair in pairs]
+    return pa.array(captions, pa.string())
 
 
 def _refuse_outside(images: pa.Array, rows_before: int, path: Path) -> None:

@@ -12,14 +12,15 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
+from engine.data.tables.table import row_or_fault
 from engine.data.tables.values import identity, mapping, required, string
 from engine.errors import UserError
-from engine.types import BadSample
+from engine.types import BadSample, Row
 
 MAX_ENTRY = 64 << 20  # characters of one entry
 _READ_BYTES = 1 << 20
@@ -93,6 +94,14 @@ def read_names(
         if names.setdefault(own, name) != name:
             raise UserError(f"{where}: id {own[:60]!r} belongs to {names[own]!r} already")
     return names
+
+
+def rows_of(
+    entries: Iterable[Entry], what: str, make: Callable[..., Row], *arguments: Any
+) -> Iterator[Row]:
+    """``make(entry, *arguments)`` of each entry, or why it cannot be used (``row_or_fault``)."""
+    for entry in entries:
+        yield row_or_fault(f"{what} {entry.number}", make, entry, *arguments)
 
 
 def is_object(path: Path) -> bool:

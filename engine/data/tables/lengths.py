@@ -54,7 +54,10 @@ def _chars(batch: pa.RecordBatch, name: str, without: int) -> Indices:
 def _of_rows(batch: pa.RecordBatch) -> Indices:
     turns = _Turns(batch)
     lengths = np.where(turns.counts > 0, turns.totals, _chars(batch, "caption", 0))
-    return np.maximum(lengths, 1) * np.where(has_image(batch), 1, -1)  # zero has no sign
+    has_image = np.zeros(batch.num_rows, bool)
+    if "images" in batch.schema.names:
+        has_image = pc.list_value_length(batch.column("images")).fill_null(0).to_numpy() > 0
+    return np.maximum(lengths, 1) * np.where(has_image, 1, -1)  # zero has no sign
 
 
 def _of_answers(batch: pa.RecordBatch) -> Indices:
@@ -81,13 +84,6 @@ def _of_pair_answers(batch: pa.RecordBatch) -> Indices:
 def num_pairs(batch: pa.RecordBatch) -> Indices:
     """int64 [rows]: at least 1."""
     return np.maximum(_Turns(batch).pairs, 1)
-
-
-def has_image(batch: pa.RecordBatch) -> np.ndarray:
-    """bool [rows]."""
-    if "images" not in batch.schema.names:
-        return np.zeros(batch.num_rows, bool)
-    return pc.list_value_length(batch.column("images")).fill_null(0).to_numpy() > 0
 
 
 COLUMNS: dict[str, Callable[[pa.RecordBatch], Indices]] = {

@@ -71,7 +71,7 @@ def _reader(column: pa.Array) -> Callable[[int], Any]:
         names = [field.name for field in (TURN if kind.get_field_index("role") >= 0 else PLACE)]
         places = [kind.get_field_index(name) for name in names]
         children = [_nothing if at < 0 else _reader(column.field(at)) for at in places]
-        read = _struct_reader(children)
+        read = lambda index: tuple([child(index) for child in children])  # noqa: E731
     elif pa.types.is_integer(kind):
         read = _integers(buffers[0], kind.bit_width == 64).__getitem__
     else:
@@ -99,10 +99,6 @@ def _text_reader(bounds: memoryview[int], content: memoryview) -> Callable[[int]
         return str(content[first:end], "utf8") if end > first else ""
 
     return read
-
-
-def _struct_reader(children: list[Callable[[int], Any]]) -> Callable[[int], tuple[Any, ...]]:
-    return lambda index: tuple([child(index) for child in children])
 
 
 def _list_reader(bounds: memoryview[int], item: Callable[[int], Any]) -> Callable[[int], Any]:

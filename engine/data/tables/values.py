@@ -46,17 +46,15 @@ def own_names(
         if name is not None:
             own[column] = name
         elif column in names or column in required:
-            raise UserError(
-                f"{where} has no column for the {column} ({' or '.join(wanted)}); "
-                f"its columns are: {shown_names(found)}"
-            )
+            raise lacks(where, f"no column for the {column} ({' or '.join(wanted)})", found)
     return own
 
 
-def shown_names(found: Sequence[str]) -> str:
-    """A file's columns in a message."""
+def lacks(where: Path, what: str, found: Sequence[str]) -> UserError:
+    """The error of a file without a column that it should have, with those that it has."""
     more = ", …" if len(found) > _NUM_NAMED else ""
-    return ", ".join(found[:_NUM_NAMED]) + more if found else "none"
+    there = ", ".join(found[:_NUM_NAMED]) or "none"
+    return UserError(f"{where} has {what}; its columns are: {there}{more}")
 
 
 def malformed(what: str, value: Any, wanted: str) -> BadSample:

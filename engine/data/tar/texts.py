@@ -53,25 +53,23 @@ def read_texts(text: bytes | None, fields: bytes | None, form: TextForm) -> list
     if fields is None or not needs_fields(plain, fields, form):
         return [Row(caption=_whole(plain))]
     entry = _object(fields)
-    turns, given = _turns(entry), answers(entry.get("answers"))
+    turns = _turns(entry)
     captions = list(_captions(entry, plain, form, turns))
     ids = entry.get("caption_ids")
     if isinstance(ids, list) and len(ids) == len(captions):
         ids = [identity(value, "a caption_id") for value in ids]
     else:
         ids = [optional_id(entry, "caption_id")] if len(captions) == 1 else [""] * len(captions)
-    labels = entry.get("labels")
-    if isinstance(labels, str):
-        labels = labels.split("|")
-    label = entry.get("label")
+    labels, label = entry.get("labels"), entry.get("label")
+    labels = labels.split("|") if isinstance(labels, str) else strings(labels, "labels")
     if not isinstance(label, int) or isinstance(label, bool) or abs(label) >= 1 << 63:
         label = None
     shared = Row(
         image_id=optional_id(entry, "image_id"),
         label=label,
         turns=turns,
-        answers=tuple(filter(None, given)),
-        labels=tuple(filter(None, strings(labels, "labels"))),
+        answers=tuple(filter(None, answers(entry.get("answers")))),
+        labels=tuple(filter(None, labels)),
         question_type=optional_text(entry, "question_type"),
         answer_type=optional_text(entry, "answer_type"),
     )
@@ -126,12 +124,13 @@ def _captions(
         return strings(entry.get(form.caption), form.caption)
     if entry.get("captions"):
         return strings(entry["captions"], "captions")
-    own = next(((name, entry[name]) for name in _CAPTIONS if entry.get(name)), None)
+    name = next((name for name in _CAPTIONS if entry.get(name)), "")
+    own = entry[name] if name else None
     # The same text in both: the JSON's has the spaces that its writer was given.
-    if plain and not (own and isinstance(own[1], str) and own[1].strip() == plain):
+    if plain and not (isinstance(own, str) and own.strip() == plain):
         return (plain,)
-    if own:
-        return strings(own[1], own[0])
+    if name:
+        return strings(own, name)
     if "conversations" in entry:
         return (first_answer(turns),)
     if turns:

@@ -57,8 +57,7 @@ def _braces(pattern: str) -> Iterator[str]:
 
 
 def _choices(inside: str) -> Iterable[str]:
-    bounds = _RANGE.fullmatch(inside)
-    if bounds is None:
+    if (bounds := _RANGE.fullmatch(inside)) is None:
         return inside.split(",")
     first, last = bounds.groups()
     width = max(map(len, (first, last))) if "0" in (first[0], last[0]) else 0
