@@ -158,7 +158,7 @@ class Evaluations:
         self.parts: list[Evaluation] = sorted(found, key=lambda part: part.order)
         for place, name in enumerate(run.config.eval.extra):
             module = registry.find("evals", name, key=f"eval.extra.{place}")
-            if known >= set(vars(module).get("MODALITIES", ())):
+            if known >= set(getattr(module, "MODALITIES", ())):
                 options = registry.options_of(module, run.config.options)
                 self.parts.append(module.build(run, **options))
 
