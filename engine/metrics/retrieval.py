@@ -18,6 +18,7 @@ from torch import Tensor
 
 RECALL_AT = (1, 5, 10)
 CHUNK_SIZE = 256
+_LEVEL = 0.95  # of confidence intervals
 _WAYS = ("image_to_text", "text_to_image")
 
 
@@ -148,7 +149,8 @@ def bootstrap(
         for column, way in enumerate(_WAYS)
         for row, k in enumerate(RECALL_AT)
     })  # fmt: skip
-    bounds = {name: np.nanpercentile(draws, (2.5, 97.5)) for name, draws in values.items()}
+    tails = (50 * (1 - _LEVEL), 50 * (1 + _LEVEL))
+    bounds = {name: np.nanpercentile(draws, tails) for name, draws in values.items()}
     return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
 
 
