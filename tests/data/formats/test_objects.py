@@ -80,6 +80,7 @@ def test_lists_of_labels(tmp_path: Path, form: str) -> None:
         ("", "is empty"), ("[", "entry 1"), ("{}", "no"), ("[]", "has no samples"),
         ('{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
          "id '1' belongs to 'a' already"),
+        ('{"categories": [{"id": 1}]}', "category 1: malformed: no 'name'; its keys: id"),
     ],
 )  # fmt: skip
 def test_files_that_are_something_else_are_named(tmp_path: Path, content: str, told: str) -> None:
