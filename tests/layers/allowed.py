@@ -1,6 +1,6 @@
 """What looks unused to vulture and is used: by its name, with the reason."""
 
-_REGISTRY = "further names of a part, which engine/registry.py reads from the source"
+_REGISTRY = "a constant of a part, which engine/registry.py reads from the source"
 _VALIDATION = "pydantic calls it or reads it when a section is made"
 _YAML = "PyYAML calls it or reads it"
 _RUN = "a method of a library's class, which the library calls"
@@ -10,7 +10,7 @@ _READER = "part of the interface for users, as documented in README.md"
 
 ALLOWED = {
     "NAMES": _REGISTRY,
-    "ENCODES_PROMPT": "what a decoder's module says of it; engine/models/decoders reads it by name",
+    "MODALITIES": _REGISTRY,
     "model_config": _VALIDATION,
     "_no_truth_as_number": _VALIDATION,
     "_short_forms": _VALIDATION,
