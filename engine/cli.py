@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from engine.config.load import Loaded, load_with_places
-from engine.errors import UserError, message_of
+from engine.config.load import load_with_places
+from engine.errors import UserError
 from engine.flags import Arguments
 
 
@@ -17,9 +17,8 @@ def opened(arguments: Arguments) -> Iterator[Callable[[], None]]:
 
     Raises UserError, led by the file and line of the key that it is about, and FaultError.
     """
-    loaded = load_with_places(
-        arguments.cfg, arguments.overrides, [arguments.task, arguments.mode]
-    )
+    named = arguments.task, arguments.mode
+    loaded = load_with_places(arguments.cfg, arguments.overrides, named)
     try:
         # torch is imported only now, when the configuration is known to be sound
         from engine import registry
@@ -37,13 +36,4 @@ def opened(arguments: Arguments) -> Iterator[Callable[[], None]]:
             finally:
                 shutdown()
     except UserError as error:
-        raise UserError(located(error, loaded), key=error.key) from error
-
-
-def located(error: UserError, loaded: Loaded) -> str:
-    """The message, led by the file and line in which its key was written, and the key."""
-    message = message_of(error)
-    if not error.key:
-        return message
-    named = message.startswith(error.key)  # a message may open with its key
-    return f"{loaded.where(error.key)}: {'' if named else error.key + ': '}{message}"
+        raise UserError(loaded.located(error), key=error.key) from error

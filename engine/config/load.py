@@ -16,7 +16,7 @@ from engine.config.options import override_path, with_options
 from engine.config.rules import violations
 from engine.config.schema import Config
 from engine.config.yaml_source import MAX_BYTES, Fault, Located, merge, parse, places, plain
-from engine.errors import UserError
+from engine.errors import UserError, message_of
 
 COMMAND_LINE = "command line"
 
@@ -35,6 +35,14 @@ class Loaded:
         A key that was set by an override is at "command line".
         """
         return _where(key, self.places, self.path)
+
+    def located(self, error: UserError) -> str:
+        """The error's message, led by its key and the file and line in which that was written."""
+        message = message_of(error)
+        if not error.key:
+            return message
+        named = message.startswith(error.key)  # a message may open with its key
+        return f"{self.where(error.key)}: {'' if named else error.key + ': '}{message}"
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -35,8 +35,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         _inspect(arguments, loaded.config)
     except UserError as error:
-        located = f"{loaded.where(error.key)}: {error.key}: {error}" if error.key else str(error)
-        raise UserError(located, key=error.key) from error
+        raise UserError(loaded.located(error), key=error.key) from error
     return 0
 
 
