@@ -10,7 +10,6 @@ _READER = "part of the interface for users, as documented in README.md"
 
 ALLOWED = {
     "NAMES": _REGISTRY,
-    "MODALITIES": _REGISTRY,
     "model_config": _VALIDATION,
     "_no_truth_as_number": _VALIDATION,
     "_short_forms": _VALIDATION,
