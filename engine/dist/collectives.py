@@ -140,16 +140,32 @@ def any_true(flag: bool) -> bool:
 
 
 def all_gather_json(obj: Any) -> list[Any]:
-    """Every rank's JSON value, in rank order; a value alone is converted as if it were sent."""
-    texts: list[Any] = [json.dumps(obj)] * world()
-    if world() > 1:
-        dist.all_gather_object(texts, texts[0], group=control_group())
-    return [json.loads(text) for text in texts]
+    """Every rank's JSON value, in rank order; sent as text, never pickled."""
+    if world() == 1:
+        return [json.loads(json.dumps(obj))]
+    text = _bytes(obj)
+    counts = row_counts(len(text))
+    padded = _padded(text, max(counts))
+    out = padded.new_empty(world() * len(padded))
+    dist.all_gather_into_tensor(out, padded, group=control_group())
+    return [_value(part[:k]) for part, k in zip(out.chunk(world()), counts, strict=True)]
 
 
 def broadcast_json(obj: Any, src: int = 0) -> Any:
     """Rank ``src``'s JSON value on every rank; what the others pass is ignored."""
-    texts = [json.dumps(obj if rank() == src else None)]
-    if world() > 1:
-        dist.broadcast_object_list(texts, src, group=control_group())
-    return json.loads(texts[0])
+    if world() == 1:
+        return json.loads(json.dumps(obj))
+    text = _bytes(obj if rank() == src else None)
+    size = torch.tensor([len(text)])
+    dist.broadcast(size, src, group=control_group())
+    text = text if rank() == src else text.new_empty(int(size.item()))
+    dist.broadcast(text, src, group=control_group())
+    return _value(text)
+
+
+def _bytes(obj: Any) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(obj).encode()), dtype=torch.uint8)
+
+
+def _value(text: Tensor) -> Any:
+    return json.loads(bytes(text.tolist()))
