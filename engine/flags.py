@@ -34,9 +34,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"command line: {message}; see {self.prog} --help")
 
 
-def parse(
-    argv: Sequence[str], tasks: Sequence[str] = (), modes: Sequence[str] = ()
-) -> Arguments:
+def parse(argv: Sequence[str], tasks: Sequence[str] = (), modes: Sequence[str] = ()) -> Arguments:
     """Read a command line (without the program's name).
 
     ``tasks`` are named in the help; a mode is one of ``modes``, or a module's dotted name.
@@ -104,5 +102,5 @@ def _mode(known: Sequence[str], text: str) -> str:
 def count(text: str) -> int:
     """A whole number of at least 1, for a command line."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)

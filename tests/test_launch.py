@@ -127,7 +127,7 @@ def test_two_nodes_meet_through_torchrun():
     [
         (("--task=show", "--mode=fly"), "argument --mode: invalid choice: 'fly'"),
         (("--task=show", "--nproc_per_nod=2"), "did you mean --nproc_per_node?"),
-        (("--task=show", "--nproc_per_node=0"), "'0' is not a number of processes"),
+        (("--task=show", "--nproc_per_node=0"), "'0' is not a whole number of at least 1"),
         (("--task=show", "--nnodes=2"), "several nodes need a place to meet"),
         (("--task=show", "--node_rank=1"), "nodes are counted from 0"),
         ((), "the following arguments are required: --task"),

@@ -105,5 +105,5 @@ def test_a_mistake_is_not_tried_again(sbatch, tmp_path):
     job = sbatch("--task=mistake")
     _, err = job.communicate(timeout=60)
     assert job.returncode == 2
-    assert "data.batch_size is odd; mend it" in err
+    assert "data.batch_size is odd; correct it" in err
     assert not (tmp_path / "requeued").exists()

@@ -102,7 +102,7 @@ class BadSamples:
         raise UserError(
             f"{self.total} of {self.seen} samples read cannot be used ({_by_cause(self.counts)}), "
             f"more than data.max_bad_fraction {self.max_fraction:g} allows; the first:\n{named}\n"
-            f"All are listed in {self.path}. Mend or remove them, or raise data.max_bad_fraction",
+            f"All are listed in {self.path}. Repair or remove them, or raise data.max_bad_fraction",
             key="data.max_bad_fraction",
         )
 

@@ -174,10 +174,7 @@ def test_texts_alone():
 
 def test_rows_of_as_many_images_are_no_copy():
     memory_NCHW = torch.arange(6 * 3 * 4 * 5, dtype=torch.uint8).view(6, 3, 4, 5)
-    samples = [
-        Sample(Row("k"), (memory_NCHW[n], memory_NCHW[n + 1]), 0, n)
-        for n in (0, 2, 4)
-    ]
+    samples = [Sample(Row("k"), (memory_NCHW[n], memory_NCHW[n + 1]), 0, n) for n in (0, 2, 4)]
     image_BKCHW, counts = stack_several(samples)
     assert image_BKCHW.data_ptr() == memory_NCHW.data_ptr() and counts.tolist() == [2, 2, 2]
     assert torch.equal(image_BKCHW, memory_NCHW.view(3, 2, 3, 4, 5))

@@ -109,7 +109,7 @@ def colours(drawn_data):
         ({"classes": "empty.txt"}, ["colours.classes", "empty.txt names no class"]),
         ({"classes": "blank.txt"}, ["colours.classes", "blank.txt names no class"]),
         ({"classes": "list.json"}, ["colours.classes", "list.json names no class"]),
-        ({"classes": "empty.json"}, ["colours.classes", "empty.json is no valid JSON"]),
+        ({"classes": "empty.json"}, ["colours.classes", "empty.json is not JSON"]),
         ({"classes": "absent.txt"}, ["colours.classes", "absent.txt"]),
         ({"classes": "other.txt"}, ["other.txt has 3 classes", "2 class folders"]),
         ({"templates": "plain.txt"}, ["colours.templates", "'just a photo'", "no {}"]),

@@ -290,9 +290,7 @@ def test_faults_of_options_are_told_all_at_once_with_their_place(launch, own):
     })  # fmt: skip
     lines = path.read_text().splitlines()
     done = launch("--task=own_parts.task", "data.batch_sise=3", cfg=path, code=2)
-    told = {
-        line.split(": ")[1]: (line.split(": ")[0], line) for line in done.stderr.splitlines()
-    }
+    told = {line.split(": ")[1]: (line.split(": ")[0], line) for line in done.stderr.splitlines()}
     assert told.keys() == {
         "options.own_parts.loss.factr", "options.own_parts.loss.factor", "data.batch_sise",
         "options.own_parts.encoder.tag", "options.own_parts.jiter", "options.own_parts.export",

@@ -121,7 +121,7 @@ def test_texts_that_json_spells_otherwise(tmp_path, name):
     text = base64.b64encode(b"\xff" * 30).decode()  # all slashes
     spelled = text[:20] + "\n" + text[20:]
     samples = [
-        {"about": "é漢 \" \\", **_sample([text, spelled])},
+        {"about": 'é漢 " \\', **_sample([text, spelled])},
         _sample(f"data:image/png;base64,{text}"),
     ]
     content = json.dumps(samples, ensure_ascii=False).replace("/", "\\/")

@@ -69,9 +69,7 @@ def test_as_a_loop_counts_them(tmp_path_factory, rows, batch):
 
 def test_of_views(tmp_path):
     names = ("a", "b", "a", "b", "c")
-    rows = [
-        Row(images=(file_named(name),), caption="x" * n) for n, name in enumerate(names, 1)
-    ]
+    rows = [Row(images=(file_named(name),), caption="x" * n) for n, name in enumerate(names, 1)]
     rows.append(Row(caption="alone"))
     source = source_of(tmp_path, rows, images=ImageRoot(tmp_path))
     length = source.column("length")

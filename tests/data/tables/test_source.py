@@ -82,9 +82,7 @@ def test_rows_that_cannot_be_used(tmp_path):
         with pytest.raises(BadSample) as caught:
             source[index]
         told.append((caught.value.cause, caught.value.detail))
-    assert damage_report(source) == [
-        "mine: 2 of 6 samples are lost (malformed: entry 1: x is: y)"
-    ]
+    assert damage_report(source) == ["mine: 2 of 6 samples are lost (malformed: entry 1: x is: y)"]
     assert told == [
         ("malformed", "entry 1: x is: y"),
         ("not text", "entry 2"),
