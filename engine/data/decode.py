@@ -107,7 +107,8 @@ def _by_simplejpeg(data: bytes, max_pixels: int, target: Size | None) -> Tensor 
             return None
         _check_size(height, width, max_pixels)
         orientation = 1
-        if b"Exif\0\0" in data or b"tiff:Orientation" in data:
+        header = _header(data)
+        if b"Exif\0\0" in header or b"tiff:Orientation" in header:
             with _opened(data) as opened:
                 orientation = _orientation(opened)
         least = {}
@@ -128,6 +129,18 @@ def _by_simplejpeg(data: bytes, max_pixels: int, target: Size | None) -> Tensor 
     import torch  # here alone, so that Pillow's side of decoding runs without it
 
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+
+
+def _header(data: bytes) -> bytes:
+    """A JPEG up to its first scan, where its orientation is: to search all takes long."""
+    at = 2
+    while data[at : at + 1] == b"\xff":
+        marker = data[at + 1 : at + 2]
+        if marker == b"\xda":
+            return data[:at]
+        fill = marker == b"\xff"  # any number of them may be before a marker
+        at += 1 if fill else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:
